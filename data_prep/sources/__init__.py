@@ -1,0 +1,1 @@
+"""One module per data source; each turns a folder on disk into study records."""

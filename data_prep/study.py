@@ -1,0 +1,150 @@
+"""The study table: the one definition of what a prepared study is, and the only way in and out of its Parquet files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SPLITS = ("train", "validation", "test")
+
+STUDY_SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        pa.field("patient_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),  # path inside the prepared folder
+        pa.field("view", pa.string(), nullable=False),  # AP, PA or frontal
+        pa.field("indication", pa.string()),
+        pa.field("comparison", pa.string()),
+        pa.field("findings", pa.string()),
+        pa.field("impression", pa.string()),
+        pa.field("prior_study_id", pa.string()),
+        pa.field("prior_image", pa.string()),  # path inside the prepared folder
+        pa.field("prior_report", pa.string()),  # form of `report_text`
+        pa.field("encounter", pa.int32(), nullable=False),  # 1 = the patient's first
+        pa.field("study_datetime", pa.timestamp("us")),
+        pa.field("sex", pa.string()),  # F or M
+        pa.field("age", pa.float32()),  # years
+        pa.field("race", pa.string()),
+    ]
+)
+VIEWS = ("AP", "PA", "frontal")
+SEXES = ("F", "M")
+
+
+class StudyError(ValueError):
+    """A study table, or a file that should be one, is not what the schema says. The message says which and how to mend it."""
+
+
+def report_text(findings: str | None, impression: str | None) -> str:
+    """The report as one text: `Findings: … Impression: …`, a missing section left out (no heading).
+
+    Used for training targets, prior reports and rewards. ReXrank's ground truth instead prints the word None for a
+    missing section; `evaluation` makes that form.
+    """
+    parts = []
+    if findings:
+        parts.append(f"Findings: {findings}")
+    if impression:
+        parts.append(f"Impression: {impression}")
+    return " ".join(parts)
+
+
+def study_table(studies: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Study records (mappings with the schema's keys; absent nullable keys become null) as a checked table.
+
+    Raises:
+        StudyError: an unknown key, a missing required value, a wrong type, a repeated study, a study without a report.
+    """
+    rows = list(studies)
+    names = set(STUDY_SCHEMA.names)
+    for row in rows:
+        if unknown := sorted(set(row) - names):
+            raise StudyError(f"study {row.get('study_id')!r} has unknown column(s) {', '.join(unknown)}")
+    try:
+        table = pa.Table.from_pylist(
+            [{name: row.get(name) for name in STUDY_SCHEMA.names} for row in rows], STUDY_SCHEMA
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise StudyError(f"a study has a value of the wrong type: {error}") from error
+    check_studies(table)
+    return table
+
+
+def check_studies(table: pa.Table, where: str = "study table") -> None:
+    """Raise `StudyError` unless `table` has the schema's columns and types and each row keeps its rules."""
+    missing = [f.name for f in STUDY_SCHEMA if f.name not in table.column_names]
+    if missing:
+        raise StudyError(f"{where}: column(s) {', '.join(missing)} missing; prepare the data again with this version")
+    for field in STUDY_SCHEMA:
+        column = table.column(field.name)
+        if column.type != field.type:
+            raise StudyError(f"{where}: column {field.name} is {column.type}, expected {field.type}")
+        if not field.nullable and column.null_count:
+            raise StudyError(f"{where}: column {field.name} has {column.null_count} empty value(s)")
+    seen: set[tuple[str, str]] = set()
+    columns = ("study_id", "dataset", "split", "view", "sex", "findings", "impression", "encounter", "prior_study_id")
+    for study_id, dataset, split, view, sex, findings, impression, encounter, prior in zip(
+        *(table.column(name).to_pylist() for name in columns), strict=True
+    ):
+        key = (dataset, study_id)
+        if key in seen:
+            raise StudyError(f"{where}: study {study_id} appears twice")
+        seen.add(key)
+        if split not in SPLITS:
+            raise StudyError(f"{where}: study {study_id} has split {split!r}, expected one of {', '.join(SPLITS)}")
+        if view not in VIEWS:
+            raise StudyError(f"{where}: study {study_id} has view {view!r}, expected one of {', '.join(VIEWS)}")
+        if sex is not None and sex not in SEXES:
+            raise StudyError(f"{where}: study {study_id} has sex {sex!r}, expected F, M or null")
+        if not findings and not impression:
+            raise StudyError(f"{where}: study {study_id} has neither findings nor impression")
+        if encounter < 1:
+            raise StudyError(f"{where}: study {study_id} has encounter {encounter}; the first is 1")
+        if prior == study_id:
+            raise StudyError(f"{where}: study {study_id} is its own prior")
+
+
+def write_studies(table: pa.Table, path: Path) -> None:
+    """Check `table` and write it to `path` atomically (temporary name, then rename)."""
+    check_studies(table, str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table.select(STUDY_SCHEMA.names), temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def read_studies(folder: Path | str, split: str) -> pa.Table:
+    """The checked study table of one split of a prepared folder.
+
+    Raises:
+        StudyError: the folder or the split's file is missing, unreadable, empty, or not a study table.
+    """
+    folder = Path(folder)
+    path = folder / f"{split}.parquet"
+    if not folder.is_dir():
+        raise StudyError(
+            f"no prepared data in {folder}; make it with: make data DATASET={folder.name} SOURCE=/path/to/the/source"
+        )
+    if not path.is_file():
+        raise StudyError(
+            f"{path} is missing; prepare the data again with: make data DATASET={folder.name} SOURCE=… FORCE=1"
+        )
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StudyError(
+            f"{path} is not a readable Parquet file ({error}); prepare the data again with FORCE=1"
+        ) from error
+    check_studies(table, str(path))
+    if table.num_rows == 0:
+        raise StudyError(
+            f"{path} holds no study; see card.md and rejects.parquet beside it for what was dropped and why"
+        )
+    return table

@@ -1,0 +1,1 @@
+"""CheXprompt as a reward: an LLM judge counts six types of error in a candidate report."""
