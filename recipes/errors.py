@@ -1,0 +1,21 @@
+"""A user's mistake, told in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from data_prep.study import StudyError
+
+
+class RecipeError(ValueError):
+    """What was found, where, and the key or command that mends it: one line, shown without a stack trace."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main`; a user's mistake becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except (RecipeError, StudyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

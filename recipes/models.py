@@ -1,0 +1,95 @@
+"""Loading and saving a Qwen3-VL checkpoint and its processor, with or without torchvision."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Qwen3VLConfig, Qwen3VLProcessor
+
+from recipes.errors import RecipeError
+
+
+class ImageQwen3VLProcessor(Qwen3VLProcessor):
+    """Qwen3-VL's processor for images only.
+
+    transformers' own also builds a video processor, which needs torchvision; chest X-rays are images, so machines
+    without torchvision use this one. It saves and loads as any processor and tokenises images the same way.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
+
+
+def register_image_processor() -> None:
+    """Let `AutoProcessor` use the image-only processor where torchvision is absent.
+
+    Without this, AutoProcessor silently returns a bare tokenizer there.
+    """
+    if find_spec("torchvision") is None:
+        AutoProcessor.register(Qwen3VLConfig, ImageQwen3VLProcessor, exist_ok=True)
+
+
+def check_model_folder(path: str) -> None:
+    """Raise `RecipeError` if `path` is meant as a local checkpoint and is not one. A hub name passes."""
+    folder = Path(path)
+    looks_local = folder.is_absolute() or path.startswith((".", "outputs", "weights")) or path.count("/") != 1
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise RecipeError(f"{path} is not a checkpoint (no config.json in it); check model_name_or_path")
+    elif looks_local:
+        raise RecipeError(f"no model in {path}; run the stage that makes it first, or set model_name_or_path")
+
+
+def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:
+    """The processor saved with a checkpoint.
+
+    Raises:
+        RecipeError: the folder's files do not make an image processor and a tokenizer.
+    """
+    register_image_processor()
+    check_model_folder(path)
+    try:
+        processor = AutoProcessor.from_pretrained(path, padding_side=padding_side)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load the processor of {path}: {str(error).splitlines()[0]}") from error
+    if not hasattr(processor, "image_processor"):
+        raise RecipeError(f"{path} has no image processor (found {type(processor).__name__}); it is not a Qwen3-VL checkpoint")
+    return processor
+
+
+def load_model(path: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> PreTrainedModel:
+    """The model of a checkpoint in evaluation mode, on `device`.
+
+    Raises:
+        RecipeError: no such checkpoint, or its files cannot be loaded.
+    """
+    check_model_folder(path)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load the model of {path}: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval()
+
+
+def load_model_and_processor(
+    path: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+) -> tuple[PreTrainedModel, Qwen3VLProcessor]:
+    """Both, ready for batched generation (left padding)."""
+    return load_model(path, dtype, device), load_processor(path)
+
+
+def model_fingerprint(path: str) -> str:
+    """sha256 over the weight files of a local checkpoint (names and contents, sorted), or the hub name itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
