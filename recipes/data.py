@@ -1,0 +1,101 @@
+"""Prepared data sets as rows for TRL's trainers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Image, Value
+from datasets import List as ListFeature
+from tqdm import tqdm
+
+from data_prep.study import StudyError, read_studies
+from recipes.errors import RecipeError
+from recipes.prompts import build_prompt, prompt_images, study_report
+
+_MESSAGES = ListFeature({"role": Value("string"), "content": ListFeature({"type": Value("string"), "text": Value("string")})})
+_FEATURES = {
+    "prompt": _MESSAGES,
+    "images": ListFeature(Image()),
+    "study_id": Value("string"),
+    "source": Value("string"),
+    "reference": Value("string"),
+    "prior_report": Value("string"),
+}
+
+
+def load_studies(
+    datasets: Sequence[str],
+    data_dir: str | Path,
+    split: str,
+    weights: Sequence[float] = (),
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """The studies of one split of several prepared data sets, with `folder` (their prepared folder) added to each.
+
+    Args:
+        weights: multiple of each data set's size to take (1 = each study once; 0.5 = a random half; 2 = each twice).
+
+    Raises:
+        RecipeError: no data set named, or as many weights as data sets not given.
+        StudyError: a data set is missing, empty or broken.
+    """
+    if not datasets:
+        raise RecipeError("no data set to train on; set datasets, e.g. datasets: [mimic, iu_xray]")
+    weights = list(weights) or [1.0] * len(datasets)
+    if len(weights) != len(datasets):
+        raise RecipeError(f"dataset_weights has {len(weights)} values for {len(datasets)} datasets")
+    generator = random.Random(seed)
+    studies: list[dict[str, Any]] = []
+    for name, weight in zip(datasets, weights, strict=True):
+        folder = Path(data_dir) / name
+        rows = read_studies(folder, split).to_pylist()
+        whole, part = divmod(weight, 1)
+        chosen = rows * int(whole) + generator.sample(rows, round(part * len(rows)))
+        studies += [{**row, "folder": str(folder)} for row in chosen]
+    return studies
+
+
+def check_images(studies: Sequence[dict[str, Any]], longitudinal: bool) -> None:
+    """Raise `StudyError` for the first study whose image file is missing: before training, not hours into it."""
+    for study in tqdm(studies, desc="checking images", unit="study", disable=len(studies) < 20_000):
+        for image in prompt_images(study, longitudinal):
+            path = Path(study["folder"]) / image
+            if not path.is_file():
+                raise StudyError(
+                    f"study {study['study_id']}: image {path} is missing; "
+                    f"prepare the data again with: make data DATASET={Path(study['folder']).name} … FORCE=1"
+                )
+
+
+def rollout_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> Dataset:
+    """Rows for GRPOTrainer: prompt, images (opened when read), and the columns that the reward needs."""
+    check_images(studies, longitudinal)
+    return Dataset.from_dict(_columns(studies, longitudinal, context), features=Features(_FEATURES))
+
+
+def completion_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> Dataset:
+    """Rows for SFTTrainer: prompt, images and the completion that alone carries loss."""
+    check_images(studies, longitudinal)
+    columns = _columns(studies, longitudinal, context)
+    completion = [
+        [{"role": "assistant", "content": [{"type": "text", "text": reference}]}] for reference in columns["reference"]
+    ]
+    kept = {name: columns[name] for name in ("prompt", "images")}
+    features = Features({"prompt": _MESSAGES, "images": _FEATURES["images"], "completion": _MESSAGES})
+    return Dataset.from_dict({**kept, "completion": completion}, features=features)
+
+
+def _columns(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> dict[str, list[Any]]:
+    return {
+        "prompt": [build_prompt(study, longitudinal, context) for study in studies],
+        "images": [
+            [str(Path(study["folder"]) / image) for image in prompt_images(study, longitudinal)] for study in studies
+        ],
+        "study_id": [study["study_id"] for study in studies],
+        "source": [study["dataset"] for study in studies],
+        "reference": [study_report(study) for study in studies],
+        "prior_report": [study["prior_report"] for study in studies],
+    }

@@ -1,0 +1,48 @@
+"""Supervised fine-tuning: TRL's SFTTrainer on prompts and reports, loss on the report alone.
+
+    python -m recipes.sft --config recipes/demo/sft.yaml [--learning_rate 1e-3 …]
+    accelerate launch --config_file … -m recipes.sft --config recipes/unirg_cxr/sft.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+
+from recipes.arguments import DataArguments, StageArguments, parse_recipe
+from recipes.data import completion_dataset, load_studies
+from recipes.errors import RecipeError, run_command
+from recipes.models import check_model_folder, load_processor
+from recipes.stage import add_progress, data_fingerprint, finish_stage, is_finished, last_checkpoint, quiet_logs, stage_settings
+
+
+def main() -> None:
+    data, stage, model, training = parse_recipe((DataArguments, StageArguments, ModelConfig, SFTConfig))
+    quiet_logs()
+    if not model.model_name_or_path:
+        raise RecipeError("model_name_or_path is not set: name the model to start from")
+    check_model_folder(model.model_name_or_path)
+    studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
+    data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
+    settings = stage_settings(model.model_name_or_path, data_sha256, data, model, training)
+    output_dir = Path(training.output_dir)
+    if is_finished(output_dir, settings, stage.force):
+        return
+    print(f"sft: {len(studies):,} studies of {', '.join(data.datasets)}; starting from {model.model_name_or_path}")
+    training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    trainer = SFTTrainer(
+        model=model.model_name_or_path,
+        args=training,
+        train_dataset=completion_dataset(studies, data.longitudinal, data.context),
+        processing_class=load_processor(model.model_name_or_path),
+        peft_config=get_peft_config(model),
+    )
+    add_progress(trainer, "sft")
+    trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
+    finish_stage(trainer, "sft", settings, {"studies": len(studies)})
+
+
+if __name__ == "__main__":
+    run_command(main)
