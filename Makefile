@@ -38,3 +38,34 @@ setup: .venv/installed ## make .venv with the pinned packages
 	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
+test: setup ## the tests (CPU, under 10 minutes)
+	$(PYTHON) -m pytest -q $(ARGS)
+
+test-slow: setup ## the slower checks (whole demo on three seeds, servers, vLLM where it installs)
+	$(PYTHON) -m pytest -q -m slow $(ARGS)
+
+lint: setup ## ruff check and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+clean: ## remove this run's outputs (data and weights stay)
+	rm -rf $(OUT)
+
+# ---- the demo: phantoms, a tiny Qwen3-VL, every stage, one report ----------------------------------------------------
+
+INSTITUTIONS := harbor summit prairie coast
+PHANTOMS     := $(addprefix phantom_,$(INSTITUTIONS))
+
+demo: setup ## everything on a CPU, small: data → SFT → RL step 1 → RL step 2 with a judge → evaluation → report
+	@$(MAKE) --no-print-directory RECIPE=demo demo-stages
+
+.PHONY: demo-stages demo-data
+demo-stages:
+	@$(MAKE) --no-print-directory RECIPE=demo demo-data base sft rl-step1 select rl-step2
+	@$(MAKE) --no-print-directory RECIPE=demo eval DATASET= MODELS="base sft rl_step1 rl_step2"
+	@$(MAKE) --no-print-directory RECIPE=demo summary report
+	@echo; echo "Done. Open $(OUT)/report.html; the numbers are in $(OUT)/summary.json."
+
+demo-data:
+	@$(STAGE) --stage data --title "data: phantom studies of four institutions" -- \
+	  $(PYTHON) -m data_prep phantom --institution all --seed $(SEED) --out $(DATA) $(FORCED)

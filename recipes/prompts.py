@@ -43,7 +43,12 @@ def study_sections(study: Mapping[str, Any]) -> tuple[str, ...]:
 def study_report(study: Mapping[str, Any], sections: tuple[str, ...] | None = None) -> str:
     """The reference report (training target), restricted to `sections` (default: all it has)."""
     wanted = sections or study_sections(study)
-    return report_text(*(study.get(name) if name in wanted else None for name in SECTIONS))
+    return plain_text(report_text(*(study.get(name) if name in wanted else None for name in SECTIONS)))
+
+
+def plain_text(text: str) -> str:
+    """`text` without Qwen's control tokens: a report that spells `<|image_pad|>` or `<|im_end|>` must stay a report."""
+    return text.replace("<|", "< |")
 
 
 def is_longitudinal(study: Mapping[str, Any], longitudinal: bool) -> bool:
@@ -89,7 +94,7 @@ def build_prompt(
 
 
 def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
+    return {"type": "text", "text": plain_text(text)}
 
 
 def _image() -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Where the recipes run: this machine, its GPUs, a cluster."""

@@ -1,0 +1,45 @@
+"""What tests share: the real IU X-ray sample where it is present, small phantom data, a tiny base model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real sample data beside a development checkout; absent elsewhere."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with small prepared phantom_harbor and phantom_prairie sets. Read-only: copy before changing."""
+    from data_prep.sources.phantom import prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    for institution in ("harbor", "prairie"):
+        prepare(folder / f"phantom_{institution}", institution, seed=5, studies={"train": 64, "validation": 16, "test": 16})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny Qwen3-VL checkpoint. Read-only."""
+    from recipes.tiny_model import save_tiny_model, training_texts
+
+    folder = tmp_path_factory.mktemp("model") / "base"
+    texts = training_texts(["phantom_harbor", "phantom_prairie"], str(phantom_data))
+    save_tiny_model(texts, folder, vocabulary_size=700)
+    return folder
