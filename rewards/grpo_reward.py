@@ -1,0 +1,106 @@
+"""The composite reward as one asynchronous TRL reward function.
+
+One function, because TRL 1.16 adds the rewards of several with `nansum`: a None from one beside numbers from others
+would count as 0, against that rollout. And asynchronous, because TRL finishes synchronous functions before it starts
+asynchronous ones: the metrics run here, while the judge's calls are in flight.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewards.composite import CompositeReward, JudgeFailureRateError
+
+logger = logging.getLogger(__name__)
+
+
+def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
+    """The text of a completion as TRL hands it over: a string, or a list of messages of which the last is the answer."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"] if completion else ""
+    if isinstance(content, str):
+        return content
+    return "".join(block.get("text", "") for block in content if block.get("type") == "text")
+
+
+class GrpoReward:
+    """Callable for `GRPOTrainer(reward_funcs=…)`; the data set needs the columns `reference` and `source`.
+
+    Returns one number for each rollout, or None where its judge call failed after all retries: TRL then gives that
+    rollout advantage 0. Each part is logged as `reward_parts/<full name>`, with the share of failed rollouts.
+    """
+
+    __name__ = "composite"
+
+    def __init__(
+        self,
+        composite: CompositeReward,
+        judge_max_failure_rate: float = 0.1,
+        window: int = 256,
+        minimum: int = 32,
+    ) -> None:
+        """Stop when more than `judge_max_failure_rate` of the last `window` rollouts, once there are `minimum`, failed.
+
+        Raises:
+            ValueError: a rate outside [0, 1].
+        """
+        if not 0 <= judge_max_failure_rate <= 1:
+            raise ValueError(f"judge_max_failure_rate is {judge_max_failure_rate}; it is a share, from 0 to 1")
+        self.composite, self.minimum = composite, minimum
+        self.judge_max_failure_rate = judge_max_failure_rate
+        self.recent: deque[bool] = deque(maxlen=window)
+        self.failures: dict[str, int] = {}
+
+    async def __call__(
+        self,
+        completions: Sequence[Any],
+        reference: Sequence[str],
+        source: Sequence[str],
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        **_: Any,
+    ) -> list[float | None]:
+        """Rewards of the rollouts; TRL passes the data set's columns repeated once for each rollout.
+
+        Raises:
+            JudgeFailureRateError: too many judge calls failed lately.
+        """
+        candidates = [completion_text(completion) for completion in completions]
+        scores = await self.composite.score(candidates, reference, source)
+        failed = [total is None for total in scores.total]
+        if log_metric is not None:
+            for name, values in scores.parts.items():
+                if not np.isnan(values).all():
+                    log_metric(f"reward_parts/{name}", float(np.nanmean(values)))
+            if self.composite.judge is not None:
+                log_metric("reward_parts/judge_failed", float(np.mean(failed)))
+                errors = [judgement.errors for judgement in scores.judgements if judgement is not None]
+                if errors:
+                    log_metric("reward_parts/judge_errors", float(np.mean(errors)))
+        if log_extra is not None:
+            log_extra("reference", list(reference))
+            for name, values in scores.parts.items():
+                log_extra(name, [None if np.isnan(value) else round(float(value), 4) for value in values])
+        self._check_failures(failed, scores.failures)
+        return scores.total
+
+    def _check_failures(self, failed: list[bool], causes: dict[str, int]) -> None:
+        self.recent.extend(failed)
+        for cause, count in causes.items():
+            self.failures[cause] = self.failures.get(cause, 0) + count
+        if any(failed):
+            logger.warning("judge failed for %d of %d rollouts: %s", sum(failed), len(failed), causes)
+        rate = sum(self.recent) / len(self.recent) if self.recent else 0.0
+        if len(self.recent) >= self.minimum and rate > self.judge_max_failure_rate:
+            reasons = ", ".join(f"{cause} × {count}" for cause, count in sorted(self.failures.items()))
+            raise JudgeFailureRateError(
+                f"the judge failed for {rate:.0%} of the last {len(self.recent)} rollouts, above "
+                f"judge_max_failure_rate {self.judge_max_failure_rate:.0%} ({reasons}); see that the judge at "
+                "judge_base_url answers, then start again: training resumes from the last checkpoint"
+            )
