@@ -198,8 +198,8 @@ def _apply_scopes(items: list[_Item], words: list[str]) -> None:
                 if other.status == PRESENT or kind == "negation_after":
                     other.status = ABSENT if kind == "negation_after" else UNCERTAIN
         elif kind == "resolved":
-            if words[item.end - 1] == "of":
-                scope = ABSENT
+            if words[item.end - 1] == "of" or not any(other.term.kind in _CORE | {"anatomy"} for other in before):
+                scope = ABSENT  # "resolution of …", "resolved left effusion"
             elif scope != ABSENT:
                 for other in before:
                     if other.term.kind in _CORE:
