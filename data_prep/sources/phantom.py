@@ -66,7 +66,7 @@ KINDS: dict[str, Kind] = {
         ("right central venous line", "right central line", "right central venous catheter", "right jugular catheter"),
         sided=False,
         countable=True,
-        resolves=0.5,
+        resolves=0.6,
         changes=0.0,
     ),
     "pacemaker": Kind(
@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
             "{size} heart enlargement",
         ),
         sided=False,
-        resolves=0.15,
+        resolves=0.2,
         changes=0.4,
     ),
     "edema": Kind(
@@ -99,7 +99,7 @@ KINDS: dict[str, Kind] = {
         ("mild", "moderate", "severe"),
         ("{size} pulmonary edema", "{size} interstitial edema", "{size} edema", "{size} interstitial pulmonary edema"),
         sided=False,
-        resolves=0.5,
+        resolves=0.6,
     ),
     "consolidation": Kind(
         "Consolidation",
@@ -108,12 +108,12 @@ KINDS: dict[str, Kind] = {
         (
             "{size} {side} {zone} lobe consolidation",
             "{size} consolidation in the {side} {zone} lobe",
-            "{size} {side} {zone} consolidation",
+            "{size} consolidation of the {side} {zone} lobe",
             "{size} area of consolidation in the {side} {zone} lobe",
         ),
         zoned=True,
         countable=True,
-        resolves=0.5,
+        resolves=0.6,
     ),
     "opacity": Kind(
         "Lung Opacity",
@@ -122,12 +122,12 @@ KINDS: dict[str, Kind] = {
         (
             "{size} {side} {zone} lobe opacity",
             "{size} hazy opacity in the {side} {zone} lobe",
-            "{size} {side} {zone} opacity",
+            "{size} {side} {zone} lung opacity",
             "{size} patchy opacity in the {side} {zone} lobe",
         ),
         zoned=True,
         countable=True,
-        resolves=0.5,
+        resolves=0.6,
     ),
     "nodule": Kind(
         "Lung Lesion",
@@ -137,11 +137,11 @@ KINDS: dict[str, Kind] = {
             "{size} {side} {zone} lobe nodule",
             "{size} nodule in the {side} {zone} lobe",
             "{size} {side} {zone} lung nodule",
-            "{size} {side} {zone} nodule",
+            "{size} nodule of the {side} {zone} lobe",
         ),
         zoned=True,
         countable=True,
-        resolves=0.2,
+        resolves=0.3,
     ),
     "atelectasis": Kind(
         "Atelectasis",
@@ -153,7 +153,7 @@ KINDS: dict[str, Kind] = {
             "{size} {side} atelectasis",
             "{size} {side} linear atelectasis",
         ),
-        resolves=0.5,
+        resolves=0.6,
     ),
     "effusion": Kind(
         "Pleural Effusion",
@@ -166,7 +166,7 @@ KINDS: dict[str, Kind] = {
             "{size} effusion on the {side}",
         ),
         countable=True,
-        resolves=0.4,
+        resolves=0.55,
     ),
     "pneumothorax": Kind(
         "Pneumothorax",
@@ -179,10 +179,11 @@ KINDS: dict[str, Kind] = {
             "{size} apical pneumothorax on the {side}",
         ),
         countable=True,
-        resolves=0.6,
+        resolves=0.7,
     ),
 }
 DEVICES = ("line", "pacemaker")
+RIVALS = {"consolidation": "opacity", "opacity": "consolidation"}  # not both in one lung: they would merge
 
 # How much likelier than `prevalence` each kind is in a patient of this phenotype (kinds not named: `other`), and the
 # indications such a patient comes with.
@@ -233,6 +234,7 @@ class PhantomDifficulty:
         noise: standard deviation of the detector noise, grey levels of 255, at 96 pixels.
         variation: factor on how much anatomy, position and exposure vary.
         prevalence: factor on the prevalence of every kind of finding.
+        most_findings: the most at one encounter (reports of more would be long).
         encounters: weights of 1, 2, … encounters per patient.
         turnover: factor on how often findings resolve and change between encounters.
     """
@@ -244,7 +246,8 @@ class PhantomDifficulty:
     noise: float = 4.0
     variation: float = 1.0
     prevalence: float = 1.0
-    encounters: tuple[float, ...] = (0.50, 0.20, 0.12, 0.08, 0.06, 0.04)
+    most_findings: int = 5
+    encounters: tuple[float, ...] = (0.60, 0.18, 0.09, 0.06, 0.04, 0.03)
     turnover: float = 1.0
 
 
@@ -383,12 +386,6 @@ class Anatomy:
 
 
 @lru_cache(maxsize=4)
-def _grid(n: int) -> tuple[np.ndarray, np.ndarray]:
-    centres = (np.arange(n, dtype=np.float32) + 0.5) / n
-    return centres[None, :], centres[:, None]
-
-
-@lru_cache(maxsize=4)
 def _texture_bank(n: int) -> np.ndarray:
     """Smooth noise, float32 [2n, 2n], mean 0, spread 1, its grain a fixed fraction of the image whatever its size."""
     rng = np.random.default_rng(20240229)
@@ -399,48 +396,69 @@ def _texture_bank(n: int) -> np.ndarray:
     return (total - total.mean()) / total.std()
 
 
-def _step(values: np.ndarray) -> np.ndarray:
-    """Clip to [0, 1], in place where possible: the soft edge of every shape."""
+def _soft(values: np.ndarray) -> np.ndarray:
+    """Clipped to [0, 1] in place: with a steep slope in `values`, a shape with a soft edge."""
     return np.clip(values, 0.0, 1.0, out=values)
 
 
-class _Canvas:
-    """The brightness map being drawn, float32 [n, n] in about [0, 1], with windowed drawing for speed."""
+def _square(values: np.ndarray, centre: float, radius: float) -> np.ndarray:
+    scaled = (values - np.float32(centre)) * np.float32(1.0 / radius)
+    return scaled * scaled
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.x, self.y = _grid(n)
-        self.edge = np.float32(max(1.0 / 0.010, 1.0))
+
+EDGE = np.float32(100.0)  # one over the width of an organ's edge
+Window = tuple[slice, slice]
+
+
+class _Exposure:
+    """The brightness map being drawn, float32 [n, n] in about [0, 1], and where this patient lies in it.
+
+    `x` [1, n] and `y` [n, 1] are pixel centres; lengths are fractions of the image's side, as in `Anatomy`. Shapes are
+    computed in windows, not over the whole image: that is what keeps a phantom near a millisecond.
+    """
+
+    def __init__(self, anatomy: Anatomy, n: int, shift: np.ndarray, texture_at: np.ndarray, gain: float) -> None:
+        centres = (np.arange(n, dtype=np.float32) + np.float32(0.5)) / np.float32(n)
+        self.n, self.x, self.y = n, centres[None, :], centres[:, None]
+        self.anatomy = anatomy
+        self.cx = anatomy.midline + 0.018 * shift[0]
+        self.width = anatomy.half_width * (1.0 + 0.03 * shift[1])
+        self.apex = anatomy.apex + 0.015 * shift[2]
+        self.widest = anatomy.widest + 0.015 * shift[2]
+        self.dome = anatomy.dome + 0.015 * shift[2] + 0.018 * shift[3]
+        self.collar = self.apex + 0.035 + 0.01 * shift[4]
+        self.heart_ratio = anatomy.heart_ratio + 0.008 * shift[5]
+        row, column = texture_at
+        self.texture = _texture_bank(n)[row : row + n, column : column + n]
+        self.gain = np.float32(gain)  # contrast of findings in the lungs
+        self.distance = np.abs(self.x - np.float32(self.cx))  # from the midline
         self.value = np.empty((n, n), np.float32)
 
-    def window(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice]:
+    def window(self, x0: float, x1: float, y0: float, y1: float) -> Window:
         n = self.n
-        return (
-            slice(max(0, int(y0 * n)), min(n, int(y1 * n) + 2)),
-            slice(max(0, int(x0 * n)), min(n, int(x1 * n) + 2)),
-        )
+        rows = slice(max(0, int(y0 * n)), min(n, int(y1 * n) + 2))
+        return rows, slice(max(0, int(x0 * n)), min(n, int(x1 * n) + 2))
 
     def ellipse(
         self, cx: float, cy: float, rx: float, ry: float, hardness: float, tilt: float = 0.0
-    ) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Window and soft mask of an ellipse: 1 inside, falling over a share 1/hardness of its radius."""
+    ) -> tuple[Window, np.ndarray]:
+        """Window and mask of an ellipse: 1 inside, falling to 0 over about 1/hardness of its radius."""
         reach = 1.0 + abs(tilt)
         rows, columns = self.window(cx - rx * reach, cx + rx * reach, cy - ry * reach, cy + ry * reach)
-        dx = (self.x[:, columns] - np.float32(cx)) / np.float32(rx)
-        dy = (self.y[rows] - np.float32(cy)) / np.float32(ry)
-        if tilt:
-            q = (dx - np.float32(tilt) * dy) ** 2
-            q += (dy - np.float32(tilt * 0.5) * dx) ** 2
-        else:
-            q = dx * dx + dy * dy
-        np.subtract(np.float32(1.0), q, out=q)
-        q *= np.float32(hardness)
-        return (rows, columns), _step(q)
+        dx = (self.x[:, columns] - np.float32(cx)) * np.float32(1 / rx)
+        dy = (self.y[rows] - np.float32(cy)) * np.float32(1 / ry)
+        q = (dx - np.float32(tilt) * dy) ** 2 + (dy - np.float32(tilt * 0.5) * dx) ** 2 if tilt else dx * dx + dy * dy
+        return (rows, columns), _soft((np.float32(1.0) - q) * np.float32(hardness))
 
-    def paint(self, window: tuple[slice, slice], mask: np.ndarray, brightness: float) -> None:
-        """Cover the window with a brightness, as far as the mask says."""
+    def raise_to(self, shape: tuple[Window, np.ndarray], brightness: float) -> None:
+        """Raise a shape to a brightness; what is brighter already stays."""
+        window, mask = shape
         region = self.value[window]
-        region += mask * (np.float32(brightness) - region)
+        region += mask * np.maximum(np.float32(brightness) - region, 0.0)
+
+    def add(self, shape: tuple[Window, np.ndarray], brightness: float) -> None:
+        window, mask = shape
+        self.value[window] += mask * np.float32(brightness)
 
 
 def draw(
@@ -452,17 +470,17 @@ def draw(
     contrast: float = 1.0,
     noise: float = 1.0,
 ) -> Image.Image:
-    """Draw a frontal chest phantom.
+    """Draw a frontal chest phantom; the patient's right lung is on image left.
 
-    The patient's right lung is on image left. `rng` gives the position, inspiration, exposure and noise of this exposure
-    and is drawn from in a fixed order, so equal generators with other findings give images that differ by those alone.
+    `rng` gives this exposure's position, inspiration, brightness and noise. It is drawn from in a fixed order, so equal
+    generators with other findings give images that differ by those findings alone.
 
     Args:
         findings: what to show; at most one of each kind and side.
         anatomy: the patient.
         rng: source of this exposure's variation.
-        size: side of the square image, pixels; any size from 32.
-        difficulty: contrast of findings, noise and variation.
+        size: side of the square image, pixels; any from 32.
+        difficulty: contrast of findings, noise and variation; default `PhantomDifficulty()`.
         contrast, noise: the institution's factors.
 
     Returns:
@@ -471,216 +489,197 @@ def draw(
     difficulty = difficulty or PhantomDifficulty()
     n = size * SUPERSAMPLING
     shift = rng.uniform(-1, 1, 8) * difficulty.variation
-    texture_at = rng.integers(0, n, 2)
-    canvas = _Canvas(n)
-    x, y, edge, value = canvas.x, canvas.y, canvas.edge, canvas.value
-    by_key = {finding.key: finding for finding in findings}
-    gain = np.float32(difficulty.contrast)
+    exposure = _Exposure(anatomy, n, shift, rng.integers(0, n, 2), difficulty.contrast)
+    shown = {finding.key: finding for finding in findings}
 
-    zoom = 1.0 + 0.03 * shift[0]
-    cx = anatomy.midline + 0.018 * shift[1]
-    up = 0.015 * shift[2]
-    width = anatomy.half_width * zoom
-    apex, widest = anatomy.apex + up, anatomy.widest + up
-    dome = anatomy.dome + up + 0.018 * shift[3]
+    _draw_body(exposure)
+    for side in ("right", "left"):
+        _draw_lung(exposure, side, shown)
+    _draw_ribs(exposure)
+    _draw_midline(exposure)
+    _draw_heart(exposure, shown.get(("cardiomegaly", "")))
+    for device in DEVICES:
+        if finding := shown.get((device, "")):
+            _draw_device(exposure, finding)
 
-    # Body: bright wall on a dark background, brighter towards the abdomen.
-    body = _step(
-        (np.float32(width + 0.095) + 0.05 * np.clip(y - 0.35, -0.25, 0.1) - np.abs(x - np.float32(cx))) * edge * 0.6
-    )
-    np.multiply(body, np.float32(anatomy.tissue) + np.float32(0.14) * y, out=value)
-    value += np.float32(0.04)
+    pixels = exposure.value.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean(axis=(1, 3))
+    pixels = 0.45 + (pixels - 0.45) * np.float32(contrast * (1.0 + 0.08 * shift[6])) + np.float32(0.03 * shift[7])
+    pixels *= 255.0
+    pixels += rng.standard_normal((size, size), np.float32) * np.float32(difficulty.noise * noise)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
-    # Each lung between the mediastinum, the rib cage and the diaphragm.
-    t = np.clip((widest - y) / (widest - apex), 0.0, 1.0)
-    cage = (
-        width * (0.12 + 0.88 * np.sqrt(np.clip(1.0 - t**2.4, 0.0, 1.0))) * (1.0 - 0.18 * np.clip(y - widest, 0.0, 1.0))
-    )
-    medial = 0.045 + 0.10 * np.clip((apex + 0.09 - y) / 0.09, 0.0, 1.2) ** 2
-    bank = _texture_bank(n)
-    texture = bank[texture_at[0] : texture_at[0] + n, texture_at[1] : texture_at[1] + n]
-    edema = by_key.get(("edema", ""))
-    lungs = np.zeros((n, n), np.float32)
-    markings = 0.018 + (0.035 * edema.size if edema else 0.0)
-    for side, sign in (("right", -1.0), ("left", 1.0)):
-        reach = sorted((cx, cx + sign * (width + 0.05)))
-        rows, columns = canvas.window(reach[0], reach[1], apex - 0.03, 1.0)
-        d = np.float32(sign) * (x[:, columns] - np.float32(cx))  # distance from the midline
-        yy, outer, inner = y[rows], cage[rows].astype(np.float32), medial[rows].astype(np.float32)
-        atelectasis = by_key.get(("atelectasis", side))
-        top = dome + (0.02 if side == "left" else 0.0) - (0.03 * atelectasis.size if atelectasis else 0.0)
-        floor = np.float32(top) + np.float32(0.10) * ((d - np.float32(0.45 * width)) / np.float32(0.5 * width)) ** 2
-        mask = _step((outer - d) * edge)
-        mask *= _step((d - inner) * edge)
-        mask *= _step((floor - yy) * edge)
-        lungs[rows, columns] = mask
 
-        lung = texture[rows, columns] * np.float32(markings)
-        lung += np.float32(0.17) + np.float32(0.05) * yy
-        if edema:
-            q = ((d - np.float32(0.42 * width)) / np.float32(0.62 * width)) ** 2
-            q = q + ((yy - np.float32(0.5 * (apex + top) + 0.06)) / np.float32(0.34)) ** 2
-            lung += _step(1.0 - q) * (gain * np.float32(0.07 + 0.21 * edema.size))
-        for kind in ("consolidation", "opacity", "nodule"):
-            finding = by_key.get((kind, side))
-            if finding:
-                _draw_focus(canvas, lung, finding, (rows, columns), d, yy, width, apex, top, texture, gain)
-        if atelectasis:
-            _draw_atelectasis(lung, atelectasis, d, yy, width, top, gain)
-        pneumothorax = by_key.get(("pneumothorax", side))
-        if pneumothorax:
-            depth = (0.025 + 0.16 * pneumothorax.size) * (
-                0.8 + 0.9 * np.clip((widest - yy) / (widest - apex), 0.0, 1.0)
-            )
-            below = np.float32(apex + 0.02 + 0.10 * pneumothorax.size)
-            pleura = np.minimum((outer - depth).astype(np.float32) - d, (yy - below) * np.float32(1.2))
-            air = _step(-pleura * edge)
-            lung += (np.float32(0.06 - 0.035 * gain) - lung) * air
-            line = _step(1.0 - np.abs(pleura) * np.float32(1 / 0.011))
-            lung += line * np.float32(0.16) * gain
-            lung += (1.0 - air) * np.float32(0.05 * pneumothorax.size)
-        effusion = by_key.get(("effusion", side))
-        if effusion:
-            height = 0.055 + 0.27 * effusion.size
-            level = np.float32(top + 0.10) - np.float32(height) * (1.0 + 0.25 * (d / np.float32(width)) ** 2)
-            fluid = _step((yy - level) * (edge * np.float32(0.45)))
-            lung += (np.float32(0.60) - lung) * fluid * np.float32(min(1.0, 0.95 * gain))
-        region = value[rows, columns]
-        region += mask * (lung - region)
+def _draw_body(e: _Exposure) -> None:
+    """The trunk on a dark background, brighter towards the abdomen, with sloping shoulders."""
+    side = np.float32(e.width + 0.095) + np.float32(0.05) * np.clip(e.y - np.float32(0.35), -0.25, 0.1)
+    trunk = _soft((side - e.distance) * (EDGE * np.float32(0.5)))
+    shoulder = np.float32(0.45) * np.clip(e.distance - np.float32(0.20), 0.0, 1.0)
+    top = int(0.25 * e.n)
+    trunk[:top] *= _soft((e.y[:top] + np.float32(0.01) - shoulder) * (EDGE * np.float32(0.4)))
+    np.multiply(trunk, np.float32(e.anatomy.tissue) + np.float32(0.14) * e.y, out=e.value)
+    e.value += np.float32(0.04)
 
-    # Ribs over lungs and wall: posterior ones slope down to the side, anterior ones cross them, fainter.
-    distance = np.abs(x - np.float32(cx))
-    chest = value[: int(0.86 * n)]
-    row = y[: int(0.86 * n)]
-    inside = _step((np.float32(width + 0.01) - distance) * edge) * np.float32(anatomy.rib_contrast)
+
+def _draw_lung(e: _Exposure, side: str, shown: Mapping[tuple[str, str], Finding]) -> None:
+    """One lung, between the mediastinum, the rib cage and the diaphragm, with all that is to be seen in it."""
+    sign = np.float32(-1.0 if side == "right" else 1.0)
+    left_edge, right_edge = sorted((e.cx, e.cx + float(sign) * (e.width + 0.05)))
+    rows, columns = window = e.window(left_edge, right_edge, e.apex - 0.03, 0.97)
+    d, y = sign * (e.x[:, columns] - np.float32(e.cx)), e.y[rows]
+    texture = e.texture[window]
+    edema, atelectasis = shown.get(("edema", "")), shown.get(("atelectasis", side))
+
+    height = np.clip((e.widest - y) / (e.widest - e.apex), 0.0, 1.0)  # 1 at the apex, 0 at the widest level and below
+    outer = e.width * (0.12 + 0.88 * np.sqrt(1.0 - height**2.4)) * (1.0 - 0.18 * np.clip(y - e.widest, 0.0, 1.0))
+    outer = outer.astype(np.float32)
+    inner = np.float32(0.045) + np.float32(0.10) * np.clip((e.apex + 0.09 - y) / 0.09, 0.0, 1.2) ** 2
+    top = e.dome + (0.02 if side == "left" else 0.0) - (0.03 * atelectasis.size if atelectasis else 0.0)
+    floor = np.float32(top) + np.float32(0.10) * _square(d, 0.45 * e.width, 0.5 * e.width)
+    mask = _soft((outer - d) * EDGE)
+    mask *= _soft((d - inner.astype(np.float32)) * EDGE)
+    mask *= _soft((floor - y) * EDGE)
+
+    lung = texture * np.float32(0.018 + (0.035 * edema.size if edema else 0.0))
+    lung += np.float32(0.17) + np.float32(0.05) * y
+    if edema:
+        haze = 1.0 - _square(d, 0.42 * e.width, 0.62 * e.width) - _square(y, 0.5 * (e.apex + top) + 0.06, 0.34)
+        lung += _soft(haze) * (e.gain * np.float32(0.07 + 0.21 * edema.size))
+    if pneumothorax := shown.get(("pneumothorax", side)):
+        _draw_pneumothorax(e, pneumothorax, lung, d, y, outer, height)
+    if effusion := shown.get(("effusion", side)):
+        # Fluid with a meniscus: its level rises towards the side.
+        rise = np.float32(0.055 + 0.27 * effusion.size) * (1.0 + np.float32(0.25) * _square(d, 0.0, e.width))
+        fluid = _soft((y - np.float32(top + 0.10) + rise) * (EDGE * np.float32(0.45)))
+        lung += (np.float32(0.60) - lung) * fluid * min(e.gain, np.float32(1.0))
+    # Last, so that neither fluid nor air hides them: densities add up.
+    for kind in ("consolidation", "opacity", "nodule"):
+        if finding := shown.get((kind, side)):
+            lung += _focus(e, finding, d, y, top, texture)
+    if atelectasis:
+        lung += _plates(e, atelectasis, d, y, top)
+    region = e.value[window]
+    region += mask * (lung - region)
+
+
+def _focus(e: _Exposure, finding: Finding, d: np.ndarray, y: np.ndarray, top: float, texture: np.ndarray) -> np.ndarray:
+    """Added brightness of a consolidation (dense, firm edge), an opacity (hazy, mottled) or a nodule (small, round)."""
+    u, v = finding.place
+    height = top - e.apex
+    if finding.zone == "upper":
+        centre_d, centre_y = (0.42 + 0.22 * u) * e.width, e.apex + (0.26 + 0.14 * v) * height
+    else:
+        centre_d, centre_y = (0.58 + 0.20 * u) * e.width, e.apex + (0.70 + 0.14 * v) * height
+    smallest, growth = {"nodule": (0.020, 0.032), "consolidation": (0.060, 0.070), "opacity": (0.085, 0.065)}[
+        finding.kind
+    ]
+    radius = smallest + growth * finding.size
+    q = _square(d, centre_d, radius) + _square(y, centre_y, radius)
+    if finding.kind == "nodule":
+        return _soft((1.0 - q) * 2.0) * (e.gain * np.float32(0.24 + 0.10 * finding.size))
+    if finding.kind == "consolidation":
+        q += np.float32(0.12) * texture
+        return _soft((1.0 - q) * 2.2) * (e.gain * np.float32(0.26 + 0.14 * finding.size))
+    mottle = _soft(np.float32(0.75) + np.float32(0.35) * texture)
+    return _soft(1.0 - q) * mottle * (e.gain * np.float32(0.16 + 0.14 * finding.size))
+
+
+def _plates(e: _Exposure, finding: Finding, d: np.ndarray, y: np.ndarray, top: float) -> np.ndarray:
+    """Added brightness of atelectasis: two oblique plates above the diaphragm, which is drawn up."""
+    u, v = finding.place
+    reach = _soft((d - np.float32(0.28 * e.width)) * 20.0) * _soft((np.float32(0.92 * e.width) - d) * 20.0)
+    plates = np.zeros(np.broadcast_shapes(d.shape, y.shape), np.float32)
+    for i in range(2):
+        level = top - 0.025 - 0.045 * i - 0.02 * v
+        slope = 0.5 * (u - 0.5) + 0.12 * (2 * i - 1)
+        off = np.abs(y - np.float32(level) - np.float32(slope) * (d - np.float32(0.6 * e.width)))
+        plates += _soft(np.float32(1.6) - off * np.float32(1 / (0.007 + 0.006 * finding.size)))
+    return plates * reach * (e.gain * np.float32(0.14 + 0.16 * finding.size))
+
+
+def _draw_pneumothorax(
+    e: _Exposure,
+    finding: Finding,
+    lung: np.ndarray,
+    d: np.ndarray,
+    y: np.ndarray,
+    outer: np.ndarray,
+    height: np.ndarray,
+) -> None:
+    """Black air without markings between the chest wall and a thin white pleural line, widest at the apex."""
+    depth = (0.025 + 0.16 * finding.size) * (0.8 + 0.9 * height)
+    below = e.apex + 0.02 + 0.10 * finding.size
+    inside = np.minimum((outer - depth).astype(np.float32) - d, (y - np.float32(below)) * np.float32(1.2))
+    air = _soft(-inside * EDGE)
+    lung += (1.0 - air) * np.float32(0.05 * finding.size)  # the collapsing lung is denser
+    lung += (np.float32(0.025) - lung) * air * min(e.gain, np.float32(1.0))
+    lung += _soft(1.0 - np.abs(inside) * np.float32(1 / 0.011)) * (np.float32(0.16) * e.gain)
+
+
+def _draw_ribs(e: _Exposure) -> None:
+    """Posterior ribs that slope down to the side; anterior ribs that cross them, fainter; the clavicles."""
+    end = int((e.dome + 0.04) * e.n)
+    y = e.y[:end]
+    inside = _soft((np.float32(e.width + 0.01) - e.distance) * EDGE) * np.float32(e.anatomy.rib_contrast)
+    inside = inside * _soft((np.float32(e.dome + 0.04) - y) * np.float32(9.0))  # they fade into the abdomen
+    curve = np.float32(1.6) * (e.distance - np.float32(0.14)) ** 2
     for bend, lift, weight in ((0.9, 0.0, 1.0), (-0.8, 0.03, 0.45)):
-        phase = (row - np.float32(apex + lift)) - np.float32(bend) * (distance - np.float32(0.14)) ** 2 * 1.6
-        phase *= np.float32(1.0 / anatomy.rib_spacing)
+        phase = ((y - np.float32(e.apex + lift)) - np.float32(bend) * curve) * np.float32(1 / e.anatomy.rib_spacing)
         phase -= np.rint(phase)
-        np.abs(phase, out=phase)
-        rib = _step((np.float32(0.27) - phase) * np.float32(6.0))
+        rib = _soft((np.float32(0.27) - np.abs(phase)) * np.float32(6.0))
         rib *= inside * np.float32(weight)
-        chest += rib
-
-    # Midline structures, heart and vessels cover the lungs.
-    rows, columns = canvas.window(cx - 0.09, cx + 0.09, 0.0, 1.0)
-    spine = _step((np.float32(0.052) - distance[:, columns]) * edge * np.float32(0.7))
-    value[rows, columns] += spine * np.float32(0.07)
-    trachea_rows, columns = canvas.window(cx - 0.03, cx + 0.03, 0.0, apex + 0.22)
-    trachea = _step((np.float32(0.017) - np.abs(x[:, columns] - np.float32(cx))) * edge)
-    value[trachea_rows, columns] -= trachea * np.float32(0.13)
-    canvas.paint(*canvas.ellipse(cx + 0.050, apex + 0.23, anatomy.knob + 0.02, anatomy.knob + 0.025, 2.5), 0.56)
+        e.value[:end] += rib
     for sign in (-1.0, 1.0):
-        window, mask = canvas.ellipse(cx + sign * 0.085, 0.5 * (apex + dome) + 0.02, 0.05, 0.075, 1.5)
-        value[window] += mask * np.float32(0.07)
-        collar = canvas.ellipse(
-            cx + sign * 0.20, apex + 0.035 + 0.01 * shift[4], 0.19, 0.020, 2.0, tilt=-0.6 * sign * 0.1
-        )
-        value[collar[0]] += collar[1] * np.float32(0.10)
-        if anatomy.breast:
-            window, mask = canvas.ellipse(cx + sign * 0.55 * width, dome - 0.02, 0.17, 0.12, 1.2)
-            value[window] += mask * np.float32(anatomy.breast)
-    cardiomegaly = by_key.get(("cardiomegaly", ""))
-    ratio = anatomy.heart_ratio + 0.008 * shift[5]
+        e.add(e.ellipse(e.cx + sign * 0.20, e.collar, 0.19, 0.020, 2.0, tilt=-0.06 * sign), 0.10)
+
+
+def _draw_midline(e: _Exposure) -> None:
+    """Spine, trachea, aortic knob, mediastinum, hila; breast shadows where the anatomy has them."""
+    rows, columns = e.window(e.cx - 0.09, e.cx + 0.09, 0.0, 1.0)
+    e.value[rows, columns] += _soft((np.float32(0.052) - e.distance[:, columns]) * 70) * np.float32(0.04)
+    e.raise_to(e.ellipse(e.cx + 0.012, e.dome - 0.17, 0.085, 0.21, 2.5), 0.58)
+    knob = e.anatomy.knob
+    e.raise_to(e.ellipse(e.cx + 0.042, e.apex + 0.22, knob + 0.025, knob + 0.030, 2.0), 0.56)
+    rows, columns = e.window(e.cx - 0.03, e.cx + 0.03, 0.0, e.apex + 0.22)
+    e.value[rows, columns] -= _soft((np.float32(0.017) - e.distance[:, columns]) * EDGE) * np.float32(0.13)
+    for sign in (-1.0, 1.0):
+        e.add(e.ellipse(e.cx + sign * 0.085, 0.5 * (e.apex + e.dome) + 0.02, 0.055, 0.08, 1.0), 0.10)
+        if e.anatomy.breast:
+            e.add(e.ellipse(e.cx + sign * 0.55 * e.width, e.dome - 0.02, 0.17, 0.12, 1.2), e.anatomy.breast)
+
+
+def _draw_heart(e: _Exposure, cardiomegaly: Finding | None) -> None:
+    """The heart: a cardiothoracic ratio under 0.48, or from 0.52 with cardiomegaly, which grows to the patient's left."""
+    ratio = e.heart_ratio
     if cardiomegaly:
         ratio = 0.53 + 0.20 * cardiomegaly.size + 0.2 * (ratio - 0.435)
-    radius = ratio * width
-    heart_x = cx + 0.03 + 0.28 * (radius - 0.15)
-    heart = canvas.ellipse(heart_x, dome - 0.075, radius, 0.125 + 0.35 * (radius - 0.15), 4.0, anatomy.heart_tilt)
-    canvas.paint(*heart, 0.66)
-
-    for kind in DEVICES:
-        finding = by_key.get((kind, ""))
-        if finding:
-            _draw_device(canvas, finding, cx, apex, dome, width)
-
-    small = value.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean(axis=(1, 3))
-    small = 0.45 + (small - 0.45) * np.float32(contrast * (1.0 + 0.08 * shift[6])) + np.float32(0.03 * shift[7])
-    small *= 255.0
-    small += rng.standard_normal((size, size), np.float32) * np.float32(difficulty.noise * noise)
-    return Image.fromarray(np.clip(small, 0, 255).astype(np.uint8))
+    radius = ratio * e.width
+    centre = e.cx + 0.03 + 0.28 * (radius - 0.15)
+    shape = (centre, e.dome - 0.075, radius, 0.125 + 0.35 * (radius - 0.15), 3.0, e.anatomy.heart_tilt)
+    e.raise_to(e.ellipse(*shape), 0.64)
 
 
-def _draw_focus(canvas, lung, finding, window, d, y, width, apex, top, texture, gain) -> None:
-    """A focal finding inside one lung's window: consolidation (dense, firm edge), opacity (hazy, mottled), nodule (round)."""
-    u, v = finding.place
-    height = top - apex
-    if finding.zone == "upper":
-        centre_d, centre_y = (0.42 + 0.22 * u) * width, apex + (0.26 + 0.14 * v) * height
-    else:
-        centre_d, centre_y = (0.58 + 0.20 * u) * width, apex + (0.70 + 0.14 * v) * height
-    if finding.kind == "nodule":
-        radius_d = radius_y = 0.020 + 0.032 * finding.size
-    elif finding.kind == "consolidation":
-        radius_d, radius_y = 0.060 + 0.065 * finding.size, 0.060 + 0.075 * finding.size
-    else:
-        radius_d, radius_y = 0.085 + 0.060 * finding.size, 0.085 + 0.070 * finding.size
-    q = ((d - np.float32(centre_d)) / np.float32(radius_d)) ** 2
-    q = q + ((y - np.float32(centre_y)) / np.float32(radius_y)) ** 2
-    rows, columns = window
-    if finding.kind == "nodule":
-        lung += _step((1.0 - q) * 2.0) * (gain * np.float32(0.24 + 0.10 * finding.size))
-    elif finding.kind == "consolidation":
-        q += np.float32(0.12) * texture[rows, columns]
-        lung += _step((1.0 - q) * 2.2) * (gain * np.float32(0.26 + 0.14 * finding.size))
-    else:
-        mottle = _step(np.float32(0.75) + np.float32(0.35) * texture[rows, columns])
-        lung += _step(1.0 - q) * mottle * (gain * np.float32(0.16 + 0.14 * finding.size))
-
-
-def _draw_atelectasis(lung, finding, d, y, width, top, gain) -> None:
-    """Two oblique plates above the diaphragm."""
-    u, v = finding.place
-    reach = _step((d - np.float32(0.28 * width)) * 20.0) * _step((np.float32(0.92 * width) - d) * 20.0)
-    for i in range(2):
-        centre = top - 0.025 - 0.045 * i - 0.02 * v
-        distance = np.abs(y - np.float32(centre) - np.float32(0.35 * (u - 0.5)) * (d - np.float32(0.6 * width)))
-        plate = _step(np.float32(1.6) - distance / np.float32(0.007 + 0.006 * finding.size))
-        lung += plate * reach * (gain * np.float32(0.14 + 0.16 * finding.size))
-
-
-def _draw_device(canvas, finding, cx, apex, dome, width) -> None:
+def _draw_device(e: _Exposure, finding: Finding) -> None:
     """A central venous line from the right neck to the superior vena cava, or a left pacemaker with its lead."""
-    n = canvas.n
     u, v = finding.place
+    cx, apex, dome, n = e.cx, e.apex, e.dome, e.n
     layer = Image.new("L", (n, n), 0)
     pen = ImageDraw.Draw(layer)
-    thickness = max(2, round(0.013 * n))
+    width = max(2, round(0.013 * n))
 
     def at(*points: tuple[float, float]) -> list[tuple[float, float]]:
-        return [(px * n, py * n) for px, py in points]
+        return [(x * n, y * n) for x, y in points]
 
     if finding.kind == "line":
-        end = apex + 0.28 + 0.08 * v
-        pen.line(
-            at(
-                (cx - 0.15 - 0.05 * u, 0.0),
-                (cx - 0.13 - 0.03 * u, apex - 0.02),
-                (cx - 0.065, apex + 0.13),
-                (cx - 0.055, end),
-            ),
-            fill=255,
-            width=thickness,
-            joint="curve",
-        )
+        neck = ((cx - 0.15 - 0.05 * u, 0.0), (cx - 0.13 - 0.03 * u, apex - 0.02))
+        cava = ((cx - 0.065, apex + 0.13), (cx - 0.055, apex + 0.28 + 0.08 * v))
+        pen.line(at(*neck, *cava), fill=255, width=width, joint="curve")
     else:
-        left, upper = cx + 0.54 * width + 0.03 * u, apex + 0.07 + 0.03 * v
-        pen.rounded_rectangle(at((left, upper), (left + 0.10, upper + 0.085)), radius=0.025 * n, fill=255)
-        pen.line(
-            at(
-                (left + 0.01, upper + 0.02),
-                (cx + 0.06, upper - 0.01),
-                (cx - 0.02, upper + 0.08),
-                (cx - 0.03, dome - 0.18),
-                (cx + 0.04, dome - 0.08),
-            ),
-            fill=200,
-            width=thickness,
-            joint="curve",
-        )
-    mask = np.asarray(layer, np.float32)
-    mask *= np.float32((0.45 + 0.55 * finding.size) / 255.0)
-    canvas.value += mask * (np.float32(0.95) - canvas.value)
+        left, top = cx + 0.54 * e.width + 0.03 * u, apex + 0.07 + 0.03 * v
+        pen.rounded_rectangle(at((left, top), (left + 0.10, top + 0.085)), radius=0.025 * n, fill=255)
+        vein = ((left + 0.01, top + 0.02), (cx + 0.06, top - 0.01), (cx - 0.02, top + 0.08))
+        pen.line(at(*vein, (cx - 0.03, dome - 0.18), (cx + 0.04, dome - 0.08)), fill=200, width=width, joint="curve")
+    mask = np.asarray(layer, np.float32) * np.float32((0.45 + 0.55 * finding.size) / 255.0)
+    e.value += mask * np.maximum(np.float32(0.95) - e.value, 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -710,7 +709,8 @@ def _encounters(
     first = True
     while True:
         following: dict[tuple[str, str], Finding] = {}
-        for kind, side in slots:
+        shuffled = [slots[i] for i in rng.permutation(len(slots))]
+        for kind, side in sorted(shuffled, key=lambda slot: slot not in present):  # what is there keeps its place
             spec = KINDS[kind]
             rate = min(0.9, spec.prevalence * difficulty.prevalence * phenotype.get(kind, phenotype["other"]))
             resolves = min(0.95, spec.resolves * difficulty.turnover)
@@ -718,12 +718,13 @@ def _encounters(
             if before is None:
                 # In later encounters at the rate that balances what resolves.
                 chance = rate if first else min(0.9, rate * max(resolves, 0.1) / (1.0 - rate))
-                if rng.random() < chance:
+                rival = (RIVALS.get(kind, ""), side) in following
+                if rng.random() < chance and not rival and len(following) < difficulty.most_findings:
                     following[kind, side] = _new_finding(kind, side, rng, difficulty)
             elif rng.random() >= resolves:
                 following[kind, side] = replace(before, size=_next_size(before.size, spec, rng, difficulty))
         present, first = following, False
-        yield list(present.values())
+        yield [present[slot] for slot in slots if slot in present]
 
 
 def _next_size(size: float, spec: Kind, rng: np.random.Generator, difficulty: PhantomDifficulty) -> float:
@@ -762,7 +763,12 @@ def truth_labels(findings: Sequence[Finding]) -> dict[str, int]:
 # then with one; the same index is the same habit.
 FRAMES = ("There is {a}{np}.", "{Np}.", "{Np} {is} seen.", "{Np} {is} noted.")
 CHANGE_FRAMES = ("{Change} {np}.", "{Np}, {change}.", "{Np} {has_changed}.", "{Np}, {change} from the prior.")
-RESOLVED_FRAMES = ("Resolved {np}.", "{Np} has resolved.", "The {np} has resolved.", "Previous {np} has resolved.")
+RESOLVED_FRAMES = (
+    "{Np} has resolved.",
+    "The {np} has resolved.",
+    "Previous {np} has resolved.",
+    "The prior {np} has resolved.",
+)
 REMOVED_FRAMES = ("{Np} has been removed.", "The {np} has been removed.")
 DEVICE_FRAMES = ("{Np} in place.", "{Np} is in place.", "There is {a}{np}.", "{Np} is present.")
 DEVICE_CHANGE_FRAMES = ("{Change} {np}.", "{Np}, {change}.", "{Np} {has_changed}.", "{Np}, {change} from the prior.")
@@ -816,7 +822,7 @@ NORMAL = {
         "No acute cardiopulmonary abnormality.",
         "No acute cardiopulmonary process.",
         "No acute abnormality.",
-        "Normal chest.",
+        "No acute findings.",
     ),
 }
 PARTS = {
@@ -828,7 +834,7 @@ PARTS = {
 }
 # What an impression puts first.
 IMPORTANCE = ("pneumothorax", "consolidation", "edema", "nodule", "effusion", "opacity", "cardiomegaly", "atelectasis")
-IMPRESSION_LENGTH = 4
+IMPRESSION_LENGTH = 3
 
 
 def size_word(finding: Finding) -> str:
@@ -854,8 +860,11 @@ class _Writer:
         omission = 0.0 if complete else style.omission_rate
         self.stated = [f for f in self.findings if rng.random() >= omission]
         now = {finding.key for finding in self.findings}
-        self.resolved = [f for f in previous or () if f.key not in now and rng.random() >= omission]
         self.present = {finding.kind for finding in self.findings}
+        # Where one side's finding is left out, "the other side's has resolved" would read as none at all.
+        left_out = self.present - {finding.kind for finding in self.stated}
+        gone = [f for f in previous or () if f.key not in now and f.kind not in left_out]
+        self.resolved = [f for f in gone if rng.random() >= omission]
 
     def pick(self, pool: Sequence[str]) -> str:
         favoured = self.rng.random() < self.style.habit
@@ -967,7 +976,7 @@ def write_report(
     body, impression = writer.body(), writer.impression()
     lacking = rng.random()
     if lacking < style.without_findings:
-        return None, body if complete else impression, writer.stated
+        return None, body, writer.stated
     if lacking < style.without_findings + style.without_impression:
         return body, None, writer.stated
     return body, impression, writer.stated
