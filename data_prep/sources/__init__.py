@@ -1,1 +1,9 @@
-"""One module per data source; each turns a folder on disk into study records."""
+"""One module a source. Each has
+
+- `inputs(root, options) -> list[Path]`: the index files that decide what is found (fingerprinted; cheap to list), and
+- `read(root, options) -> source.Found`: the studies.
+"""
+
+SOURCES = {
+    "iu_xray": "data_prep.sources.iu_xray",
+}

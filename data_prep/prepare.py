@@ -1,0 +1,370 @@
+"""One source on disk in, one prepared folder out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from tqdm import tqdm
+
+from data_prep import card as cards
+from data_prep.images import (
+    FORMATS,
+    MODES,
+    ImageError,
+    ImageJob,
+    ImageSettings,
+    WorkerError,
+    load_grey,
+    prepare_images,
+    resize,
+)
+from data_prep.priors import link_priors, none, without_priors
+from data_prep.rejects import IMAGE_MISSING, IMAGE_UNREADABLE, NO_REPORT, PATH_OUTSIDE, reject_frame, write_rejects
+from data_prep.source import Found, Options, SourceError, fingerprint, inside
+from data_prep.sources import SOURCES
+from data_prep.splits import check_leakage, exclude_test, set_aside_validation
+from data_prep.study import SPLITS, STUDY_SCHEMA, write_studies
+
+CARD = "card.json"
+STARTED = ".preparing.json"  # what a run that has not finished is making; its finished images are kept
+PRODUCTS = (*(f"{split}.parquet" for split in SPLITS), "rejects.parquet", CARD, "card.md", STARTED)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` (from 1), by patient."""
+
+    index: int = 1
+    count: int = 1
+
+    def holds(self, patients: pd.Series) -> pd.Series:
+        """Whether each patient belongs to this part. Priors stay whole: a patient is in one part."""
+        digests = [int(sha1(str(p).encode()).hexdigest()[:8], 16) % self.count for p in patients]
+        return pd.Series(digests, index=patients.index) == self.index - 1
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    options: Options,
+    workers: int,
+    shard: Shard | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Prepare `source` into the folder `out`: tables, images, rejects, card. Interrupted, it goes on where it stopped.
+
+    Args:
+        workers: image processes.
+        shard: prepare this part only, into `out`/shards/<index>-of-<count>.
+        force: redo what is done, and replace what other options made.
+        say: where progress lines go.
+
+    Raises:
+        SourceError, LeakageError, StudyError: one line that says what is wrong and how to mend it.
+    """
+    check_options(source, options)
+    module = importlib.import_module(SOURCES[options.dataset])
+    if shard:
+        out = out / "shards" / f"{shard.index}-of-{shard.count}"
+    say(f"{options.dataset}: reading the index of {source}")
+    made_from = {
+        "format": cards.FORMAT,
+        "dataset": options.dataset,
+        "options": options.recorded(),
+        "shard": f"{shard.index}/{shard.count}" if shard else None,
+        "inputs": fingerprint([*module.inputs(source, options), *option_files(options)], source),
+    }
+    if already_done(out, made_from, force):
+        say(f"{out} is already prepared with these options from this source; nothing to do (--force redoes it)")
+        return
+    found = module.read(source, options)
+    studies, rejects, notes = select(found, options)
+    total = len(studies) + len(rejects)
+    if shard:
+        studies = studies[shard.holds(studies["patient_id"])].reset_index(drop=True)
+        mine = rejects["patient_id"].fillna(rejects["study_id"])
+        rejects = rejects[shard.holds(mine)].reset_index(drop=True)
+    settings = ImageSettings(options.image_size, options.image_mode, options.image_format)
+    require_some_image(studies, found.images)
+
+    start(out, made_from, force)
+    say(
+        f"{options.dataset}: {total:,} studies found, {len(studies):,} with a report and a frontal image; preparing images"
+    )
+    studies, image_rejects = make_images(studies, found.images, out, settings, workers, options.dataset)
+    rejects = pd.concat([rejects, image_rejects], ignore_index=True)
+    finish(
+        studies,
+        rejects,
+        out,
+        made_from,
+        found,
+        notes,
+        link=options.priors if options.priors is not None else found.priors,
+    )
+    kept = ", ".join(f"{(studies['split'] == split).sum():,} {split}" for split in SPLITS)
+    say(f"{out}: {kept}; {len(rejects):,} rejected (see {out / 'card.md'} and rejects.parquet)")
+
+
+def check_options(source: Path, options: Options) -> None:
+    """Raise `SourceError` for an impossible option or a folder that is not there."""
+    if options.image_mode not in MODES or options.image_format not in FORMATS or options.image_size < 16:
+        raise SourceError(
+            f"image mode must be one of {', '.join(MODES)}, format one of {', '.join(FORMATS)}, size 16 or more"
+        )
+    if options.dataset not in SOURCES:
+        raise SourceError(f"unknown data set {options.dataset!r}; expected phantom or one of {', '.join(SOURCES)}")
+    for path in (
+        source,
+        *option_files(options),
+        *(p for p in (options.images, options.reports, options.mimic_iv) if p),
+    ):
+        if not path.exists():
+            raise SourceError(f"{path}: no such file or folder")
+
+
+def option_files(options: Options) -> list[Path]:
+    """Files that options name and that decide what is found."""
+    return [*options.rexrank, *([options.mapping] if options.mapping else [])]
+
+
+def already_done(out: Path, made_from: dict, force: bool) -> bool:
+    """Whether `out` is what this run would make.
+
+    Raises:
+        SourceError: `out` holds something else, and `force` was not given (or would delete what is not ours).
+    """
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise SourceError(f"{out} is a file; choose a folder with --out")
+    records = [p for name in (CARD, STARTED) if (p := out / name).is_file()]
+    if not records:
+        if any(p.name != "shards" for p in out.iterdir()):
+            raise SourceError(f"{out} is not empty and holds no prepared data; choose another --out")
+        return False
+    try:
+        record = json.loads(records[0].read_text(encoding="utf-8"))
+    except ValueError as error:
+        if not force:
+            raise SourceError(f"{records[0]}: damaged ({error}); prepare again with --force") from error
+        return False
+    record = record.get("made_from", record)
+    if force:
+        return False
+    if record != made_from:
+        differs = [key for key in made_from if record.get(key) != made_from[key]]
+        raise SourceError(
+            f"{out} was made from other {' and '.join(differs) or 'settings'}; replace it with --force or choose another --out"
+        )
+    return records[0].name == CARD
+
+
+def start(out: Path, made_from: dict, force: bool) -> None:
+    """Make `out` ready: note what is being made, so that an interrupted run can go on; clear the old under `force`."""
+    if force and out.exists():
+        for name in PRODUCTS:
+            (out / name).unlink(missing_ok=True)
+        for folder in ("images", "plots"):
+            if (out / folder).is_dir():
+                shutil.rmtree(out / folder)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / STARTED, json.dumps(made_from, indent=1))
+
+
+def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """The studies to prepare, the rejects, and notes for the card: all the table work that needs no image.
+
+    Raises:
+        SourceError: a study appears twice, or nothing is left.
+        LeakageError: the source's own split has a patient on two sides.
+    """
+    studies, rejects, notes = found.studies, [found.rejects], list(found.notes)
+    studies = studies.sort_values("study_id", kind="stable").reset_index(drop=True)
+    studies["dataset"] = options.name or studies["dataset"]
+    ids = pd.concat([studies["study_id"], found.rejects["study_id"]])
+    if ids.duplicated().any():
+        raise SourceError(f"study {ids[ids.duplicated()].iloc[0]} appears twice in the source's index; expected once")
+
+    for name in ("findings", "impression", "indication", "comparison"):
+        text = studies[name].astype(object)
+        studies[name] = text.where(text.notna() & (text != ""), None)
+    empty = studies["findings"].isna() & studies["impression"].isna()
+    rejects.append(reject_frame(studies[empty], NO_REPORT))
+    studies = studies[~empty].reset_index(drop=True)
+
+    studies["image_source"] = [inside(path) for path in studies["image_source"]]
+    outside = studies["image_source"].isna()
+    rejects.append(reject_frame(studies[outside], PATH_OUTSIDE))
+    studies = studies[~outside].reset_index(drop=True)
+
+    if options.rexrank:
+        from data_prep.sources.rexrank import test_keys
+
+        test_studies, test_patients = test_keys(options.rexrank, options.dataset)
+        studies, excluded = exclude_test(studies, test_studies, test_patients)
+        rejects.append(excluded)
+        notes.append(
+            f"ReXrank test files given: {len(test_studies):,} studies and {len(test_patients):,} patients kept out of "
+            f"training and validation ({len(excluded):,} studies rejected for it)."
+        )
+    elif options.dataset != "rexrank":
+        notes.append("No ReXrank test file was given (--rexrank): its studies were not looked for in training.")
+
+    check_leakage(studies, options.dataset)
+    count = found.validation_studies if options.validation_studies is None else options.validation_studies
+    if count and (studies["split"] == "train").any() and options.sample is None:
+        studies["split"] = set_aside_validation(studies, count, options.seed)
+        notes.append(f"{count:,} training studies set aside for validation by patient, seed {options.seed}.")
+        check_leakage(studies, options.dataset)
+    if not len(studies):
+        reasons = pd.concat(rejects)["reason"].value_counts().to_dict()
+        raise SourceError(f"{options.dataset}: no usable study in the source; rejected: {reasons}")
+    return studies, pd.concat([r for r in rejects if len(r)] or rejects[:1], ignore_index=True), notes
+
+
+def image_path(study_id: str, suffix: str) -> str:
+    """Where a study's image lies in the prepared folder: images/<two hex digits>/<study id>.<suffix>."""
+    digest = sha1(study_id.encode()).hexdigest()
+    safe = study_id
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", study_id):
+        safe = re.sub(r"[^A-Za-z0-9_-]", "_", study_id)[:80] + "-" + digest[:12]
+    return f"images/{digest[:2]}/{safe}.{suffix}"
+
+
+def require_some_image(studies: pd.DataFrame, images: Path) -> None:
+    """Raise `SourceError` where none of a few dozen images exists: the image folder is the wrong one."""
+    some = studies["image_source"].iloc[:: max(1, len(studies) // 50)]
+    if len(some) and not any((images / path).exists() for path in some):
+        raise SourceError(
+            f"{images}: none of {len(some)} images looked for is there (for one, {some.iloc[0]}); give --images DIR"
+        )
+
+
+def make_images(
+    studies: pd.DataFrame, images: Path, out: Path, settings: ImageSettings, workers: int, title: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write every study's image; the studies that have one, with column `image`, and the rejects of the others."""
+    studies = studies.assign(image=[image_path(s, settings.format) for s in studies["study_id"]])
+    jobs = [
+        ImageJob(os.path.join(images, source), os.path.join(out, target))
+        for source, target in zip(studies["image_source"], studies["image"], strict=True)
+    ]
+    try:
+        with tqdm(total=len(jobs), desc=f"{title} images", unit="image", smoothing=0.05) as progress:
+            failures = prepare_images(jobs, settings, workers, progress)
+    except WorkerError as error:
+        raise SourceError(str(error)) from error
+    except OSError as error:
+        raise SourceError(
+            f"cannot write images below {out}: {error}; mend that and run the same command again"
+        ) from error
+    errors: list[ImageError | None] = [failures.get(job.target) for job in jobs]
+    failed = pd.Series([error is not None for error in errors], index=studies.index, dtype=bool)
+    broken = studies[failed]
+    rejects = reject_frame(
+        broken,
+        IMAGE_UNREADABLE,
+        [str(error) for error in errors if error],
+        broken["image_source"].to_numpy(),
+    )
+    rejects["reason"] = [IMAGE_MISSING if error.missing else IMAGE_UNREADABLE for error in errors if error]
+    if failed.all():
+        raise SourceError(
+            f"{title}: not one image could be read (for one, {rejects['file'].iloc[0]}: {rejects['detail'].iloc[0]})"
+        )
+    return studies[~failed].reset_index(drop=True), rejects
+
+
+def finish(
+    studies: pd.DataFrame,
+    rejects: pd.DataFrame,
+    out: Path,
+    made_from: dict,
+    found: Found,
+    notes: list[str],
+    link: bool,
+) -> None:
+    """Link priors, check, and write tables and card; the card last: a folder with a card is whole."""
+    studies = (link_priors if link else without_priors)(studies)
+    check_leakage(studies, str(out))
+    studies = studies.sort_values(["patient_id", "encounter", "study_id"], kind="stable")
+    for split in SPLITS:
+        write_studies(to_table(studies[studies["split"] == split]), out / f"{split}.parquet")
+    write_rejects(rejects, out / "rejects.parquet")
+    about = {
+        "title": found.title,
+        "licence": found.licence,
+        "credentialed": found.credentialed,
+        "priors_linked": link,
+        "notes": notes,
+    }
+    cards.write_card(studies, rejects, out, made_from, about)
+    (out / STARTED).unlink(missing_ok=True)
+
+
+def to_table(studies: pd.DataFrame) -> pa.Table:
+    """A frame as a study table."""
+    columns = []
+    for field in STUDY_SCHEMA:
+        column = studies[field.name]
+        if pa.types.is_timestamp(field.type):
+            columns.append(pa.array(pd.to_datetime(column), field.type, from_pandas=True))
+        elif pa.types.is_floating(field.type):
+            columns.append(pa.array(pd.to_numeric(column).astype("float64"), field.type, from_pandas=True))
+        else:
+            columns.append(pa.array(none(column), field.type))
+    return pa.Table.from_arrays(columns, schema=STUDY_SCHEMA)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def dry_run(source: Path, out: Path, options: Options, workers: int, say: Callable[[str], None] = print) -> None:
+    """Read a sample of the source and say what a run would do; nothing is written."""
+    check_options(source, options)
+    module = importlib.import_module(SOURCES[options.dataset])
+    files = module.inputs(source, options)
+    say(f"would read {len(files)} index file(s): {', '.join(p.name for p in files)}")
+    found = module.read(source, options)
+    studies, rejects, notes = select(found, options)
+    require_some_image(studies, found.images)
+    say(f"sample of {len(studies) + len(rejects):,} studies: {len(studies):,} usable, {len(rejects):,} not")
+    for reason, number in rejects["reason"].value_counts().items():
+        say(f"  {number:,} {reason}")
+    for split, number in studies["split"].value_counts().items():
+        say(f"  {number:,} {split}")
+    settings = ImageSettings(options.image_size, options.image_mode, options.image_format)
+    failed, begin, done = 0, time.perf_counter(), 0
+    for path in studies["image_source"].iloc[:: max(1, len(studies) // 16)]:
+        try:
+            resize(load_grey(found.images / path, settings), settings)
+        except ImageError as error:
+            failed += 1
+            say(f"  {path}: {error}")
+        done += 1
+    each = (time.perf_counter() - begin) / max(done, 1)
+    say(
+        f"{done} images tried, {failed} failed; {1000 * each:.0f} ms each: {workers / each:,.0f} a second with {workers} workers"
+    )
+    for note in notes:
+        say(f"note: {note}")
+    say(
+        f"would write {out}/{{train,validation,test}}.parquet, images/, rejects.parquet, card.json, card.md; wrote nothing"
+    )

@@ -1,0 +1,63 @@
+"""Prior studies: what a radiologist would have had at hand, and nothing of what came later."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from data_prep.study import report_text
+
+GROUP = ["dataset", "patient_id", "split"]
+
+
+def link_priors(studies: pd.DataFrame) -> pd.DataFrame:
+    """`studies` with the columns encounter, prior_study_id, prior_image and prior_report set.
+
+    The prior is the same patient's most recent *strictly earlier* study in the same split that is itself in the table,
+    so it has a frontal image and a report (Methods: "the most recent prior frontal radiograph and its associated
+    report"). Studies at the same time share an encounter number and are never each other's prior; of several at the
+    prior's time the one with the last study_id is taken. A study of unknown time is encounter 1 without a prior.
+
+    Args:
+        studies: columns of the study table but those four; `order` sorts in time where it is set, else study_datetime.
+    """
+    studies = studies.reset_index(drop=True)
+    time = pd.to_datetime(studies["study_datetime"]).astype("datetime64[us]")
+    order = time.astype("int64").astype("float64").where(time.notna())  # µs since 1970, exact in a double until 2255
+    if "order" in studies:
+        order = pd.to_numeric(studies["order"]).astype("float64").fillna(order)
+    group = studies.groupby(GROUP, sort=False).ngroup()
+    visits = pd.DataFrame({"group": group, "order": order, "study_id": studies["study_id"]}).dropna(subset=["order"])
+    visits = visits.sort_values(["group", "order", "study_id"], kind="stable")
+    last = visits.drop_duplicates(["group", "order"], keep="last")  # one row per encounter
+    previous = pd.Series(last.index, index=last.index).groupby(last["group"]).shift()
+    encounter = last.groupby("group").cumcount() + 1
+    by_visit = last[["group", "order"]].assign(previous=previous, encounter=encounter)
+    linked = visits[["group", "order"]].reset_index(names="row").merge(by_visit, on=["group", "order"], how="left")
+    linked = linked.set_index("row").reindex(studies.index)
+
+    studies["encounter"] = linked["encounter"].fillna(1).astype("int32")
+    reports = pd.Series(
+        [report_text(f, i) for f, i in zip(none(studies["findings"]), none(studies["impression"]), strict=True)],
+        index=studies.index,
+        dtype=object,
+    )
+    has_prior = linked["previous"].notna()
+    rows = linked["previous"][has_prior].astype("int64")
+    for column, values in (
+        ("prior_study_id", studies["study_id"]),
+        ("prior_image", studies["image"]),
+        ("prior_report", reports),
+    ):
+        studies[column] = pd.Series(None, index=studies.index, dtype=object)
+        studies.loc[has_prior, column] = values.loc[rows].to_numpy(dtype=object)
+    return studies
+
+
+def without_priors(studies: pd.DataFrame) -> pd.DataFrame:
+    """`studies` as if each were its patient's first: encounter 1, no prior."""
+    return studies.assign(encounter=1, prior_study_id=None, prior_image=None, prior_report=None)
+
+
+def none(column: pd.Series) -> list:
+    """The column's values with every kind of missing value as None."""
+    return column.astype(object).where(column.notna(), None).tolist()

@@ -1,0 +1,265 @@
+"""What every source gives: the studies found on disk, what could not be used, and what was read to know it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+
+from data_prep.rejects import empty_rejects
+
+# One row per study that has a report and a frontal image. `image_source` is the key image's path below `Found.images`;
+# `order` sorts a patient's studies in time where the source has no date-time (null: `study_datetime` does).
+FOUND_COLUMNS = (
+    "study_id",
+    "patient_id",
+    "dataset",
+    "split",
+    "view",
+    "image_source",
+    "indication",
+    "comparison",
+    "findings",
+    "impression",
+    "study_datetime",
+    "order",
+    "sex",
+    "age",
+    "race",
+)
+
+
+class SourceError(ValueError):
+    """A source is not what its layout says. The message is one line: which file, what was expected, how to mend it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can choose. Paths are not part of a card; their contents are, by fingerprint.
+
+    Args:
+        dataset: name of the source (`mimic`, `chexpert_plus`, …).
+        name: value of the table's `dataset` column; the source's own name unless the user gives one.
+        image_size: pixels, 16 or more.
+        image_mode: `longest` (longest side at most `image_size`, aspect kept, never enlarged), `letterbox` (black
+            bars to a square) or `stretch` (square, aspect lost).
+        image_format: `jpg` (quality 95) or `png`.
+        seed: of every random choice.
+        validation_studies: studies set aside from training, by patient; None: the source's default.
+        priors: whether prior studies are linked; None: the source's default.
+        images: the image folder, where it is not below the source folder.
+        rexrank: ReXrank test files whose studies and patients may not be in training or validation.
+        reports, mimic_iv, mapping, assume_first_frontal: see the sources that use them.
+        sample: read about so many studies only (dry run); None: all.
+    """
+
+    dataset: str
+    name: str = ""
+    image_size: int = 512
+    image_mode: str = "longest"
+    image_format: str = "jpg"
+    seed: int = 0
+    validation_studies: int | None = None
+    priors: bool | None = None
+    images: Path | None = None
+    reports: Path | None = None
+    mimic_iv: Path | None = None
+    mapping: Path | None = None
+    assume_first_frontal: bool = False
+    rexrank: tuple[Path, ...] = ()
+    sample: int | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that decide what is written, as the card records them (no path: they differ by machine)."""
+        return {
+            "name": self.name,
+            "image_size": self.image_size,
+            "image_mode": self.image_mode,
+            "image_format": self.image_format,
+            "seed": self.seed,
+            "validation_studies": self.validation_studies,
+            "priors": self.priors,
+            "assume_first_frontal": self.assume_first_frontal,
+        }
+
+
+@dataclass
+class Found:
+    """The studies of one source.
+
+    Args:
+        studies: columns FOUND_COLUMNS, one row per usable study, any order.
+        rejects: columns of `rejects.REJECTS_SCHEMA`, one row per study that is not usable.
+        images: the folder that `image_source` is relative to.
+        notes: sentences for the data card: choices, caveats of the source.
+        title, licence: for the data card.
+        credentialed: the licence or the origin forbids sending texts to third parties.
+        validation_studies, priors: the source's defaults for the options of the same name.
+    """
+
+    studies: pd.DataFrame
+    images: Path
+    title: str
+    licence: str
+    credentialed: bool
+    rejects: pd.DataFrame = field(default_factory=empty_rejects)
+    notes: list[str] = field(default_factory=list)
+    validation_studies: int = 0
+    priors: bool = True
+
+
+def found_frame(rows: Sequence[Mapping[str, Any]], dataset: str) -> pd.DataFrame:
+    """Rows (mappings; absent keys become null) as a frame with FOUND_COLUMNS."""
+    frame = pd.DataFrame(list(rows), columns=[c for c in FOUND_COLUMNS if c != "dataset"], dtype=object)
+    frame["dataset"] = dataset
+    return frame[list(FOUND_COLUMNS)]
+
+
+def blank_to_none(text: str | None) -> str | None:
+    """`text` without white space at its ends; None where nothing is left or nothing was there."""
+    if text is None or text != text:  # NaN
+        return None
+    return text.strip() or None
+
+
+def find_one(root: Path, patterns: Sequence[str], what: str, hint: str = "") -> Path:
+    """The first file below `root` that matches one of the glob `patterns`, in their order.
+
+    Raises:
+        SourceError: none matches.
+    """
+    if (found := find_optional(root, patterns)) is None:
+        raise SourceError(f"{root}: {what} not found (expected {' or '.join(patterns)}){hint and '; ' + hint}")
+    return found
+
+
+def find_optional(root: Path, patterns: Sequence[str]) -> Path | None:
+    """As `find_one`, None where nothing matches."""
+    for pattern in patterns:
+        if matches := sorted(root.glob(pattern)):
+            return matches[0]
+    return None
+
+
+def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """`columns` and those of `optional` that exist, all as text (null where blank), of a CSV file (.gz or not).
+
+    Raises:
+        SourceError: unreadable, or a column is missing.
+    """
+    try:
+        header = _csv_header(path)
+        if missing := [c for c in columns if c not in header]:
+            raise SourceError(
+                f"{path}: column(s) {', '.join(missing)} missing; it has {', '.join(header[:30])}. "
+                "Was the file edited or is it of another version?"
+            )
+        wanted = [*columns, *(c for c in optional if c in header)]
+        table = pa.csv.read_csv(
+            path,
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=wanted,
+                column_types={c: pa.string() for c in wanted},
+                strings_can_be_null=True,
+                null_values=[""],
+                quoted_strings_can_be_null=True,
+            ),
+        )
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise SourceError(f"{path}: not a readable CSV file ({one_line(error)}); fetch it again") from error
+    return table.to_pandas()
+
+
+def _csv_header(path: Path) -> list[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), None)
+    if not header:
+        raise SourceError(f"{path}: empty; expected a CSV file with a header line")
+    return header
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The JSON file's value, of type `kind` (dict or list). Bare NaN tokens become null.
+
+    Raises:
+        SourceError: unreadable, not JSON, or of another type.
+    """
+    try:
+        # Public files hold bare NaN tokens, which Python's parser takes and strict ones refuse.
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda token: None)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: not a readable JSON file ({one_line(error)}); fetch it again") from error
+    if not isinstance(value, kind):
+        raise SourceError(f"{path}: expected a JSON {'object' if kind is dict else 'list'} at the top")
+    return value
+
+
+def iterate_archive(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each regular file in a zip or tar archive whose name ends in `suffix`. Nothing is unpacked.
+
+    Raises:
+        SourceError: the archive cannot be read.
+    """
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    if not info.is_dir() and info.filename.endswith(suffix):
+                        yield info.filename, archive.read(info)
+        else:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if member.isfile() and member.name.endswith(suffix):
+                        yield member.name, archive.extractfile(member).read()
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError) as error:
+        raise SourceError(f"{path}: not a readable archive ({one_line(error)}); fetch it again") from error
+
+
+def inside(relative: str) -> str | None:
+    """`relative` as a clean path below its root (leading slashes and dots dropped), or None where it leaves the root."""
+    parts = [p for p in PurePosixPath(relative.replace("\\", "/")).parts if p not in ("/", ".")]
+    if not parts or ".." in parts or ":" in parts[0] or "\0" in relative:
+        return None
+    return "/".join(parts)
+
+
+def fingerprint(paths: Sequence[Path], root: Path) -> dict[str, str]:
+    """SHA-256 by path below `root` (by name where it lies elsewhere): of a file's content; of a folder, one over the
+    names and contents of all its files."""
+    digests = {}
+    for path in sorted(paths):
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        if path.is_dir():
+            digest = hashlib.sha256()
+            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                digest.update(file.relative_to(path).as_posix().encode() + b"\0" + _sha256(file))
+            digests[f"{name}/"] = digest.hexdigest()
+        else:
+            digests[name] = _sha256(path).hex()
+    return digests
+
+
+def _sha256(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def one_line(error: object) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())
