@@ -1,0 +1,314 @@
+"""One request at a time to an OpenAI-compatible endpoint, many at once: bounded, rate-limited, budgeted, and honest.
+
+`ChatClient.complete` makes a single attempt and either returns the answer or raises `CallError` with a cause. Whether
+to ask again is the caller's decision, since a malformed answer is asked for again just like a failed request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import openai
+
+from rewards.chexprompt.governance import host_of, is_loopback
+
+# Causes of failure: a small fixed set, so that they can be counted. None holds text of a report or of a server.
+RATE_LIMIT = "rate limit"
+SERVER_ERROR = "server error"
+TIMEOUT = "timeout"
+UNREACHABLE = "host unreachable"
+CONNECTION = "connection dropped"
+BAD_RESPONSE = "malformed response"
+BAD_ANSWER = "malformed answer"
+TRUNCATED = "truncated answer"
+REFUSED = "answer refused"
+BAD_REQUEST = "request refused"
+WRONG_KEY = "wrong key"
+WRONG_MODEL = "wrong model"
+BUDGET = "budget reached"
+BATCH_DEADLINE = "batch deadline"
+
+# English text has about four characters a token in common vocabularies; three keeps reservations on the safe side.
+CHARACTERS_PER_TOKEN = 3.0
+
+
+class CallError(Exception):
+    """A request without a usable answer.
+
+    Attributes:
+        cause: one of the constants of this module.
+        again: whether asking again may help.
+        status: the HTTP status, if there was one.
+    """
+
+    def __init__(self, cause: str, again: bool = True, status: int | None = None):
+        super().__init__(cause)
+        self.cause = cause
+        self.again = again
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text of an answer and what it took."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass
+class Spending:
+    """What has been spent, and how much may be.
+
+    Calls are requests sent, failed ones included. Tokens are those that the server reports; where a request fails after
+    it was sent, or reports none, the estimate is counted, so that a budget errs on the side of spending less.
+    Dollars follow from the tokens by the prices (dollars per million tokens).
+    """
+
+    max_calls: int | None = None
+    max_tokens: int | None = None
+    max_dollars: float | None = None
+    input_price: float | None = None
+    output_price: float | None = None
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reserved_prompt_tokens: int = field(default=0, repr=False)
+    reserved_completion_tokens: int = field(default=0, repr=False)
+
+    def dollars(self, prompt_tokens: int | None = None, completion_tokens: int | None = None) -> float | None:
+        """Money for these numbers of tokens (by default those spent); None without prices."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        prompt = self.prompt_tokens if prompt_tokens is None else prompt_tokens
+        completion = self.completion_tokens if completion_tokens is None else completion_tokens
+        return (prompt * self.input_price + completion * self.output_price) / 1e6
+
+    def reserve(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Set aside one call of at most this size.
+
+        Raises:
+            CallError: with what is spent and reserved already, it would exceed the budget.
+        """
+        prompt = self.prompt_tokens + self.reserved_prompt_tokens + prompt_tokens
+        completion = self.completion_tokens + self.reserved_completion_tokens + completion_tokens
+        dollars = self.dollars(prompt, completion)
+        if (
+            (self.max_calls is not None and self.calls + 1 > self.max_calls)
+            or (self.max_tokens is not None and prompt + completion > self.max_tokens)
+            or (self.max_dollars is not None and dollars is not None and dollars > self.max_dollars)
+        ):
+            raise CallError(BUDGET, again=False)
+        self.calls += 1
+        self.reserved_prompt_tokens += prompt_tokens
+        self.reserved_completion_tokens += completion_tokens
+
+    def settle(self, reserved: tuple[int, int], spent: tuple[int, int]) -> None:
+        """Replace a reservation (prompt and completion tokens) by what was really spent."""
+        self.reserved_prompt_tokens -= reserved[0]
+        self.reserved_completion_tokens -= reserved[1]
+        self.prompt_tokens += spent[0]
+        self.completion_tokens += spent[1]
+
+    def __str__(self) -> str:
+        dollars = self.dollars()
+        money = "" if dollars is None else f", ${dollars:.2f}"
+        return f"{self.calls} calls, {self.prompt_tokens + self.completion_tokens} tokens{money}"
+
+
+class Pace:
+    """Spaces events evenly: `wait(cost)` returns when the costs so far fit the rate, without bursts."""
+
+    def __init__(self, per_minute: float | None):
+        self.seconds_per_unit = 60.0 / per_minute if per_minute else 0.0
+        self._free_at = 0.0
+
+    async def wait(self, cost: float = 1.0) -> None:
+        if not self.seconds_per_unit:
+            return
+        now = time.monotonic()
+        start = max(now, self._free_at)
+        self._free_at = start + cost * self.seconds_per_unit
+        await asyncio.sleep(start - now)
+
+    def correct(self, difference: float) -> None:
+        """Add to the costs so far, once the true cost of an event is known; negative gives time back."""
+        self._free_at += difference * self.seconds_per_unit
+
+
+class ChatClient:
+    """Chat completions from one endpoint, bound to the event loop it is first used in.
+
+    Args:
+        base_url: the endpoint, e.g. `http://127.0.0.1:8000/v1`.
+        api_key: sent as bearer token; never printed.
+        concurrency: requests in flight at most.
+        timeout: seconds for one request, from sending to the last byte.
+        requests_per_minute, tokens_per_minute: limits, None for none.
+        spending: counted here, and stopped at its budget.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        concurrency: int,
+        timeout: float,
+        spending: Spending,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+    ):
+        self.timeout = timeout
+        self.spending = spending
+        self._slots = asyncio.Semaphore(concurrency)
+        self._requests = Pace(requests_per_minute)
+        self._tokens = Pace(tokens_per_minute)
+        self._not_before = 0.0
+        self._client = openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=api_key,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(
+                limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+                timeout=timeout,
+                # A redirect or a proxy from the environment could carry reports from this machine to another host.
+                follow_redirects=False,
+                trust_env=not is_loopback(host_of(base_url)),
+            ),
+        )
+
+    async def models(self) -> list[str] | None:
+        """Names of the models that the endpoint offers; None where it does not list them.
+
+        Raises:
+            CallError: it cannot be reached, or refuses the key.
+        """
+        try:
+            body = _json(await self._send(self._client.get("/models", cast_to=httpx2.Response)))
+            return [model["id"] for model in body["data"]]
+        except (KeyError, TypeError):
+            return None
+        except CallError as error:
+            if error.cause in (BAD_REQUEST, WRONG_MODEL, BAD_RESPONSE):
+                return None
+            raise
+
+    async def complete(self, body: dict[str, Any]) -> Answer:
+        """One attempt at one chat completion; `body` is the request of the chat completions API.
+
+        Raises:
+            CallError: no answer with a text, with the cause.
+        """
+        characters = sum(len(message["content"]) for message in body["messages"])
+        reserved = (math.ceil(characters / CHARACTERS_PER_TOKEN), body.get("max_completion_tokens", 0))
+        async with self._slots:
+            while (pause := self._not_before - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            self.spending.reserve(*reserved)
+            spent = (0, 0)
+            try:
+                await self._requests.wait()
+                await self._tokens.wait(sum(reserved))
+                spent = reserved  # from here on the server may charge, whatever becomes of the answer
+                response = await self._send(self._client.post("/chat/completions", body=body, cast_to=httpx2.Response))
+                reply = _json(response)
+                spent = _usage(reply) or reserved
+                return Answer(_text(reply), *spent)
+            except CallError as error:
+                if error.status is not None or error.cause == UNREACHABLE:
+                    spent = (0, 0)  # refused, or never sent: not charged
+                raise
+            finally:
+                self.spending.settle(reserved, spent)
+                self._tokens.correct(sum(spent) - sum(reserved))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _send(self, request: Any) -> httpx2.Response:
+        """Await a request; every way in which it can fail becomes a `CallError`."""
+        try:
+            return await asyncio.wait_for(request, self.timeout)
+        except (asyncio.TimeoutError, openai.APITimeoutError):
+            raise CallError(TIMEOUT) from None
+        except openai.APIConnectionError as error:
+            never_sent = isinstance(error.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout))
+            raise CallError(UNREACHABLE if never_sent else CONNECTION) from None
+        except openai.APIStatusError as error:
+            status = error.status_code
+            seconds = _retry_after(error.response.headers)
+            if seconds is not None and status in (429, 503):
+                # Limits hold for the account, so everybody waits, not only the call that was told.
+                self._not_before = max(self._not_before, time.monotonic() + seconds)
+            if status in (401, 403):
+                raise CallError(WRONG_KEY, again=False, status=status) from None
+            if status == 404:
+                raise CallError(WRONG_MODEL, again=False, status=status) from None
+            if status == 429:
+                raise CallError(RATE_LIMIT, status=status) from None
+            if status in (408, 409) or status >= 500:
+                raise CallError(SERVER_ERROR, status=status) from None
+            raise CallError(BAD_REQUEST, again=False, status=status) from None
+        except openai.OpenAIError:
+            raise CallError(BAD_RESPONSE) from None
+
+
+def _json(response: httpx2.Response) -> dict[str, Any]:
+    if response.status_code != 200:
+        raise CallError(BAD_RESPONSE)  # a redirect, say
+    try:
+        body = json.loads(response.content)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise CallError(BAD_RESPONSE) from None
+    if not isinstance(body, dict):
+        raise CallError(BAD_RESPONSE)
+    return body
+
+
+def _text(reply: dict[str, Any]) -> str:
+    """The text of the first and only choice, if the server finished it."""
+    try:
+        (choice,) = reply["choices"]
+        text, reason, refusal = choice["message"]["content"], choice["finish_reason"], choice["message"].get("refusal")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CallError(BAD_RESPONSE) from None
+    if reason == "length":
+        raise CallError(TRUNCATED)
+    if refusal or reason == "content_filter":
+        raise CallError(REFUSED)
+    if reason != "stop" or not (text is None or isinstance(text, str)):
+        raise CallError(BAD_RESPONSE)
+    return text or ""
+
+
+def _usage(reply: dict[str, Any]) -> tuple[int, int] | None:
+    usage = reply.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    return counts if all(type(count) is int and count >= 0 for count in counts) else None
+
+
+def _retry_after(headers: httpx2.Headers) -> float | None:
+    """Seconds to wait by `Retry-After` (a number or an HTTP date) or OpenAI's `retry-after-ms`; None where there is neither."""
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        elif headers.get("retry-after", "").strip().isdigit():
+            seconds = float(headers["retry-after"])
+        elif "retry-after" in headers:
+            seconds = email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
+        else:
+            return None
+    except (ValueError, TypeError):
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,133 @@
+"""The judge's answer, as text and back: a fixed list, or the same counts as JSON. Anything else is no answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
+
+# Our bound: no report of this length holds more errors of one type and significance. A larger number is a broken answer.
+MAX_COUNT = 20
+
+TYPE_TITLES = (
+    "False finding",
+    "Omitted finding",
+    "Wrong location",
+    "Wrong severity",
+    "False comparison",
+    "Omitted comparison",
+)
+SECTION_TITLES = ("Clinically significant errors", "Clinically insignificant errors")
+
+# For `response_format`: the strict subset of JSON schema that OpenAI, Azure and vLLM all accept (no minimum or maximum there).
+JSON_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"significant": {"$ref": "#/$defs/counts"}, "insignificant": {"$ref": "#/$defs/counts"}},
+    "required": ["significant", "insignificant"],
+    "additionalProperties": False,
+    "$defs": {
+        "counts": {
+            "type": "object",
+            "properties": {name: {"$ref": "#/$defs/count"} for name in ERROR_TYPES},
+            "required": list(ERROR_TYPES),
+            "additionalProperties": False,
+        },
+        "count": {"type": "integer", "enum": list(range(MAX_COUNT + 1))},
+    },
+}
+RESPONSE_FORMAT: dict[str, Any] = {
+    "type": "json_schema",
+    "json_schema": {"name": "error_counts", "strict": True, "schema": JSON_SCHEMA},
+}
+
+
+class AnswerError(ValueError):
+    """An answer that is not in the fixed format; the message says how, without quoting it (it may hold report text)."""
+
+
+def format_list(judgement: Judgement) -> str:
+    """The list format: two headings, each followed by six lettered counts."""
+    lines = []
+    for title, counts in zip(SECTION_TITLES, (judgement.significant, judgement.insignificant), strict=True):
+        lines.append(f"{title}:")
+        lines += [f"{letter}. {name}: {n}" for letter, name, n in zip("ABCDEF", TYPE_TITLES, counts, strict=True)]
+    return "\n".join(lines)
+
+
+def format_json(judgement: Judgement) -> str:
+    """The JSON format of `JSON_SCHEMA`."""
+    return json.dumps(
+        {
+            "significant": dict(zip(ERROR_TYPES, judgement.significant, strict=True)),
+            "insignificant": dict(zip(ERROR_TYPES, judgement.insignificant, strict=True)),
+        }
+    )
+
+
+def parse_answer(text: str) -> Judgement:
+    """Counts from an answer in either format.
+
+    Both are read strictly: white space aside, nothing may precede, follow or be missing, so an answer that quotes a
+    report, argues, or was cut short is refused as a whole, never half read.
+
+    Raises:
+        AnswerError: the answer is empty or in neither format.
+    """
+    text = text.strip()
+    if not text:
+        raise AnswerError("empty answer")
+    return _parse_json(text) if text.startswith("{") else _parse_list(text)
+
+
+_LIST_PATTERN = re.compile(
+    r"\s*\n\s*".join(
+        line
+        for title in SECTION_TITLES
+        for line in (
+            rf"{title}:",
+            *(
+                rf"{letter}\.[ \t]*{name}:[ \t]*([0-9]{{1,3}})"
+                for letter, name in zip("ABCDEF", TYPE_TITLES, strict=True)
+            ),
+        )
+    ),
+    re.IGNORECASE,
+)
+
+
+def _parse_list(text: str) -> Judgement:
+    match = _LIST_PATTERN.fullmatch(text)
+    if match is None:
+        raise AnswerError("the answer is not the list of twelve counts")
+    counts = [int(group) for group in match.groups()]
+    return _judgement(counts[:6], counts[6:])
+
+
+def _parse_json(text: str) -> Judgement:
+    try:
+        answer = json.loads(text, object_pairs_hook=_object_without_repeated_keys)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise AnswerError("the answer is not valid JSON") from error
+    if set(answer) != {"significant", "insignificant"}:
+        raise AnswerError("the answer's JSON has other keys than significant and insignificant")
+    counts = []
+    for part in ("significant", "insignificant"):
+        if not isinstance(answer[part], dict) or set(answer[part]) != set(ERROR_TYPES):
+            raise AnswerError(f"the answer's {part} does not hold exactly the six error types")
+        counts.append([answer[part][name] for name in ERROR_TYPES])
+    return _judgement(*counts)
+
+
+def _object_without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise AnswerError("the answer's JSON repeats a key")
+    return dict(pairs)
+
+
+def _judgement(significant: list[Any], insignificant: list[Any]) -> Judgement:
+    for count in (*significant, *insignificant):
+        if type(count) is not int or not 0 <= count <= MAX_COUNT:  # `type`, because True is an int to isinstance
+            raise AnswerError(f"a count is not a whole number from 0 to {MAX_COUNT}")
+    return Judgement(tuple(significant), tuple(insignificant))
