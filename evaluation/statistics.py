@@ -12,13 +12,14 @@ is the bootstrap over studies.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 RESAMPLES = 1_000
 PERMUTATIONS = 9_999
+GAP_PERMUTATIONS = 1_999
 LEVEL = 0.95
 _CHUNK_CELLS = 2_000_000  # resamples x patients held at once: 16 MB of float64
 
@@ -59,10 +60,11 @@ class Statistic:
 
     columns: np.ndarray
     from_sums: Callable[[np.ndarray], np.ndarray]
+    inverse: bool = False  # one over something: its interval is that thing's, inverted
 
     def rows(self, keep: np.ndarray) -> Statistic:
         """The same statistic of some of the studies (`keep`: bool [n] or indices)."""
-        return Statistic(self.columns[keep], self.from_sums)
+        return replace(self, columns=self.columns[keep])
 
     @property
     def value(self) -> float | None:
@@ -77,9 +79,12 @@ def mean(values: np.ndarray) -> Statistic:
 
 
 def inverse_mean(values: np.ndarray) -> Statistic:
-    """1 / mean: ReXrank's 1/RadCliQ-v1. The mean is inverted, never a study's value, because RadCliQ crosses zero."""
+    """1 / mean: ReXrank's 1/RadCliQ-v1. The mean is inverted, never a study's value, because RadCliQ crosses zero.
+
+    Its interval is the mean's interval inverted, and has no bounds where that holds zero.
+    """
     base = mean(values)
-    return Statistic(base.columns, lambda sums: _divide(1.0, _mean_of_sums(sums)))
+    return Statistic(base.columns, lambda sums: _divide(1.0, _mean_of_sums(sums)), inverse=True)
 
 
 def f1(truth: np.ndarray, candidate: np.ndarray, average: str = "micro") -> Statistic:
@@ -130,10 +135,16 @@ def bootstrap(
     if not statistics:
         return {}
     sums, draws = _draws(statistics, patients, resamples, seed)
-    return {
-        name: Interval(_number(point), *_percentiles(draw, len(sums), level))
-        for name, point, draw in _each(statistics, sums.sum(axis=0), draws)
-    }
+    intervals = {}
+    for name, point, draw in _each(statistics, sums.sum(axis=0), draws):
+        if statistics[name].inverse:
+            low, high = _percentiles(_divide(1.0, draw), len(sums), level)
+            crosses = low is None or low <= 0 <= high
+            low, high = (None, None) if crosses else (1 / high, 1 / low)
+        else:
+            low, high = _percentiles(draw, len(sums), level)
+        intervals[name] = Interval(_number(point), low, high)
+    return intervals
 
 
 def paired(
@@ -161,38 +172,51 @@ def paired(
 
 
 def gap_test(
-    statistic: Statistic,
+    statistics: Mapping[str, Statistic],
     strata: Sequence[Hashable],
     patients: Sequence[Hashable],
     *,
-    permutations: int = 1_999,
+    permutations: int = GAP_PERMUTATIONS,
     seed: int = 0,
-) -> float | None:
-    """p-value of the largest difference between strata: strata are permuted over patients.
+) -> dict[str, float | None]:
+    """p-value of each statistic's largest difference between strata: strata are permuted over patients.
 
-    A patient whose studies lie in two strata (an age limit passed between them) counts as one unit in each.
+    A patient whose studies lie in two strata (an age limit passed between them) counts as one unit in each. None where
+    there is one stratum, or where the statistic is undefined in all.
     """
-    strata = np.unique(np.asarray(strata, dtype=object).astype(str), return_inverse=True)[1]
-    units, unit_of = np.unique(np.stack([cluster_index(patients), strata], axis=1), axis=0, return_inverse=True)
-    sums = np.zeros((len(units), statistic.columns.shape[1]))
-    np.add.at(sums, unit_of.ravel(), statistic.columns)
-    labels, groups = units[:, 1], int(units[:, 1].max()) + 1
+    if not statistics:
+        return {}
+    stratum = cluster_index(strata)
+    units, unit_of = np.unique(np.stack([cluster_index(patients), stratum], axis=1), axis=0, return_inverse=True)
+    groups = int(stratum.max()) + 1
     if groups < 2:
-        return None
+        return dict.fromkeys(statistics)
+    sums = np.zeros((len(units), sum(s.columns.shape[1] for s in statistics.values())))
+    np.add.at(sums, unit_of.ravel(), np.concatenate([s.columns for s in statistics.values()], axis=1))
 
-    def gap(label_rows: np.ndarray) -> np.ndarray:
-        values = np.stack([statistic.from_sums((label_rows == g).astype(np.float64) @ sums) for g in range(groups)])
-        return np.nanmax(values, axis=0) - np.nanmin(values, axis=0)
+    def gaps(labels: np.ndarray) -> dict[str, np.ndarray]:
+        by_group = np.stack([(labels == g).astype(np.float64) @ sums for g in range(groups)])
+        found, start = {}, 0
+        for name, statistic in statistics.items():
+            end = start + statistic.columns.shape[1]
+            values = statistic.from_sums(by_group[..., start:end])
+            # A stratum where the statistic is undefined takes no part in the gap.
+            highest = np.where(np.isnan(values), -np.inf, values).max(axis=0)
+            found[name] = highest - np.where(np.isnan(values), np.inf, values).min(axis=0)
+            start = end
+        return found
 
-    observed = gap(labels[None])[0]
+    labels = units[:, 1]
+    observed = {name: gap[0] for name, gap in gaps(labels[None]).items()}
     rng = np.random.default_rng(seed)
-    extreme, done = 0, 0
+    extreme, done = dict.fromkeys(statistics, 0), 0
     while done < permutations:
         rows = min(permutations - done, max(1, _CHUNK_CELLS // len(labels)))
         shuffled = rng.permuted(np.broadcast_to(labels, (rows, len(labels))), axis=1)
-        extreme += int((gap(shuffled) >= observed - 1e-12).sum())
+        for name, gap in gaps(shuffled).items():
+            extreme[name] += int((gap >= observed[name] - 1e-9 * (1 + abs(observed[name]))).sum())
         done += rows
-    return (1 + extreme) / (1 + permutations)
+    return {n: (1 + extreme[n]) / (1 + permutations) if np.isfinite(observed[n]) else None for n in statistics}
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -141,9 +141,11 @@ def test_gap_between_strata():
     rng = np.random.default_rng(0)
     strata = np.repeat(["F", "M"], 100)
     same, apart = rng.normal(0, 1, 200), rng.normal(0, 1, 200) + (strata == "F")
-    assert statistics.gap_test(statistics.mean(same), strata, range(200)) > 0.05
-    assert statistics.gap_test(statistics.mean(apart), strata, range(200)) < 0.01
-    assert statistics.gap_test(statistics.mean(same), ["all"] * 200, range(200)) is None
+    both = {"same": statistics.mean(same), "apart": statistics.mean(apart)}
+    found = statistics.gap_test(both, strata, range(200))
+    assert found["same"] > 0.05
+    assert found["apart"] < 0.01
+    assert statistics.gap_test(both, ["all"] * 200, range(200)) == {"same": None, "apart": None}
 
 
 def test_bootstrap_of_ten_thousand_studies_is_quick():
@@ -152,3 +154,10 @@ def test_bootstrap_of_ten_thousand_studies_is_quick():
     start = time.perf_counter()
     statistics.bootstrap(values, range(10_000), resamples=1_000)
     assert time.perf_counter() - start < 10
+
+
+def test_one_over_a_mean_that_may_be_zero_has_no_interval():
+    values = np.random.default_rng(0).normal(0.05, 1.0, 50)
+    interval = statistics.bootstrap({"x": statistics.inverse_mean(values)}, range(50))["x"]
+    assert interval.mean == pytest.approx(1 / values.mean())
+    assert (interval.low, interval.high) == (None, None)

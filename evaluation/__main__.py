@@ -1,0 +1,238 @@
+"""python -m evaluation generate | baseline | score | compare | summary | report | submission (each with --help)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation import statistics
+from evaluation.errors import EvaluationError
+from recipes.errors import run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    options.run(options)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from evaluation.generate import GenerationSettings, generate, generate_shard
+
+    settings = GenerationSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings)})
+    if options.batch_size < 1:
+        raise EvaluationError(f"--batch_size is {options.batch_size}; it must be at least 1")
+    common = (
+        options.model,
+        options.data,
+        options.split,
+        options.out,
+        settings,
+        options.batch_size,
+        options.max_studies,
+    )
+    if options.shard:
+        generate_shard(*common, *options.shard)
+        return
+    result = generate(*common, force=options.force)
+    print(f"{options.out / 'predictions.json'}: {result['made_by']['studies']} reports")
+
+
+def _baseline(options: argparse.Namespace) -> None:
+    from evaluation.baselines import write_baseline
+
+    result = write_baseline(options.name, options.data, options.split, options.train or [options.data], options.out)
+    replaced = result["studies_given_the_most_frequent_report"]
+    note = f"; {replaced} studies without a prior or an indication got the most frequent report" if replaced else ""
+    print(f"{options.out / 'predictions.json'}: baseline {options.name}{note}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from evaluation.compare import table
+    from evaluation.score import score_file
+    from evaluation.scorers import open_scorers
+
+    with open_scorers(
+        options.backend, options.weights_dir, options.metrics.split(","), _judge_settings(options)
+    ) as scorers:
+        result = score_file(
+            options.predictions,
+            scorers,
+            options.out,
+            references=options.references,
+            data=options.data,
+            split=options.split,
+            dataset=options.dataset,
+            sections=options.sections,
+            resamples=options.resamples,
+            seed=options.seed,
+            force=options.force,
+        )
+    print(table({**result, "means": {options.out.name: result["metrics"]}, "pairs": [], "not_compared": []}))
+    for name, ids in result["listed"].items():
+        print(f"{result['counts'][name]} {name.replace('_', ' ')}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}")
+    for cause, count in result["judge_failures"].items():
+        print(f"{count} judge calls failed: {cause}; their errors are not counted")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from evaluation.compare import compare, named_folders, read_result, table
+    from evaluation.predictions import write_json
+    from evaluation.score import Scores
+
+    if len(options.folders) < 2:
+        raise EvaluationError("compare needs at least two folders with scores.jsonl")
+    folders = named_folders(options.folders)
+    described = {name: read_result(folder)["made_by"]["scorers"] for name, folder in folders.items()}
+    models = {name: Scores.read(folder / "scores.jsonl") for name, folder in folders.items()}
+    result = compare(models, described, resamples=options.resamples, seed=options.seed)
+    if options.out:
+        write_json(options.out, result)
+    print(table(result))
+
+
+def _summary(options: argparse.Namespace) -> None:
+    from evaluation.summary import summarise_run, text
+
+    print(text(summarise_run(options.outputs, options.resamples, options.seed)))
+    print(f"written to {options.outputs / 'summary.json'}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from evaluation.report import write_report
+
+    path = write_report(options.outputs, data_dir=options.data_dir, resamples=options.resamples, seed=options.seed)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens offline in any browser")
+
+
+def _judge_settings(options: argparse.Namespace) -> dict[str, Any] | None:
+    given = {k: v for k, v in vars(options).items() if k.startswith("judge_") and v is not None}
+    if options.judge == "none":
+        return None
+    if options.judge == "offline":
+        return {"judge_base_url": "offline", **given}
+    if "judge_model" not in given:
+        raise EvaluationError(f"--judge {options.judge} needs --judge_model, the model that this server serves")
+    return {"judge_base_url": options.judge, **given}
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with 0 <= i < n")
+    return int(part), int(parts)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong flag is one line, as every mistake is."""
+
+    def error(self, message: str) -> None:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from evaluation.baselines import BASELINES
+    from evaluation.generate import ENGINES
+    from evaluation.predictions import SECTIONS
+
+    parser = _Parser(prog="python -m evaluation", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    def add_data(made: argparse.ArgumentParser, required: bool) -> None:
+        made.add_argument("--data", type=Path, required=required, help="prepared folder, e.g. data/mimic")
+        made.add_argument("--split", default="test", choices=("train", "validation", "test"))
+
+    def add_bootstrap(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--resamples", type=int, default=statistics.RESAMPLES)
+        made.add_argument("--seed", type=int, default=0)
+
+    made = command("generate", _generate, "write a model's report for every study, greedily")
+    made.add_argument("--model", required=True, help="checkpoint folder or hub name")
+    add_data(made, required=True)
+    made.add_argument("--out", type=Path, required=True, help="folder for predictions.json")
+    made.add_argument("--batch_size", type=int, default=16)
+    made.add_argument("--sections", default="available", choices=SECTIONS, help="which sections are asked for")
+    made.add_argument("--longitudinal", type=_yes_or_no, default=True, help="show the prior image and report")
+    made.add_argument("--context", type=_yes_or_no, default=True, help="show indication and comparison")
+    made.add_argument("--max_new_tokens", type=int, default=512)
+    made.add_argument("--engine", default="auto", choices=ENGINES)
+    made.add_argument("--dtype", default="auto")
+    made.add_argument("--max_studies", type=int, default=None, help="only the first so many")
+    made.add_argument(
+        "--shard", type=_shard, default=None, metavar="i/n", help="one process's part, merged by a run without it"
+    )
+    made.add_argument("--force", action="store_true", help="make them again")
+
+    made = command("baseline", _baseline, "write the reports of a baseline that sees no image")
+    made.add_argument("--name", required=True, choices=BASELINES)
+    add_data(made, required=True)
+    made.add_argument(
+        "--train", type=Path, nargs="+", help="prepared folders whose train split is used (default: --data)"
+    )
+    made.add_argument("--out", type=Path, required=True)
+
+    made = command("score", _score, "score a file of predictions in ReXrank's form")
+    made.add_argument("--predictions", type=Path, required=True)
+    made.add_argument("--references", type=Path, help="ReXrank test file (default: the references in --predictions)")
+    add_data(made, required=False)
+    made.add_argument("--dataset", help="the data set's name, where neither --data nor the file says it")
+    made.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl and scores.json")
+    made.add_argument("--sections", default="available", choices=SECTIONS, help="which sections are compared")
+    made.add_argument("--backend", default="real", choices=("real", "offline"))
+    made.add_argument("--weights_dir", type=Path, default=Path("weights"))
+    made.add_argument("--metrics", default="bleu2,bertscore,sembscore,radgraph", help="comma-separated")
+    made.add_argument(
+        "--judge", default="none", help="none, offline (rule stand-in), or the URL of an OpenAI-compatible server"
+    )
+    _add_judge_settings(made)
+    add_bootstrap(made)
+    made.add_argument("--force", action="store_true", help="score again")
+
+    made = command("compare", _compare, "compare scored models on the same studies")
+    made.add_argument("folders", type=Path, nargs="+", help="folders with scores.jsonl")
+    made.add_argument("--out", type=Path, help="JSON file for the result")
+    add_bootstrap(made)
+
+    made = command("summary", _summary, "the principal numbers of a run: summary.json")
+    made.add_argument("--outputs", type=Path, required=True, help="the run's folder, e.g. outputs/demo")
+    add_bootstrap(made)
+
+    made = command("report", _report, "the run's report: one HTML file")
+    made.add_argument("--outputs", type=Path, required=True, help="the run's folder, e.g. outputs/demo")
+    made.add_argument(
+        "--data_dir", type=Path, default=Path("data"), help="folder of the prepared data sets (for images)"
+    )
+    add_bootstrap(made)
+    return parser
+
+
+def _add_judge_settings(made: argparse.ArgumentParser) -> None:
+    """A flag for every field of JudgeSettings."""
+    import yaml
+
+    from rewards.chexprompt.judge import JudgeSettings
+
+    for field in dataclasses.fields(JudgeSettings):
+        if field.name != "judge_base_url":
+            made.add_argument(f"--{field.name}", type=yaml.safe_load, default=None, help=argparse.SUPPRESS)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,107 @@
+"""What any model has to beat: reports written without looking at an image.
+
+    python -m evaluation baseline --name copy_prior --data data/mimic --train data/mimic --out DIR
+
+The paper compares with "copy prior report" (figure 3); the most frequent report and retrieval by indication are ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.study import report_text
+from evaluation.errors import EvaluationError
+from evaluation.predictions import rexrank_entry, studies_of_data, write_json
+from recipes.prompts import study_sections
+
+BASELINES = ("most_frequent", "copy_prior", "retrieval")
+
+
+def write_baseline(name: str, data: Path, split: str, train: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write a baseline's `predictions.json` (ReXrank's form) and `generation.json` in `out`; returns the latter.
+
+    Raises:
+        EvaluationError: no such baseline.
+        StudyError: no such data.
+    """
+    if name not in BASELINES:
+        raise EvaluationError(f"no baseline {name!r}; choose one of {', '.join(BASELINES)}")
+    studies = studies_of_data(data, split)
+    training = [study for folder in train for study in studies_of_data(folder, "train")]
+    frequent = most_frequent(training)
+    replaced = 0
+    if name == "most_frequent":
+        reports = [frequent_for(study, frequent) for study in studies]
+    else:
+        found = (copy_prior if name == "copy_prior" else retrieve)(studies, training)
+        replaced = sum(report is None for report in found)
+        reports = [r if r is not None else frequent_for(s, frequent) for s, r in zip(studies, found, strict=True)]
+    write_json(
+        out / "predictions.json",
+        {s["study_id"]: rexrank_entry(s, report) for s, report in zip(studies, reports, strict=True)},
+    )
+    digest = hashlib.sha256()
+    for file in [data / f"{split}.parquet", *(folder / "train.parquet" for folder in train)]:
+        digest.update(file.read_bytes())
+    result = {
+        "finished": True,
+        "made_by": {"baseline": name, "data": data.name, "split": split, "train": [folder.name for folder in train]},
+        "data_sha256": digest.hexdigest(),
+        # No prior to copy, or no indication to search by: these studies got the most frequent training report.
+        "studies_given_the_most_frequent_report": replaced,
+    }
+    write_json(out / "generation.json", result)
+    return result
+
+
+def most_frequent(training: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The training study whose report is the most frequent, compared without regard to case and white space.
+
+    Among equally frequent ones, that whose findings and impression are most frequent by themselves, then the first.
+    """
+    normal = [tuple(" ".join((s[name] or "").lower().split()) for name in ("findings", "impression")) for s in training]
+    whole = Counter(normal)
+    parts = [Counter(report[i] for report in normal) for i in range(2)]
+
+    def rank(i: int) -> tuple[int, int, int]:
+        return whole[normal[i]], sum(parts[k][normal[i][k]] for k in range(2)), -i
+
+    return training[max(range(len(training)), key=rank)]
+
+
+def frequent_for(study: Mapping[str, Any], frequent: Mapping[str, Any]) -> str:
+    """The most frequent report, in the sections that are asked for (all it has where it lacks them)."""
+    wanted = study_sections(study)
+    asked = report_text(*(frequent[name] if name in wanted else None for name in ("findings", "impression")))
+    return asked or report_text(frequent["findings"], frequent["impression"])
+
+
+def copy_prior(studies: Sequence[Mapping[str, Any]], training: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """The prior report of each study; None where there is none."""
+    return [study["prior_report"] or None for study in studies]
+
+
+def retrieve(studies: Sequence[Mapping[str, Any]], training: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """The report of the training study with the nearest indication (cosine of TF-IDF); None without an indication."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    known = [study for study in training if study["indication"]]
+    if not known:
+        return [None] * len(studies)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
+    index = vectorizer.fit_transform(study["indication"] for study in known).T.tocsc()
+    reports: list[str | None] = []
+    for start in range(0, len(studies), 500):
+        chunk = studies[start : start + 500]
+        similarity = vectorizer.transform([study["indication"] or "" for study in chunk]) @ index
+        nearest = np.asarray(similarity.argmax(axis=1)).ravel()
+        for study, i in zip(chunk, nearest, strict=True):
+            hit = known[int(i)]
+            reports.append(report_text(hit["findings"], hit["impression"]) if study["indication"] else None)
+    return reports

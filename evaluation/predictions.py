@@ -1,0 +1,254 @@
+"""ReXrank's prediction file: what is read, what is written, and how predictions meet their references.
+
+The form (ReXrank's `ReXRank_*.json`): a dict keyed by study, each entry with report, section_findings,
+section_impression, context, image_path, key_image_path and, in an answer, model_prediction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.study import STUDY_SCHEMA, read_studies, report_text
+from evaluation.errors import EvaluationError
+
+# Which sections are compared. `available`: those the reference has, the form models are trained on. The other two are
+# ReXrank's boards: both sections, a missing one printed as the word None, and findings with findings.
+SECTIONS = ("available", "findings_impression", "findings")
+_ABSENT = {"", "none", "none.", "nan"}
+_HEADING = re.compile(r"\b(findings|impression)\s*:", re.IGNORECASE)
+
+
+@dataclass
+class Problems:
+    """What was unusual about a prediction file; ids are listed, nothing is dropped silently."""
+
+    missing: list[str] = field(default_factory=list)  # a reference without a prediction: scored as an empty report
+    extra: list[str] = field(default_factory=list)  # a prediction without a reference: not scored
+    duplicate: list[str] = field(default_factory=list)  # a key that the file holds twice: the last one counts
+    null: list[str] = field(default_factory=list)  # null or NaN: scored as an empty report
+    empty: list[str] = field(default_factory=list)  # "" or white space: scored as it is
+    not_text: list[str] = field(default_factory=list)  # a number, a list …: scored as an empty report
+    no_reference: list[str] = field(
+        default_factory=list
+    )  # the reference lacks the section that is compared: not scored
+
+    def counts(self) -> dict[str, int]:
+        return {name: len(ids) for name, ids in vars(self).items()}
+
+
+@dataclass
+class PredictionFile:
+    """A read file: entries by study in file order, and keys that appeared more than once."""
+
+    path: Path
+    entries: dict[str, dict[str, Any]]
+    duplicates: list[str]
+    fingerprint: str  # sha256 of the file
+
+
+def read_predictions(path: Path | str) -> PredictionFile:
+    """Read a file in ReXrank's form; bare NaN tokens are read as missing values.
+
+    Raises:
+        EvaluationError: no file, not JSON, or not a dict of dicts.
+    """
+    path = Path(path)
+    duplicates: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        read: dict[str, Any] = {}
+        for key, value in items:
+            if key in read:
+                duplicates.append(key)
+            read[key] = value
+        return read
+
+    try:
+        content = path.read_bytes()
+        entries = json.loads(content.decode("utf-8"), object_pairs_hook=pairs)
+    except FileNotFoundError:
+        raise EvaluationError(f"no prediction file {path}; make one with: python -m evaluation generate …") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise EvaluationError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, dict) or not entries:
+        raise EvaluationError(
+            f"{path} must hold a JSON object keyed by study, as ReXrank's files do, with at least one"
+        )
+    if wrong := [key for key, entry in entries.items() if not isinstance(entry, dict)]:
+        raise EvaluationError(
+            f"{path}: the entry of study {wrong[0]} is not an object with report, model_prediction, …"
+        )
+    studies = set(entries)
+    return PredictionFile(
+        path, entries, sorted({key for key in duplicates if key in studies}), hashlib.sha256(content).hexdigest()
+    )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically (temporary name, then rename). NaN is refused: strict parsers could not read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def section(value: Any) -> str | None:
+    """A section's text, or None where it is missing in any of the ways that ReXrank's files show it (null, NaN, None)."""
+    if not isinstance(value, str) or value.strip().lower() in _ABSENT:
+        return None
+    return value
+
+
+def reference_text(study: Mapping[str, Any], sections: str) -> str | None:
+    """The text that a candidate is compared with, or None where this study cannot be compared (no such section)."""
+    findings, impression = section(study.get("findings")), section(study.get("impression"))
+    if sections == "findings":
+        return findings
+    if sections == "findings_impression":
+        return (
+            f"Findings: {findings or 'None.'} Impression: {impression or 'None.'}" if findings or impression else None
+        )
+    return report_text(findings, impression) or None
+
+
+def candidate_text(prediction: str, sections: str) -> str:
+    """The part of a prediction that is compared: all of it, or its findings where only findings are compared.
+
+    Findings are what follows `Findings:` up to `Impression:`; text without headings is taken whole.
+    """
+    if sections != "findings":
+        return prediction
+    marks = list(_HEADING.finditer(prediction))
+    for i, mark in enumerate(marks):
+        if mark.group(1).lower() == "findings":
+            end = marks[i + 1].start() if i + 1 < len(marks) else len(prediction)
+            return prediction[mark.end() : end].strip()
+    return prediction[: marks[0].start()].strip() if marks else prediction
+
+
+def studies_of_file(file: PredictionFile) -> list[dict[str, Any]]:
+    """The studies that a ReXrank file describes, with the study table's keys; what the file lacks is None."""
+    studies = []
+    for key, entry in file.entries.items():
+        study: dict[str, Any] = dict.fromkeys(STUDY_SCHEMA.names)
+        text = entry.get("context") if isinstance(entry.get("context"), str) else ""
+        patient = entry.get("subject_id") or entry.get("patient_id")
+        study |= {
+            "study_id": key,
+            # CheXpert Plus names a study patient…_study…, IU CXR<uid>_…; elsewhere a study is its own patient.
+            "patient_id": str(patient) if patient else re.sub(r"(_study.*|_IM-.*)$", "", key),
+            "dataset": str(entry.get("dataset") or "file"),
+            "split": str(entry.get("split") or "test"),
+            "findings": section(entry.get("section_findings")),
+            "impression": section(entry.get("section_impression")),
+            "indication": section(_context_part(text, "Indication")),
+            "comparison": section(_context_part(text, "Comparison")),
+            "image": entry.get("key_image_path") if isinstance(entry.get("key_image_path"), str) else None,
+            "sex": _sex(entry.get("sex") or _context_part(text, "Gender")),
+            "age": _age(entry.get("age") or _context_part(text, "Age")),
+            "race": section(entry.get("race")),
+        }
+        studies.append(study)
+    return studies
+
+
+def studies_of_data(folder: Path | str, split: str) -> list[dict[str, Any]]:
+    """The studies of one split of a prepared folder, with `folder` added (image paths are inside it)."""
+    return [{**row, "folder": str(folder)} for row in read_studies(folder, split).to_pylist()]
+
+
+def rexrank_entry(study: Mapping[str, Any], prediction: str | None = None) -> dict[str, Any]:
+    """One study as an entry of a ReXrank file; without `prediction`, as one of a test file."""
+    findings, impression = section(study.get("findings")), section(study.get("impression"))
+    context = "".join(
+        f"{name.capitalize()}: {study[name]} " for name in ("indication", "comparison") if study.get(name)
+    ).strip()
+    entry = {
+        "report": f"Findings: {findings or 'None.'} Impression: {impression or 'None.'}",
+        "section_findings": findings,
+        "section_impression": impression,
+        "context": context,
+        "image_path": [study["image"]],
+        "key_image_path": study["image"],
+        "dataset": study["dataset"],
+        "split": study["split"],
+        "patient_id": study["patient_id"],
+    }
+    return entry if prediction is None else {**entry, "model_prediction": prediction}
+
+
+def pair(
+    studies: Sequence[Mapping[str, Any]], file: PredictionFile, sections: str
+) -> tuple[list[dict[str, Any]], Problems]:
+    """Studies with their candidate, by study id and never by position, and what was unusual.
+
+    Each returned row is the study with `reference`, `candidate` and `status` (ok, missing, null, empty, not_text).
+    """
+    problems = Problems(duplicate=list(file.duplicates))
+    known = {study["study_id"] for study in studies}
+    if len(known) != len(studies):
+        raise EvaluationError("the references hold a study id twice; score each data set on its own")
+    problems.extra = [key for key in file.entries if key not in known]
+    rows = []
+    for study in studies:
+        key = study["study_id"]
+        reference = reference_text(study, sections)
+        if reference is None:
+            problems.no_reference.append(key)
+            continue
+        status, prediction = _prediction(file.entries.get(key))
+        if status != "ok":
+            getattr(problems, status).append(key)
+        rows.append(
+            {**study, "reference": reference, "candidate": candidate_text(prediction, sections), "status": status}
+        )
+    if not rows:
+        raise EvaluationError(f"{file.path}: no study has a reference with sections={sections}; choose others")
+    if len(problems.missing) == len(rows):
+        raise EvaluationError(
+            f"{file.path} has no prediction for any of the {len(rows)} studies: its keys ({_some(file.entries)}) are not "
+            f"the references' ({_some(known)}), or it has no model_prediction"
+        )
+    return rows, problems
+
+
+def _prediction(entry: Mapping[str, Any] | None) -> tuple[str, str]:
+    if entry is None or "model_prediction" not in entry:
+        return "missing", ""
+    value = entry["model_prediction"]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "null", ""
+    if not isinstance(value, str):
+        return "not_text", ""
+    return ("ok", value) if value.strip() else ("empty", "")
+
+
+def _context_part(text: str, name: str) -> str | None:
+    """What follows `name:` in a context up to the next of its headings."""
+    match = re.search(rf"{name}:\s*(.*?)\s*(?=Age:|Gender:|Indication:|Comparison:|$)", text, re.DOTALL)
+    return match.group(1) if match else None
+
+
+def _sex(value: Any) -> str | None:
+    letter = str(value or "").strip().upper()[:1]
+    return letter if letter in ("F", "M") else None
+
+
+def _age(value: Any) -> float | None:
+    """Years: `72.0`, or the middle of a span `50-60`."""
+    numbers = [float(n) for n in re.findall(r"\d+(?:\.\d+)?", str(value or ""))]
+    return sum(numbers[:2]) / len(numbers[:2]) if numbers else None
+
+
+def _some(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(keys)[:2]) + ", …"

@@ -1,0 +1,472 @@
+"""Score a prediction file: one line of `scores.jsonl` per study, the means with their intervals in `scores.json`.
+
+    python -m evaluation score --predictions P.json --data data/mimic --split test --out DIR --backend real
+
+Any model's file in ReXrank's form can be scored. Scoring goes chunk by chunk: memory does not grow with the number of
+studies, and a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from evaluation import statistics, temporal
+from evaluation.errors import EvaluationError
+from evaluation.generate import drop_cut_line, read_lines
+from evaluation.predictions import Problems, pair, read_predictions, studies_of_data, studies_of_file, write_json
+from evaluation.statistics import Statistic
+from rewards.chexprompt.governance import JudgeError
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.judgement import ERROR_TYPES
+from rewards.conditions import CONDITIONS, TOP_FIVE, binary_labels
+from rewards.metric import Metric
+from rewards.radcliq import PARTS, RadCliQ
+
+# Paper, Optimization: the composite reward of step 1. It is shown beside the metrics because it is what RL optimises.
+COMPOSITE_WEIGHTS = {"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
+METRICS = ("bleu2", "bertscore", "sembscore", "radgraph")
+CHUNK = 256  # studies scored, judged and written at a time
+
+_COPIED = (
+    "study_id", "patient_id", "dataset", "split", "encounter", "sex", "age", "race", "findings", "impression",
+    "indication", "comparison", "prior_report", "image", "prior_image", "reference", "candidate", "status",
+)  # fmt: skip
+_LISTED = 100  # ids listed per problem in scores.json; the counts are of all
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """Turns reports into the 14 CheXpert conditions: int8 [n, 14] of classes (rewards.conditions)."""
+
+    name: str  # of the backend, e.g. `offline-rules`
+    fingerprint: str
+    label: Callable[[Sequence[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """What scores: metrics by bare name, a labeler, perhaps a judge."""
+
+    backend: str
+    metrics: Mapping[str, Metric]
+    labeler: Labeler
+    judge: Judge | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Names, backends and fingerprints: what makes a number what it is."""
+        return {
+            "backend": self.backend,
+            "metrics": {
+                m.name: {
+                    "backend": m.backend,
+                    "fingerprint": m.fingerprint,
+                    "range": [float(bound) if np.isfinite(bound) else None for bound in m.range],
+                    "higher_is_better": m.higher_is_better,
+                }
+                for m in [*self.metrics.values(), *([self.radcliq] if self.radcliq else [])]
+            },
+            "labels": {"backend": self.labeler.name, "fingerprint": self.labeler.fingerprint},
+            "judge": self.judge
+            and {"name": self.judge.name, "model": self.judge.model, "fingerprint": self.judge.fingerprint},
+            "composite": {"name": self.composite_name(), "weights": COMPOSITE_WEIGHTS},
+            "temporal": {"backend": temporal.RULES_NAME, "fingerprint": temporal.RULES_VERSION},
+        }
+
+    @cached_property
+    def radcliq(self) -> RadCliQ | None:
+        """RadCliQ-v1 over the metrics that are scored anyway; None where one of its parts is not."""
+        return RadCliQ("v1", self.metrics) if set(PARTS) <= set(self.metrics) else None
+
+    def composite_name(self) -> str | None:
+        """`composite`, marked as a stand-in where a part of it is one; None where a part is not scored."""
+        if not set(COMPOSITE_WEIGHTS) <= set(self.metrics):
+            return None
+        return "composite" + ("[offline]" if any("[" in self.metrics[m].name for m in COMPOSITE_WEIGHTS) else "")
+
+
+def score(
+    rows: Sequence[Mapping[str, Any]],
+    problems: Problems,
+    scorers: Scorers,
+    out: Path,
+    made_by: Mapping[str, Any],
+    truth: Mapping[str, np.ndarray] | None = None,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Score paired rows (`predictions.pair`) and write `scores.jsonl` and `scores.json` in `out`; returns the latter.
+
+    Args:
+        made_by: what else decides the numbers (prediction file, references, sections), with fingerprints.
+        truth: true labels int [14] by study id, where the data has them (phantoms).
+    """
+    described = {**made_by, "scorers": scorers.described(), "resamples": resamples, "seed": seed}
+    described = json.loads(json.dumps(described))
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    final, partial, state = out / "scores.jsonl", out / "scores.partial.jsonl", out / "scores.state.json"
+    if (out / "scores.json").is_file() and final.is_file() and not force:
+        before = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+        if before.get("key") == key:
+            print(f"{out}: scores finished already (--force scores again)")
+            return before
+        print(f"{out}: scores there were made otherwise; scoring again")
+    if force or not state.is_file() or json.loads(state.read_text(encoding="utf-8")).get("key") != key:
+        partial.unlink(missing_ok=True)
+        write_json(state, {"key": key})
+    drop_cut_line(partial)
+    done = {line["study_id"] for line in read_lines(partial)}
+    todo = [row for row in rows if row["study_id"] not in done]
+    with (
+        partial.open("a", encoding="utf-8") as file,
+        tqdm(total=len(rows), initial=len(done), desc="scores", unit="study") as bar,
+    ):
+        asyncio.run(_score_rows(todo, scorers, truth, file, bar))
+    scores = Scores.read(partial)
+    result = {
+        "key": key,
+        "made_by": described,
+        "studies": len(scores.study_id),
+        "patients": len(set(scores.patient_id)),
+        "counts": problems.counts(),
+        "listed": {name: ids[:_LISTED] for name, ids in vars(problems).items() if ids},
+        "judge_failures": scores.judge_failures(),
+        **summarise(scores, described["scorers"], resamples, seed),
+    }
+    os.replace(partial, final)
+    write_json(out / "scores.json", result)
+    state.unlink()
+    return result
+
+
+async def _score_rows(
+    todo: Sequence[Mapping[str, Any]],
+    scorers: Scorers,
+    truth: Mapping[str, np.ndarray] | None,
+    file: TextIO,
+    bar: tqdm,
+) -> None:
+    """All chunks in one event loop, because the judge keeps its connections open between them.
+
+    Raises:
+        EvaluationError: the judge cannot be used, or has stopped; what is scored so far is kept.
+    """
+    try:
+        if scorers.judge is not None and todo:
+            scorers.judge.check_sources({row["dataset"] for row in todo})
+            await scorers.judge.check()
+        await _score_chunks(todo, scorers, truth, file, bar)
+    except JudgeError as error:
+        raise EvaluationError(str(error)) from error
+
+
+async def _score_chunks(
+    todo: Sequence[Mapping[str, Any]],
+    scorers: Scorers,
+    truth: Mapping[str, np.ndarray] | None,
+    file: TextIO,
+    bar: tqdm,
+) -> None:
+    for start in range(0, len(todo), CHUNK):
+        chunk = todo[start : start + CHUNK]
+        lines = await _score_chunk(chunk, scorers, truth)
+        if scorers.judge is not None and scorers.judge.stopped:
+            raise EvaluationError(f"{scorers.judge.stopped}; run the same command again to go on")
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+        bar.update(len(chunk))
+
+
+async def _score_chunk(
+    rows: Sequence[Mapping[str, Any]], scorers: Scorers, truth: Mapping[str, np.ndarray] | None
+) -> list[dict[str, Any]]:
+    candidates, references = [row["candidate"] for row in rows], [row["reference"] for row in rows]
+
+    def local() -> tuple[dict[str, np.ndarray], np.ndarray]:
+        by_name = {name: metric(candidates, references) for name, metric in scorers.metrics.items()}
+        values = {scorers.metrics[name].name: value for name, value in by_name.items()}
+        if scorers.radcliq:
+            values[scorers.radcliq.name] = scorers.radcliq.formula(*(by_name[p].astype(np.float64) for p in PARTS))
+        return values, scorers.labeler.label(references + candidates)
+
+    # Local metrics run in a thread while the judge's calls are in flight.
+    waiting = [asyncio.to_thread(local)]
+    if scorers.judge is not None:
+        waiting.append(scorers.judge.judge(candidates, references, [row["dataset"] for row in rows]))
+    (values, labels), *judged = await asyncio.gather(*waiting)
+    composite = None
+    if name := scorers.composite_name():
+        composite = sum(w * values[scorers.metrics[m].name] for m, w in COMPOSITE_WEIGHTS.items())
+    categories = temporal.label_by_rules(references, [_has_prior(row) for row in rows])
+    lines = []
+    for i, row in enumerate(rows):
+        line = {key: row.get(key) for key in _COPIED}
+        line["temporal"] = temporal.CATEGORIES[categories[i]]
+        line["metrics"] = {metric: round(float(value[i]), 6) for metric, value in values.items()}
+        if composite is not None:
+            line["metrics"][name] = round(float(composite[i]), 6)
+        line["labels"] = {"reference": labels[i].tolist(), "candidate": labels[len(rows) + i].tolist()}
+        if truth is not None:
+            line["labels"]["truth"] = np.asarray(truth[row["study_id"]]).tolist()
+        if judged:
+            result = judged[0][i]
+            line["judge"] = result.judgement and {
+                "significant": list(result.judgement.significant),
+                "insignificant": list(result.judgement.insignificant),
+            }
+            line["judge_failure"] = result.failure
+        lines.append(line)
+    return lines
+
+
+def _has_prior(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("prior_report") or row.get("prior_study_id") or (row.get("encounter") or 1) > 1)
+
+
+@dataclass
+class Scores:
+    """The numbers of a `scores.jsonl`, as columns over studies; the texts stay in the file.
+
+    Attributes:
+        metrics: float64 [n] by full metric name.
+        labels: classes int8 [n, 14] of `reference` and `candidate`, and 0/1 of `truth` where the data has them.
+        significant, insignificant: the judge's counts, float64 [n, 6], NaN where it failed; None without a judge.
+    """
+
+    study_id: list[str] = field(default_factory=list)
+    patient_id: list[str] = field(default_factory=list)
+    fields: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    significant: np.ndarray | None = None
+    insignificant: np.ndarray | None = None
+    failures: list[str | None] = field(default_factory=list)
+
+    FIELDS = (
+        "dataset",
+        "split",
+        "encounter",
+        "sex",
+        "age",
+        "race",
+        "temporal",
+        "status",
+        "sections",
+        "words",
+        "candidate_words",
+        "reference_sha",
+    )
+
+    @classmethod
+    def read(cls, path: Path) -> Scores:
+        """Raises EvaluationError where the file is missing or not a scores file."""
+        scores = cls(fields={name: [] for name in cls.FIELDS})
+        metrics: dict[str, list[float]] = {}
+        labels: dict[str, list[list[int]]] = {}
+        counts: dict[str, list[list[float]]] = {"significant": [], "insignificant": []}
+        try:
+            with Path(path).open(encoding="utf-8") as file:
+                for text in file:
+                    line = json.loads(text)
+                    scores.study_id.append(line["study_id"])
+                    scores.patient_id.append(f"{line['dataset']}/{line['patient_id']}")
+                    line["sections"] = "+".join(s for s in ("findings", "impression") if line.get(s)) or "unknown"
+                    line["words"] = len(line["reference"].split())
+                    line["candidate_words"] = len(line["candidate"].split())
+                    line["reference_sha"] = hashlib.sha256(line["reference"].encode()).digest()[:8]
+                    for name in cls.FIELDS:
+                        scores.fields[name].append(line.get(name))
+                    for name, value in line["metrics"].items():
+                        metrics.setdefault(name, []).append(value)
+                    for name, value in line["labels"].items():
+                        labels.setdefault(name, []).append(value)
+                    if "judge" in line:
+                        judged = line["judge"] or {}
+                        for name, column in counts.items():
+                            column.append(judged.get(name, [np.nan] * len(ERROR_TYPES)))
+                        scores.failures.append(line["judge_failure"])
+        except FileNotFoundError:
+            raise EvaluationError(f"no scores in {path}; make them with: python -m evaluation score …") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{path} is not a scores file ({error!r}); score again with --force") from error
+        if not scores.study_id:
+            raise EvaluationError(f"{path} holds no study; score again with --force")
+        scores.metrics = {name: np.array(values) for name, values in metrics.items()}
+        scores.labels = {name: np.array(values, dtype=np.int8) for name, values in labels.items()}
+        if counts["significant"]:
+            scores.significant = np.array(counts["significant"], dtype=np.float64)
+            scores.insignificant = np.array(counts["insignificant"], dtype=np.float64)
+        return scores
+
+    @property
+    def errors(self) -> np.ndarray | None:
+        """All of the judge's errors a report: float64 [n], NaN where it failed."""
+        return None if self.significant is None else (self.significant + self.insignificant).sum(axis=1)
+
+    def judge_failures(self) -> dict[str, int]:
+        """Failed judge calls by cause."""
+        causes = [cause for cause in self.failures if cause]
+        return {cause: causes.count(cause) for cause in sorted(set(causes))}
+
+    def take(self, keep: np.ndarray) -> Scores:
+        """Some of the studies, in the order of the indices `keep`."""
+        chosen = [int(i) for i in keep]
+        return Scores(
+            [self.study_id[i] for i in chosen],
+            [self.patient_id[i] for i in chosen],
+            {name: [values[i] for i in chosen] for name, values in self.fields.items()},
+            {name: values[chosen] for name, values in self.metrics.items()},
+            {name: values[chosen] for name, values in self.labels.items()},
+            None if self.significant is None else self.significant[chosen],
+            None if self.insignificant is None else self.insignificant[chosen],
+            [self.failures[i] for i in chosen] if self.failures else [],
+        )
+
+
+def principal_statistics(scores: Scores, described: Mapping[str, Any]) -> dict[str, Statistic]:
+    """The numbers that models are compared by, under names that carry their backend."""
+    found: dict[str, Statistic] = {}
+    for name, values in scores.metrics.items():
+        if name.startswith("radcliq"):
+            found[f"1/{name}"] = statistics.inverse_mean(values)
+        found[name] = statistics.mean(values)
+    suffix = _suffix(described["labels"]["backend"])
+    candidate = binary_labels(scores.labels["candidate"])
+    five = [CONDITIONS.index(name) for name in TOP_FIVE]
+    for source, kind in (("reference", "label"), ("truth", "truth")):
+        if source not in scores.labels:
+            continue
+        labels = binary_labels(scores.labels[source])
+        for average in ("micro", "macro"):
+            found[f"{kind}_{average}_f1_14{suffix}"] = statistics.f1(labels, candidate, average)
+            found[f"{kind}_{average}_f1_5{suffix}"] = statistics.f1(labels[:, five], candidate[:, five], average)
+    if (errors := scores.errors) is not None:
+        judge = described["judge"]["name"]
+        found[f"errors {judge}"] = statistics.mean(errors)
+        found[f"significant errors {judge}"] = statistics.mean(scores.significant.sum(axis=1))
+    return found
+
+
+def condition_statistics(scores: Scores, source: str = "reference") -> dict[str, Statistic]:
+    """F1 of each condition against the labels of `source`."""
+    candidate, labels = binary_labels(scores.labels["candidate"]), binary_labels(scores.labels[source])
+    return {name: statistics.f1(labels[:, [i]], candidate[:, [i]]) for i, name in enumerate(CONDITIONS)}
+
+
+def judge_statistics(scores: Scores) -> dict[str, Statistic]:
+    """Shares of reports with ≤ 1, 2, 3 and ≥ 4 errors (paper, figure 2f) and mean errors a report of each type."""
+    errors = scores.errors
+    failed = np.isnan(errors)
+
+    def share(hit: np.ndarray) -> Statistic:
+        return statistics.mean(np.where(failed, np.nan, hit))
+
+    found = {"≤1": share(errors <= 1), "2": share(errors == 2), "3": share(errors == 3), "≥4": share(errors >= 4)}
+    for i, name in enumerate(ERROR_TYPES):
+        found[f"{name} significant"] = statistics.mean(scores.significant[:, i])
+        found[f"{name} insignificant"] = statistics.mean(scores.insignificant[:, i])
+    return found
+
+
+def summarise(scores: Scores, described: Mapping[str, Any], resamples: int, seed: int) -> dict[str, Any]:
+    """Point estimates with intervals: `metrics`, `conditions` (F1 each) and `judge` (error table)."""
+
+    def intervals(found: Mapping[str, Statistic]) -> dict[str, dict[str, Any]]:
+        made = statistics.bootstrap(found, scores.patient_id, resamples=resamples, seed=seed)
+        return {name: interval.as_dict() for name, interval in made.items()}
+
+    result: dict[str, Any] = {"metrics": intervals(principal_statistics(scores, described))}
+    result["conditions"] = {
+        source: {
+            name: {**interval, "positives": int(binary_labels(scores.labels[source])[:, i].sum())}
+            for i, (name, interval) in enumerate(intervals(condition_statistics(scores, source)).items())
+        }
+        for source in ("reference", "truth")
+        if source in scores.labels
+    }
+    if scores.errors is not None:
+        result["judge"] = {
+            "judged": int((~np.isnan(scores.errors)).sum()),
+            "table": intervals(judge_statistics(scores)),
+        }
+    return result
+
+
+def _suffix(backend: str) -> str:
+    """The mark of a stand-in: none where the labels are CheXbert's own."""
+    return "" if backend in ("real", "exact") else f"[{backend}]"
+
+
+def score_file(
+    predictions: Path,
+    scorers: Scorers,
+    out: Path,
+    references: Path | None = None,
+    data: Path | None = None,
+    split: str = "test",
+    dataset: str | None = None,
+    sections: str = "available",
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Score a prediction file against a prepared split, a ReXrank test file, or the references that it holds itself.
+
+    Raises:
+        EvaluationError: both `references` and `data`, an unreadable file, or no study in common.
+        StudyError: no such prepared data.
+    """
+    if references and data:
+        raise EvaluationError("give --references or --data, not both")
+    file = read_predictions(predictions)
+    source = {"predictions": str(predictions), "predictions_sha256": file.fingerprint, "sections": sections}
+    truth = None
+    if data:
+        studies = studies_of_data(data, split)
+        truth = read_truth(data, studies)
+        source |= {"references": f"{data.name}/{split}", "references_sha256": _sha256(data / f"{split}.parquet")}
+    else:
+        reference_file = read_predictions(references) if references else file
+        studies = studies_of_file(reference_file)
+        source |= {"references": str(reference_file.path), "references_sha256": reference_file.fingerprint}
+    if dataset:
+        studies = [{**study, "dataset": dataset} for study in studies]
+    rows, problems = pair(studies, file, sections)
+    out.mkdir(parents=True, exist_ok=True)
+    return score(rows, problems, scorers, out, source, truth, resamples, seed, force)
+
+
+def read_truth(data: Path, studies: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:
+    """True labels 0/1 int8 [14] by study id of a prepared folder; None where it has no truth.parquet.
+
+    Raises:
+        EvaluationError: a column or a study is missing in it.
+    """
+    path = data / "truth.parquet"
+    if not path.is_file():
+        return None
+    table = pq.read_table(path)
+    if missing := [name for name in ("study_id", *CONDITIONS) if name not in table.column_names]:
+        raise EvaluationError(f"{path} has no column {missing[0]!r}; prepare the data again")
+    labels = np.stack([table.column(name).to_numpy() for name in CONDITIONS], axis=1).astype(np.int8)
+    truth = dict(zip(table.column("study_id").to_pylist(), labels, strict=True))
+    if unknown := [study["study_id"] for study in studies if study["study_id"] not in truth]:
+        raise EvaluationError(f"{path} has no labels of study {unknown[0]}; prepare the data again")
+    return truth
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,69 @@
+"""What scores a file: the metrics, the labeler and the judge of one backend, loaded and named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evaluation.errors import EvaluationError
+from evaluation.score import METRICS, Labeler, Scorers
+from rewards.chexprompt.governance import JudgeError
+from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.metric import Metric
+from rewards.registry import MetricError, load_metrics
+
+BACKENDS = ("real", "offline")
+
+
+@contextmanager
+def open_scorers(
+    backend: str,
+    weights_dir: Path | None = None,
+    metrics: Sequence[str] = METRICS,
+    judge: Mapping[str, Any] | None = None,
+) -> Iterator[Scorers]:
+    """Scorers of one backend, with the judge (and its stand-in server, where asked for) running while they are used.
+
+    Args:
+        backend: real (weights in `weights_dir`) or offline (rules; every name says so).
+        judge: fields of JudgeSettings, or None for no judge.
+
+    Raises:
+        EvaluationError: an unknown backend, absent weights, judge settings that do not fit.
+    """
+    if backend not in BACKENDS:
+        raise EvaluationError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    try:
+        loaded = load_metrics(list(dict.fromkeys([*metrics, "sembscore"])), backend, weights_dir)
+        labeler = load_labeler(backend, loaded)
+    except MetricError as error:
+        raise EvaluationError(str(error)) from error
+    scored = {name: loaded[name] for name in metrics}
+    if judge is None:
+        yield Scorers(backend, scored, labeler)
+        return
+    with load_judge(judge) as opened:
+        yield Scorers(backend, scored, labeler, opened)
+
+
+def load_judge(settings: Mapping[str, Any]) -> Judge:
+    """The judge of these settings (fields of JudgeSettings); `judge_base_url: offline` starts the stand-in's server.
+
+    Raises:
+        EvaluationError: settings that do not fit.
+    """
+    try:
+        return Judge.from_settings(JudgeSettings.from_mapping(settings))
+    except (JudgeError, TypeError) as error:
+        raise EvaluationError(" ".join(str(error).split())) from error
+
+
+def load_labeler(backend: str, metrics: Mapping[str, Metric]) -> Labeler:
+    """CheXbert's labels, or the rule labeler's, from the model that SembScore uses anyway."""
+    if backend == "offline":
+        from rewards.offline.labeler import label_reports
+
+        return Labeler(metrics["sembscore"].backend, metrics["sembscore"].fingerprint, label_reports)
+    raise EvaluationError("CheXbert labels are not here yet; use --backend offline")
