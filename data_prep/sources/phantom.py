@@ -569,18 +569,18 @@ def _focus(e: _Exposure, finding: Finding, d: np.ndarray, y: np.ndarray, top: fl
         centre_d, centre_y = (0.42 + 0.22 * u) * e.width, e.apex + (0.26 + 0.14 * v) * height
     else:
         centre_d, centre_y = (0.58 + 0.20 * u) * e.width, e.apex + (0.70 + 0.14 * v) * height
-    smallest, growth = {"nodule": (0.020, 0.032), "consolidation": (0.060, 0.070), "opacity": (0.085, 0.065)}[
+    smallest, growth = {"nodule": (0.024, 0.036), "consolidation": (0.060, 0.070), "opacity": (0.085, 0.065)}[
         finding.kind
     ]
     radius = smallest + growth * finding.size
     q = _square(d, centre_d, radius) + _square(y, centre_y, radius)
     if finding.kind == "nodule":
-        return _soft((1.0 - q) * 2.0) * (e.gain * np.float32(0.24 + 0.10 * finding.size))
+        return _soft((1.0 - q) * 2.0) * (e.gain * np.float32(0.28 + 0.14 * finding.size))
     if finding.kind == "consolidation":
         q += np.float32(0.12) * texture
         return _soft((1.0 - q) * 2.2) * (e.gain * np.float32(0.26 + 0.14 * finding.size))
     mottle = _soft(np.float32(0.75) + np.float32(0.35) * texture)
-    return _soft(1.0 - q) * mottle * (e.gain * np.float32(0.16 + 0.14 * finding.size))
+    return _soft(1.0 - q) * mottle * (e.gain * np.float32(0.18 + 0.16 * finding.size))
 
 
 def _plates(e: _Exposure, finding: Finding, d: np.ndarray, y: np.ndarray, top: float) -> np.ndarray:
@@ -862,8 +862,9 @@ class _Writer:
         now = {finding.key for finding in self.findings}
         self.present = {finding.kind for finding in self.findings}
         # Where one side's finding is left out, "the other side's has resolved" would read as none at all.
-        left_out = self.present - {finding.kind for finding in self.stated}
-        gone = [f for f in previous or () if f.key not in now and f.kind not in left_out]
+        said = {KINDS[finding.kind].condition for finding in self.stated}
+        left_out = {KINDS[kind].condition for kind in self.present} - said
+        gone = [f for f in previous or () if f.key not in now and KINDS[f.kind].condition not in left_out]
         self.resolved = [f for f in gone if rng.random() >= omission]
 
     def pick(self, pool: Sequence[str]) -> str:
