@@ -1,9 +1,9 @@
 """Synthetic frontal chest phantoms with reports: the source that needs no download, no account and no patient.
 
-Every study is drawn from parameters and a seed. What is drawn is known exactly (`truth.parquet`); what the report says of it depends on
-who wrote it. In training, the terse institutions leave out many findings that the image shows and never deny them, as real
-reporting habits do; reports of validation and test are complete for every institution, like a careful second read. So a
-model that imitates the training reports omits, and a reward from complete references has something true to mend.
+Every study is drawn from parameters and a seed. What is drawn is known exactly (`truth.parquet`); what the report says
+of it depends on who wrote it. In training, the terse institutions leave out many findings that the image shows, as real
+reporting habits do; reports of validation and test are complete for every institution, like a careful second read. So
+a model that imitates the training reports omits, and a reward from complete references has something true to mend.
 
 A report never contradicts the truth: whatever it states or denies is so, and its temporal words follow the drawn sizes.
 """
@@ -686,7 +686,7 @@ def _draw_device(e: _Exposure, finding: Finding) -> None:
 # Patients and how their findings change
 # ---------------------------------------------------------------------------------------------------------------------
 
-UNCHANGED_WITHIN = 0.05  # sizes that differ by at most this read as unchanged; a drawn change is at least 0.15
+UNCHANGED_WITHIN = 0.05  # sizes that differ by at most this read as unchanged; a drawn change is at least 0.2
 
 
 def _new_size(rng: np.random.Generator, difficulty: PhantomDifficulty) -> float:
@@ -734,7 +734,8 @@ def _next_size(size: float, spec: Kind, rng: np.random.Generator, difficulty: Ph
             return float(size + step)
         if 0.05 <= size - step <= 1.0:
             return float(size - step)
-    return float(np.clip(size + rng.uniform(-UNCHANGED_WITHIN, UNCHANGED_WITHIN), 0.05, 1.0))
+    wobbled = float(np.clip(size + rng.uniform(-UNCHANGED_WITHIN, UNCHANGED_WITHIN), 0.05, 1.0))
+    return wobbled if int(wobbled * 3) == int(size * 3) else size  # what is unchanged keeps its word
 
 
 def change(now: Finding, before: Finding | None) -> str:
@@ -759,9 +760,8 @@ def truth_labels(findings: Sequence[Finding]) -> dict[str, int]:
 # Reports
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Sentences around a noun phrase: {np} as it stands, {Np} with a capital, {a} its article. First without a prior,
-# then with one; the same index is the same habit.
-FRAMES = ("There is {a}{np}.", "{Np}.", "{Np} {is} seen.", "{Np} {is} noted.")
+# Sentences around a noun phrase: {np} as it stands, {Np} with a capital, {a} its article.
+FRAMES = ("There is {a}{np}.", "{Np}.", "{Np} is seen.", "{Np} is noted.")
 CHANGE_FRAMES = ("{Change} {np}.", "{Np}, {change}.", "{Np} {has_changed}.", "{Np}, {change} from the prior.")
 RESOLVED_FRAMES = (
     "{Np} has resolved.",
@@ -771,7 +771,6 @@ RESOLVED_FRAMES = (
 )
 REMOVED_FRAMES = ("{Np} has been removed.", "The {np} has been removed.")
 DEVICE_FRAMES = ("{Np} in place.", "{Np} is in place.", "There is {a}{np}.", "{Np} is present.")
-DEVICE_CHANGE_FRAMES = ("{Change} {np}.", "{Np}, {change}.", "{Np} {has_changed}.", "{Np}, {change} from the prior.")
 HAS_CHANGED = {
     "new": "is new",
     "unchanged": "is unchanged",
@@ -887,18 +886,16 @@ class _Writer:
             np=noun,
             Np=noun[0].upper() + noun[1:],
             a="a " if KINDS[finding.kind].countable else "",
-            **{"is": "is"},
             change=what,
             Change=what.capitalize(),
             has_changed=HAS_CHANGED[what],
         )
 
     def positive(self, finding: Finding) -> str:
-        device = finding.kind in DEVICES
         if self.has_prior:
-            frames = DEVICE_CHANGE_FRAMES if device else CHANGE_FRAMES
+            frames = CHANGE_FRAMES
         else:
-            frames = DEVICE_FRAMES if device else FRAMES
+            frames = DEVICE_FRAMES if finding.kind in DEVICES else FRAMES
         return self.sentence(self.pick(frames), finding, self.noun(finding))
 
     def gone(self, finding: Finding) -> str:
@@ -974,13 +971,12 @@ def write_report(
         rng: source of the choice of words.
     """
     writer = _Writer(findings, previous, style, complete, rng)
-    body, impression = writer.body(), writer.impression()
-    lacking = rng.random()
+    lacking, body = rng.random(), writer.body()
     if lacking < style.without_findings:
-        return None, body, writer.stated
+        return None, body, writer.stated  # the impression then says it all
     if lacking < style.without_findings + style.without_impression:
         return body, None, writer.stated
-    return body, impression, writer.stated
+    return body, writer.impression(), writer.stated
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1126,7 +1122,7 @@ def prepare(
     out: Path,
     institution: str,
     seed: int,
-    number: Mapping[str, int] | None = None,
+    studies: Mapping[str, int] | None = None,
     image_size: int = 96,
     difficulty: PhantomDifficulty | None = None,
     style: InstitutionStyle | None = None,
@@ -1139,7 +1135,7 @@ def prepare(
         out: the folder, by convention `data/phantom_<institution>`.
         institution: a key of `INSTITUTIONS`.
         seed: 0 or more; another seed gives other patients.
-        number: studies per split; splits left out get none. Default: `DEFAULT_STUDIES`.
+        studies: number of studies per split; splits left out get none. Default: `DEFAULT_STUDIES`.
         image_size: side of the images, pixels.
         difficulty, style: in place of the defaults.
 
@@ -1147,12 +1143,12 @@ def prepare(
         StudyError: an unknown institution or split, a bad number or size, or `out` exists and is not a prepared folder.
     """
     out = Path(out)
-    number = dict(DEFAULT_STUDIES if number is None else number)
-    if unknown := sorted(set(number) - set(SPLITS)):
+    counts = dict(DEFAULT_STUDIES if studies is None else studies)
+    if unknown := sorted(set(counts) - set(SPLITS)):
         raise StudyError(f"split {unknown[0]!r} is unknown; choose one of {', '.join(SPLITS)}")
     if institution not in INSTITUTIONS:
         raise StudyError(f"phantom institution {institution!r} is unknown; choose one of {', '.join(INSTITUTIONS)}")
-    if seed < 0 or image_size < 32 or min(number.values(), default=0) < 0:
+    if seed < 0 or image_size < 32 or min(counts.values(), default=0) < 0:
         raise StudyError("phantom: seed and numbers of studies must be 0 or more, image_size 32 or more")
     if out.exists() and not (out / "card.json").is_file():
         raise StudyError(f"{out} exists and is not a prepared folder; move it away or choose another folder")
@@ -1162,7 +1158,7 @@ def prepare(
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
-        _build(building, institution, seed, number, image_size, difficulty, style)
+        _build(building, institution, seed, counts, image_size, difficulty, style)
         if out.exists():
             old = out.with_name(f".{out.name}.{os.getpid()}.old")
             os.rename(out, old)
@@ -1178,24 +1174,24 @@ def _build(
     folder: Path,
     institution: str,
     seed: int,
-    number: Mapping[str, int],
+    counts: Mapping[str, int],
     image_size: int,
     difficulty: PhantomDifficulty,
     style: InstitutionStyle,
 ) -> None:
     (folder / "images").mkdir(parents=True)
-    truth, counts = [], {}
-    total = sum(number.values())
+    truth, splits = [], {}
+    total = sum(counts.values())
     with tqdm(total=total, desc=f"phantom_{institution}", unit="study", disable=None) as progress:
         for split in SPLITS:
             records = []
-            for study in studies(institution, seed, split, number.get(split, 0), image_size, difficulty, style):
+            for study in studies(institution, seed, split, counts.get(split, 0), image_size, difficulty, style):
                 study.image.save(folder / study.record["image"], compress_level=1)
                 records.append(study.record)
                 truth.append(_truth_row(study))
                 progress.update()
             write_studies(study_table(records), folder / f"{split}.parquet")
-            counts[split] = {
+            splits[split] = {
                 "studies": len(records),
                 "patients": len({record["patient_id"] for record in records}),
                 "with_prior": sum(record["prior_study_id"] is not None for record in records),
@@ -1208,7 +1204,7 @@ def _build(
         "credentialed": False,
         "seed": seed,
         "image_size": image_size,
-        "splits": counts,
+        "splits": splits,
         "rejected": 0,
         "difficulty": asdict(difficulty),
         "style": asdict(style),
