@@ -551,12 +551,12 @@ def _draw_lung(e: _Exposure, side: str, shown: Mapping[tuple[str, str], Finding]
         rise = np.float32(0.055 + 0.27 * effusion.size) * (1.0 + np.float32(0.25) * _square(d, 0.0, e.width))
         fluid = _soft((y - np.float32(top + 0.10) + rise) * (EDGE * np.float32(0.45)))
         lung += (np.float32(0.60) - lung) * fluid * min(e.gain, np.float32(1.0))
-    # Last, so that neither fluid nor air hides them: densities add up.
+    # Last, so that neither fluid nor air hides them: densities add up, less where it is bright already.
     for kind in ("consolidation", "opacity", "nodule"):
         if finding := shown.get((kind, side)):
-            lung += _focus(e, finding, d, y, top, texture)
+            lung += _focus(e, finding, d, y, top, texture) * np.clip(1.2 - lung, 0.0, 1.0)
     if atelectasis:
-        lung += _plates(e, atelectasis, d, y, top)
+        lung += _plates(e, atelectasis, d, y, top) * np.clip(1.2 - lung, 0.0, 1.0)
     region = e.value[window]
     region += mask * (lung - region)
 
