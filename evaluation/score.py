@@ -102,6 +102,7 @@ def score(
     scorers: Scorers,
     out: Path,
     made_by: Mapping[str, Any],
+    command: str = "",
     truth: Mapping[str, np.ndarray] | None = None,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
@@ -111,6 +112,7 @@ def score(
 
     Args:
         made_by: what else decides the numbers (prediction file, references, sections), with fingerprints.
+        command: the command line that does the same; written beside the result.
         truth: true labels int [14] by study id, where the data has them (phantoms).
     """
     described = {**made_by, "scorers": scorers.described(), "resamples": resamples, "seed": seed}
@@ -137,6 +139,7 @@ def score(
     scores = Scores.read(partial)
     result = {
         "key": key,
+        "command": f"{command} --out {out}",
         "made_by": described,
         "studies": len(scores.study_id),
         "patients": len(set(scores.patient_id)),
@@ -432,21 +435,28 @@ def score_file(
     if references and data:
         raise EvaluationError("give --references or --data, not both")
     file = read_predictions(predictions)
-    source = {"predictions": str(predictions), "predictions_sha256": file.fingerprint, "sections": sections}
+    source = {"predictions_sha256": file.fingerprint, "sections": sections}
+    command = (
+        f"python -m evaluation score --predictions {predictions} --sections {sections} --backend {scorers.backend}"
+    )
     truth = None
     if data:
         studies = studies_of_data(data, split)
         truth = read_truth(data, studies)
+        command += f" --data {data} --split {split}"
         source |= {"references": f"{data.name}/{split}", "references_sha256": _sha256(data / f"{split}.parquet")}
     else:
         reference_file = read_predictions(references) if references else file
         studies = studies_of_file(reference_file)
-        source |= {"references": str(reference_file.path), "references_sha256": reference_file.fingerprint}
+        command += f" --references {references}" if references else ""
+        source |= {"references": reference_file.path.name, "references_sha256": reference_file.fingerprint}
     if dataset:
         studies = [{**study, "dataset": dataset} for study in studies]
     rows, problems = pair(studies, file, sections)
     out.mkdir(parents=True, exist_ok=True)
-    return score(rows, problems, scorers, out, source, truth, resamples, seed, force)
+    if scorers.judge is not None:
+        command += f" --judge {scorers.judge.settings.judge_base_url} --judge_model {scorers.judge.model}"
+    return score(rows, problems, scorers, out, source, command, truth, resamples, seed, force)
 
 
 def read_truth(data: Path, studies: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:

@@ -1,0 +1,423 @@
+"""The figures, one function each: numbers in, a matplotlib figure out, or None where the numbers are not there.
+
+Intervals are 95%. Colours are Okabe and Ito's, which colour-blind readers can tell apart; baselines are grey.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evaluation.baselines import BASELINES
+from rewards.radcliq import PARTS, radcliq_v1
+
+INK = "#1a2430"  # text and axes; the report turns it into the page's own text colour
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C6D1F", "#4B4B9B")
+_GREYS = ("#7d8590", "#a3aab3", "#5c636b")
+_PUBLISHED = "#b9a7d6"
+_PART = re.compile(r"^(?:reward_)?parts?/(.+)$")
+
+Means = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # model → number → {mean, low, high}
+
+
+def metrics_against_published(
+    means: Means, numbers: Sequence[str], published: Sequence[Mapping[str, Any]]
+) -> Figure | None:
+    """Paper, figure 2a: every metric, the user's models with intervals and published systems where they may stand there."""
+    numbers = [n for n in numbers if any(_mean(means, m, n) is not None for m in means)]
+    if not numbers:
+        return None
+    columns = min(3, len(numbers))
+    rows = -(-len(numbers) // columns)
+    entries = len(means) + len(published)
+    with _figure(columns * 3.4, rows * (0.9 + 0.2 * entries), rows, columns) as (figure, axes):
+        for axis, number in zip(axes, numbers, strict=False):
+            bars = [(m, _mean(means, m, number), _error(means[m].get(number)), _colour(m, list(means))) for m in means]
+            bars += [(p["model"], p.get(number), None, _PUBLISHED) for p in published if p.get(number) is not None]
+            bars = [bar for bar in bars if bar[1] is not None]
+            # Baselines and models stay in the order of training where nothing published is shown.
+            if published:
+                bars.sort(key=lambda bar: bar[1])
+            else:
+                bars.reverse()
+            axis.barh([b[0] for b in bars], [b[1] for b in bars], color=[b[3] for b in bars], height=0.72)
+            for i, (_, value, error, _) in enumerate(bars):
+                if error is not None:
+                    axis.errorbar(value, i, xerr=error, color=INK, linewidth=1, capsize=2)
+            axis.set_title(number)
+            axis.grid(axis="y", visible=False)
+        _hide_rest(axes, len(numbers))
+    return figure
+
+
+def single_against_combined(means: Means, numbers: Sequence[str], start: str = "sft") -> Figure | None:
+    """Paper, figure 2b: what each RL run changed against its start, metric by metric."""
+    runs = [m for m in means if m not in (start, "base", *BASELINES)]
+    numbers = [n for n in numbers if start in means and _mean(means, start, n) is not None]
+    if not runs or not numbers:
+        return None
+    with _figure(1.6 + 1.3 * len(numbers), 3.2) as (figure, axes):
+        axis, width = axes[0], 0.8 / len(runs)
+        for i, run in enumerate(runs):
+            change = [_change(_mean(means, run, n), _mean(means, start, n)) for n in numbers]
+            at = np.arange(len(numbers)) + (i - (len(runs) - 1) / 2) * width
+            axis.bar(at, change, width * 0.92, label=run, color=_colour(run, list(means)))
+        axis.axhline(0, color=INK, linewidth=0.8)
+        axis.set_xticks(range(len(numbers)), numbers, rotation=20, ha="right")
+        axis.set_ylabel(f"change against {start} (%)")
+        _legend(axis)
+    return figure
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+    """Paper, figures 2c and 2d: 1/RadCliQ-v1 and the judge's errors a report over the steps of each RL stage.
+
+    From the logged reward parts of the rollouts: 1/RadCliQ-v1 of a step is exact, because RadCliQ is linear in its parts;
+    errors a report are 1/part − 1 of the mean part 1/(errors + 1), a lower bound of the mean (Jensen).
+    """
+    quality = {stage: _radcliq_curve(history) for stage, history in histories.items()}
+    errors = {stage: _error_curve(history) for stage, history in histories.items()}
+    quality, errors = ({s: c for s, c in curves.items() if len(c[0])} for curves in (quality, errors))
+    panels = [("1/RadCliQ-v1 of rollouts", quality), ("errors a report of rollouts", errors)]
+    panels = [(title, curves) for title, curves in panels if curves]
+    if not panels:
+        return None
+    with _figure(4.6 * len(panels), 3.1, 1, len(panels)) as (figure, axes):
+        for axis, (title, curves) in zip(axes, panels, strict=True):
+            for stage, (steps, values) in curves.items():
+                axis.plot(steps, values, marker="o", markersize=3, label=stage, color=_colour(stage, list(histories)))
+            axis.set_title(title)
+            axis.set_xlabel("step")
+            _legend(axis)
+    return figure
+
+
+def error_histogram(tables: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Figure | None:
+    """Paper, figure 2f: shares of reports with ≤ 1, 2, 3 and ≥ 4 errors."""
+    if not tables:
+        return None
+    shades = ("#009E73", "#E6C84A", "#E69F00", "#D55E00")
+    with _figure(6.4, 0.9 + 0.42 * len(tables)) as (figure, axes):
+        axis, models = axes[0], list(tables)[::-1]
+        left = np.zeros(len(models))
+        for shade, bin_name in zip(shades, ("≤1", "2", "3", "≥4"), strict=True):
+            share = np.array([100 * (tables[m][bin_name]["mean"] or 0) for m in models])
+            axis.barh(models, share, left=left, color=shade, height=0.7, label=f"{bin_name} errors")
+            for i, (start, value) in enumerate(zip(left, share, strict=True)):
+                if value >= 7:
+                    axis.text(
+                        start + value / 2, i, f"{value:.0f}", ha="center", va="center", color="#111111", fontsize=8
+                    )
+            left += share
+        axis.set_xlabel("share of reports (%)")
+        axis.set_xlim(0, 100)
+        axis.grid(axis="y", visible=False)
+        axis.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    return figure
+
+
+def encounters(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
+    """Paper, figure 3b: by the patient's encounter."""
+    return _lines_by_stratum(breakdowns, "encounter", number, "encounter of the patient")
+
+
+def temporal_categories(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
+    """Paper, figure 3c: by what the reference says of change."""
+    return _bars_by_stratum(breakdowns, "temporal", number)
+
+
+def condition_f1(conditions: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure | None:
+    """Paper, figures 4b and 4c: F1 of each condition that the labels hold at all."""
+    if not conditions:
+        return None
+    first = next(iter(conditions.values()))
+    shown = sorted((c for c in first if first[c]["positives"]), key=lambda c: first[c]["positives"])
+    if not shown:
+        return None
+    models = list(conditions)
+    with _figure(7.2, 1.0 + 0.5 * len(shown)) as (figure, axes):
+        axis, step = axes[0], 0.8 / len(models)
+        for i, model in enumerate(models):
+            at = np.arange(len(shown)) - (i - (len(models) - 1) / 2) * step
+            _dots(axis, at, [conditions[model][c] for c in shown], model, models)
+        axis.set_yticks(range(len(shown)), [f"{c} (n={first[c]['positives']})" for c in shown])
+        axis.set_xlabel("F1")
+        axis.set_xlim(-0.02, 1.02)
+        _legend(axis, outside=True)
+    return figure
+
+
+def subgroups(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
+    """Paper, figure 4d: by sex, age and race."""
+    strata = [
+        (attribute, name, stratum["n"])
+        for attribute in ("sex", "age", "race")
+        for name, stratum in next(iter(breakdowns.values()), {}).get(attribute, {"strata": {}})["strata"].items()
+    ][::-1]
+    if not strata:
+        return None
+    models = list(breakdowns)
+    with _figure(7.2, 1.0 + 0.5 * len(strata)) as (figure, axes):
+        axis, step = axes[0], 0.8 / len(models)
+        for i, model in enumerate(models):
+            values = [breakdowns[model][a]["strata"].get(s, {}).get("metrics", {}).get(number) for a, s, _ in strata]
+            _dots(axis, np.arange(len(strata)) - (i - (len(models) - 1) / 2) * step, values, model, models)
+        axis.set_yticks(range(len(strata)), [f"{attribute}: {name} (n={n})" for attribute, name, n in strata])
+        axis.set_xlabel(number)
+        _legend(axis, outside=True)
+    return figure
+
+
+def zero_shot(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
+    """Paper, figure 4a: by data set, those never trained on among them."""
+    return _bars_by_stratum(breakdowns, "dataset", number)
+
+
+def reward_parts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+    """Each part of the reward over the steps: what RL gains and what it pays with."""
+    curves: dict[str, list[tuple[str, list[float], list[float]]]] = {}
+    for stage, history in histories.items():
+        for part, (steps, values) in logged_parts(history).items():
+            curves.setdefault(part, []).append((stage, steps, values))
+    if not curves:
+        return None
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    with _figure(3.3 * columns, 2.5 * rows, rows, columns) as (figure, axes):
+        for axis, (part, lines) in zip(axes, curves.items(), strict=False):
+            for stage, steps, values in lines:
+                axis.plot(steps, values, label=stage, color=_colour(stage, list(histories)))
+            axis.set_title(part, fontsize=9)
+            axis.set_xlabel("step")
+        _legend(axes[0])
+        _hide_rest(axes, len(curves))
+    return figure
+
+
+def length_drift(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], words: Mapping[str, Mapping[str, float | None]]
+) -> Figure | None:
+    """Length of rollouts over the steps (tokens), and of the test reports (words) against the references' mean."""
+    curves = {s: logged(history, "completions/mean_length") for s, history in histories.items()}
+    curves = {stage: curve for stage, curve in curves.items() if len(curve[0])}
+    models = [m for m in words if m != "references"]
+    if not curves and not models:
+        return None
+    panels = (1 if curves else 0) + (1 if models else 0)
+    with _figure(4.8 * panels, max(2.9, 1 + 0.3 * len(models)), 1, panels) as (figure, axes):
+        if curves:
+            for stage, (steps, values) in curves.items():
+                axes[0].plot(steps, values, label=stage, color=_colour(stage, list(histories)))
+            axes[0].set_title("mean length of rollouts (tokens)")
+            axes[0].set_xlabel("step")
+            _legend(axes[0])
+        if models:
+            axis = axes[panels - 1]
+            for i, model in enumerate(models[::-1]):
+                _dots(axis, [i], [words[model]], model, models)
+            axis.set_yticks(range(len(models)), models[::-1])
+            if words.get("references"):
+                axis.axvline(words["references"]["mean"], color=INK, linestyle="--", linewidth=1)
+                axis.set_title("words a test report (dashed: references)")
+            axis.grid(axis="y", visible=False)
+    return figure
+
+
+def logged(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one logged number."""
+    rows = [(row["step"], row[key]) for row in history if row.get(key) is not None and "step" in row]
+    return [float(step) for step, _ in rows], [float(value) for _, value in rows]
+
+
+def logged_parts(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and values of each logged reward part, by the part's full name."""
+    keys = dict.fromkeys(key for row in history for key in row if _PART.match(key))
+    return {_PART.match(key).group(1): logged(history, key) for key in keys}
+
+
+def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write `name`.png and `name`.svg into `folder` (atomically); the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"{name}.png", folder / f"{name}.svg"
+    for path in paths:
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        # A date would make every run's file differ.
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+            figure.savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white", metadata=metadata)
+        os.replace(temporary, path)
+    return paths
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The figure as SVG for an HTML page, without background, in the page's text colour. matplotlib escapes its texts."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+
+@contextmanager
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    style = {
+        "font.size": 9,
+        "font.family": "DejaVu Sans",
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#8a94a0",
+        "grid.alpha": 0.3,
+        "grid.linewidth": 0.6,
+        **{key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
+        "axes.titlecolor": INK,
+    }
+    with matplotlib.rc_context(style):
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+        yield figure, list(axes.ravel())
+    plt.close(figure)  # it stays usable, but pyplot no longer holds it
+
+
+def _lines_by_stratum(
+    breakdowns: Mapping[str, Mapping[str, Any]], attribute: str, number: str, label: str
+) -> Figure | None:
+    strata = _strata(breakdowns, attribute)
+    if len(strata) < 2:
+        return None
+    models = list(breakdowns)
+    with _figure(6.4, 3.4) as (figure, axes):
+        for i, model in enumerate(models):
+            values = _values(breakdowns[model], attribute, strata, number)
+            at = np.arange(len(strata)) + (i - (len(models) - 1) / 2) * 0.06
+            _points(axes[0], at, values, model, models, line=True)
+        axes[0].set_xticks(range(len(strata)), strata)
+        axes[0].set_xlabel(label)
+        axes[0].set_ylabel(number)
+        _legend(axes[0], outside=True)
+    return figure
+
+
+def _bars_by_stratum(breakdowns: Mapping[str, Mapping[str, Any]], attribute: str, number: str) -> Figure | None:
+    strata = _strata(breakdowns, attribute)
+    if not strata:
+        return None
+    models = list(breakdowns)
+    with _figure(max(5.4, 1.9 + 1.35 * len(strata)), 3.4) as (figure, axes):
+        axis, width = axes[0], 0.8 / len(models)
+        for i, model in enumerate(models):
+            values = _values(breakdowns[model], attribute, strata, number)
+            at = np.arange(len(strata)) + (i - (len(models) - 1) / 2) * width
+            heights = [v["mean"] if v and v["mean"] is not None else np.nan for v in values]
+            axis.bar(at, heights, width * 0.92, color=_colour(model, models), label=model)
+            for x, value in zip(at, values, strict=True):
+                if (error := _error(value)) is not None:
+                    axis.errorbar(x, value["mean"], yerr=error, color=INK, linewidth=0.8, capsize=1.5)
+        axis.set_xticks(range(len(strata)), strata, rotation=12 if len(strata) > 3 else 0)
+        axis.set_ylabel(number)
+        axis.grid(axis="x", visible=False)
+        _legend(axis, outside=True)
+    return figure
+
+
+def _strata(breakdowns: Mapping[str, Mapping[str, Any]], attribute: str) -> list[str]:
+    return list(dict.fromkeys(s for b in breakdowns.values() for s in b.get(attribute, {"strata": {}})["strata"]))
+
+
+def _values(breakdown: Mapping[str, Any], attribute: str, strata: Sequence[str], number: str) -> list[Any]:
+    found = breakdown[attribute]["strata"]
+    return [found.get(name, {}).get("metrics", {}).get(number) for name in strata]
+
+
+def _dots(axis: Axes, at: Sequence[float], values: Sequence[Any], model: str, models: Sequence[str]) -> None:
+    """Horizontal dots with intervals."""
+    _points(axis, at, values, model, models, line=False, horizontal=True)
+
+
+def _points(
+    axis: Axes,
+    at: Sequence[float],
+    values: Sequence[Any],
+    model: str,
+    models: Sequence[str],
+    line: bool,
+    horizontal: bool = False,
+) -> None:
+    means = np.array([np.nan if v is None or v["mean"] is None else v["mean"] for v in values])
+    errors = np.array([_error(v) if _error(v) is not None else [[0.0], [0.0]] for v in values])[:, :, 0].T
+    style = {"fmt": "o-" if line else "o", "markersize": 4, "linewidth": 1, "capsize": 2, "label": model}
+    style["color"] = _colour(model, models)
+    if horizontal:
+        axis.errorbar(means, at, xerr=errors, **style)
+    else:
+        axis.errorbar(at, means, yerr=errors, **style)
+
+
+def _error(value: Mapping[str, float | None] | None) -> list[list[float]] | None:
+    """matplotlib's error form [[below], [above]]; None without an interval."""
+    if value is None or value["mean"] is None or value["low"] is None or value["high"] is None:
+        return None
+    return [[max(0.0, value["mean"] - value["low"])], [max(0.0, value["high"] - value["mean"])]]
+
+
+def _mean(means: Means, model: str, number: str) -> float | None:
+    return (means[model].get(number) or {}).get("mean")
+
+
+def _change(now: float | None, before: float | None) -> float:
+    return float("nan") if now is None or not before else 100 * (now - before) / abs(before)
+
+
+def _colour(model: str, models: Sequence[str]) -> str:
+    """A model keeps its colour in all figures that show the same models."""
+    if model in BASELINES:
+        return _GREYS[BASELINES.index(model) % len(_GREYS)]
+    stages = ("base", "sft", "rl_step1", "rl_step2")
+    if model in stages:
+        return _COLOURS[(4, 1, 0, 2)[stages.index(model)]]
+    others = [m for m in models if m not in BASELINES and m not in stages]
+    return (_COLOURS[3], *_COLOURS[5:])[others.index(model) % 4] if model in others else _COLOURS[3]
+
+
+def _legend(axis: Axes, outside: bool = False) -> None:
+    if outside:
+        axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    else:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def _hide_rest(axes: Sequence[Axes], used: int) -> None:
+    for axis in axes[used:]:
+        axis.set_visible(False)
+
+
+def _radcliq_curve(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    parts = {name.split("[")[0]: curve for name, curve in logged_parts(history).items()}
+    if not set(PARTS) <= set(parts):
+        return [], []
+    by_step = [dict(zip(*parts[name], strict=True)) for name in PARTS]
+    steps = [step for step in by_step[0] if all(step in part for part in by_step)]
+    values = [1 / float(radcliq_v1(*(part[step] for part in by_step))) for step in steps]
+    return steps, values
+
+
+def _error_curve(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    for name, (steps, values) in logged_parts(history).items():
+        if name.startswith("chexprompt") and "errors" not in name:
+            kept = [(step, 1 / value - 1) for step, value in zip(steps, values, strict=True) if value > 0]
+            return [step for step, _ in kept], [value for _, value in kept]
+    return [], []
