@@ -11,8 +11,11 @@ import atexit
 import contextlib
 import json
 import logging
+import math
 import os
 import random
+import types
+import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,6 +28,7 @@ from rewards.chexprompt.governance import JudgeError, check_sources, host_of, is
 from rewards.chexprompt.judgement import Judgement
 from rewards.chexprompt.parse import RESPONSE_FORMAT, AnswerError, parse_answer
 from rewards.chexprompt.rubric import load_prompt
+from rewards.offline import judge_server
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,22 @@ _OWN_FIELDS = {"model", "messages", "response_format", "n", "stream"}  # of a re
 def _key(default: Any, help: str) -> Any:
     """A settings field with its explanation, which `--help` prints."""
     return field(default=default, metadata={"help": help})
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Raise `JudgeError` unless `value`, as a YAML file may give it, is of the field's type."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return
+    (kind,) = (k for k in kinds if k is not type(None))
+    if kind == list[str]:
+        fits, wanted = isinstance(value, list) and all(isinstance(item, str) for item in value), "a list of texts"
+    elif kind is float:
+        fits, wanted = type(value) in (int, float) and math.isfinite(value), "a number"
+    else:  # `type`, because True is an int to isinstance
+        fits, wanted = type(value) is kind, {int: "a whole number", str: "a text", bool: "true or false"}[kind]
+    if not fits:
+        raise JudgeError(f"{name} is {value!r}; it must be {wanted}")
 
 
 @dataclass
@@ -77,6 +97,8 @@ class JudgeSettings:
     judge_failure_window: int = _key(1024, "Number of last rollouts over which that share is taken.")
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), kind)
         for name in ("judge_concurrency", "judge_timeout", "judge_max_tokens", "judge_failure_window"):
             if getattr(self, name) <= 0:
                 raise JudgeError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -93,8 +115,6 @@ class JudgeSettings:
             raise JudgeError(f"judge_answer_format is {self.judge_answer_format!r}; it must be auto, json or list")
         if self.judge_budget_dollars is not None and None in (self.judge_price_input, self.judge_price_output):
             raise JudgeError("judge_budget_dollars needs judge_price_input and judge_price_output")
-        if isinstance(self.judge_trusted_hosts, str):
-            raise JudgeError("judge_trusted_hosts must be a list of hosts, e.g. [judge.hospital.org]")
 
     @classmethod
     def from_mapping(cls, values: Any) -> JudgeSettings:
@@ -129,7 +149,7 @@ class Judge:
         stopped: why no further call is made (wrong key, wrong model, budget reached), or None.
     """
 
-    def __init__(self, settings: JudgeSettings, base_url: str, model: str, model_version: str = ""):
+    def __init__(self, settings: JudgeSettings, base_url: str, model: str):
         self.settings = settings
         self.base_url = base_url
         self.model = model
@@ -152,7 +172,8 @@ class Judge:
             "answer_format": settings.judge_answer_format,
             "extra_body": self._extra_body,
         }
-        versioned = f"{model}@{model_version}" if model_version else model
+        # The stand-in's answers change with its rules, which its model name does not say.
+        versioned = f"{model}@{judge_server.rules_version()}" if model == judge_server.MODEL else model
         self.fingerprint = sha256(json.dumps([versioned, self.prompt_version, sampling], sort_keys=True))
         self.cache = (
             JudgeCache(settings.judge_cache_dir, versioned, self.prompt_version, sampling)
@@ -186,11 +207,9 @@ class Judge:
             JudgeError: the settings cannot work. Nothing is asked yet: see `check`.
         """
         if settings.judge_base_url == OFFLINE:
-            from rewards.offline import judge_server
-
             cleanup = contextlib.ExitStack()
             base_url = cleanup.enter_context(judge_server.offline_judge_server())
-            judge = cls(settings, base_url, judge_server.MODEL, judge_server.rules_version())
+            judge = cls(settings, base_url, judge_server.MODEL)
             judge._cleanup = cleanup
             atexit.register(judge.close)
             return judge
@@ -311,10 +330,11 @@ class Judge:
                 self.retries[cause] += 1
                 longest = min(_LONGEST_BACKOFF, self.settings.judge_backoff * 2 ** (attempt - 1))
                 await asyncio.sleep(random.uniform(longest / 2, longest))
-            if self.stopped is not None:
-                return JudgeResult(None, self._stopped_cause)
             try:
-                answer = await self._ask(reference, candidate, again)
+                async with self._chat().slots:
+                    if self.stopped is not None:
+                        return JudgeResult(None, self._stopped_cause)
+                    answer = await self._ask(reference, candidate, again)
                 judgement = parse_answer(answer.text)
             except AnswerError:
                 cause, again = chat.BAD_ANSWER, True

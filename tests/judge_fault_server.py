@@ -1,0 +1,238 @@
+"""An OpenAI-compatible HTTP server that misbehaves on request, in a process of its own; it counts what it is asked.
+
+The right answer to a pair follows from a hash of the pair, so an answer given to the wrong pair cannot go unnoticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rewards.chexprompt.judgement import Judgement
+from rewards.chexprompt.parse import format_json, format_list
+from rewards.chexprompt.rubric import read_pair_line
+
+KEY, MODEL = "right-key", "test-model"
+# Each fault: what the server does instead of answering well.
+FAULTS = (
+    "429",
+    "429 retry-after",
+    "429 retry-after date",
+    "500",
+    "503",
+    "hang",
+    "drop",
+    "drop in body",
+    "truncated json",
+    "malformed json",
+    "not an object",
+    "no choices",
+    "html",
+    "eleven counts",
+    "negative count",
+    "huge count",
+    "fractional count",
+    "text count",
+    "repeated key",
+    "extra text",
+    "two answers",
+    "half answer",
+    "empty",
+    "null",
+    "length",
+    "content filter",
+)
+
+
+def right_answer(reference: str, candidate: str) -> Judgement:
+    """Twelve counts from 0 to 3 that only this pair has (4^12 possibilities)."""
+    digest = hashlib.sha256(f"{reference}\0{candidate}".encode()).digest()
+    counts = [byte % 4 for byte in digest[:12]]
+    return Judgement(tuple(counts[:6]), tuple(counts[6:]))
+
+
+class Endpoint:
+    """The server; `config` keys: latency, fault_rate, faults, structured, retry_after, seed, key."""
+
+    def __init__(self, config: dict[str, Any]):
+        self.latency = config.get("latency", 0.0)
+        self.fault_rate = config.get("fault_rate", 0.0)
+        self.faults = config.get("faults", FAULTS)
+        self.first = config.get("first")  # only this many first requests are at fault
+        self.structured = config.get("structured", True)
+        self.retry_after = config.get("retry_after", 0)
+        self.random = random.Random(config.get("seed", 0))
+        self.echo_key = config.get("echo_key", False)
+        self.in_flight = 0
+        self.stats: dict[str, Any] = {
+            "requests": 0,
+            "max_in_flight": 0,
+            "outcomes": Counter(),
+            "good_answers": Counter(),
+            "times": [],
+            "response_formats": Counter(),
+            "last_body": None,
+        }
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                method, path, _ = head[0].split(" ")
+                headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if line)}
+                content = await reader.readexactly(int(headers.get("content-length", 0)))
+                if path == "/stats":
+                    await self.send(writer, 200, json.dumps(self.stats))
+                elif headers.get("authorization") != f"Bearer {KEY}":
+                    text = f"Incorrect API key: {headers.get('authorization')}" if self.echo_key else "wrong key"
+                    await self.send(writer, 401, json.dumps({"error": {"message": text}}))
+                elif path == "/v1/models":
+                    await self.send(writer, 200, json.dumps({"data": [{"id": MODEL}]}))
+                elif method == "POST" and path == "/v1/chat/completions":
+                    self.in_flight += 1
+                    self.stats["max_in_flight"] = max(self.stats["max_in_flight"], self.in_flight)
+                    try:
+                        await self.chat(writer, json.loads(content))
+                    finally:
+                        self.in_flight -= 1
+                else:
+                    await self.send(writer, 404, "{}")
+        writer.close()
+
+    async def send(self, writer, status: int, text: str, headers: dict[str, str] | None = None, cut: int = 0) -> None:
+        content = text.encode()
+        lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + content[: len(content) - cut])
+        await writer.drain()
+        if cut:
+            raise ConnectionError
+
+    async def chat(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
+        self.stats["requests"] += 1
+        self.stats["times"].append(time.time())
+        self.stats["last_body"] = body
+        structured = "response_format" in body
+        self.stats["response_formats"]["json" if structured else "list"] += 1
+        if body["model"] != MODEL:
+            return await self.send(writer, 404, "{}")
+        if structured and not self.structured:
+            return await self.send(writer, 400, json.dumps({"error": {"message": "unknown field response_format"}}))
+        reference, candidate = read_pair_line(body["messages"][-1]["content"])
+        faulty = self.random.random() < self.fault_rate
+        if self.first is not None:
+            faulty = self.stats["requests"] <= self.first
+        fault = self.random.choice(self.faults) if faulty else None
+        self.stats["outcomes"][fault or "good"] += 1
+        await asyncio.sleep(self.latency)
+        judgement = right_answer(reference, candidate)
+        answer = format_json(judgement) if structured else format_list(judgement)
+        if fault is None:
+            self.stats["good_answers"][hashlib.sha256(f"{reference}\0{candidate}".encode()).hexdigest()] += 1
+            return await self.send(writer, 200, self.completion(answer))
+        return await self.misbehave(writer, fault, answer, judgement, structured)
+
+    def completion(self, text: str | None, reason: str = "stop") -> str:
+        return json.dumps(
+            {
+                "choices": [{"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}],
+                "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
+            }
+        )
+
+    async def misbehave(self, writer, fault: str, answer: str, judgement: Judgement, structured: bool) -> None:
+        if fault.startswith("429"):
+            seconds = self.retry_after
+            headers = {"429": {}, "429 retry-after": {"Retry-After": str(seconds)}}.get(
+                fault, {"Retry-After": formatdate(time.time() + seconds, usegmt=True)}
+            )
+            return await self.send(writer, 429, "{}", headers)
+        if fault in ("500", "503"):
+            return await self.send(writer, int(fault), "<html>" + answer)
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        if fault == "drop":
+            raise ConnectionError
+        if fault == "drop in body":
+            return await self.send(writer, 200, self.completion(answer), cut=40)
+        whole = {
+            "truncated json": self.completion(answer)[:-30],
+            "malformed json": self.completion(answer).replace(":", ";", 1),
+            "not an object": "[1]",
+            "no choices": '{"choices": []}',
+            "html": "<html>busy</html>",
+        }
+        if fault in whole:
+            return await self.send(writer, 200, whole[fault])
+        lines = answer.split("\n")
+        quote = '"' if structured else ""
+        wrong = {
+            "eleven counts": re.sub(r', "severity": \d', "", answer, count=1) if structured else "\n".join(lines[:-1]),
+            "negative count": re.sub(r": \d", ": -1", answer, count=1),
+            "huge count": re.sub(r": \d", ": 99", answer, count=1),
+            "fractional count": re.sub(r": \d", ": 1.5", answer, count=1),
+            "text count": re.sub(r": \d", f": {quote}two{quote}", answer, count=1),
+            "repeated key": answer[:-2] + ', "severity": 0}}' if structured else answer + "\n" + lines[-1],
+            "extra text": f"Here are the counts you asked for:\n{answer}\nLet me know if I can help!",
+            "two answers": f"{answer}\n{answer}",
+            "half answer": answer[: len(answer) // 2],
+            "empty": "",
+            "null": None,
+        }
+        if fault in wrong:
+            return await self.send(writer, 200, self.completion(wrong[fault]))
+        reason = {"length": "length", "content filter": "content_filter"}[fault]
+        return await self.send(writer, 200, self.completion(answer, reason))
+
+
+class FaultServer:
+    """Handle of a running server."""
+
+    def __init__(self, port: int):
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self._port = port
+
+    def stats(self) -> dict[str, Any]:
+        """What has been asked so far."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/stats", timeout=30) as response:
+            return json.load(response)
+
+
+@contextlib.contextmanager
+def fault_server(**config: Any) -> Iterator[FaultServer]:
+    """Run the server in a process of its own on a free port."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, json.dumps(config)], stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        yield FaultServer(int(process.stdout.readline()))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def main() -> None:
+    endpoint = Endpoint(json.loads(sys.argv[1]))
+    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, limit=2**20, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
