@@ -1,7 +1,10 @@
 """Data preparation from the command line.
 
-    python -m data_prep iu_xray --source DIR --out data/iu_xray
+    python -m data_prep mimic --source DIR --out data/mimic [--rexrank FILE …] [--mimic-iv DIR] [--shard 1/8]
+    python -m data_prep chexpert_plus | rexgradient | iu_xray | rexrank | custom --source … --out …
     python -m data_prep phantom --institution harbor --seed 7 --out data/phantom_harbor
+    python -m data_prep merge data/mimic           # after every --shard i/n has run
+    python -m data_prep check data/mimic           # validate a prepared folder
 
 Each data set has its own page: the docstring of data_prep/sources/<source>.py, printed by `--help` of that data set.
 Exit status: 0 done (or already done), 2 a mistake that the one line on stderr names, 130 interrupted.
@@ -65,6 +68,13 @@ def parser() -> argparse.ArgumentParser:
     phantom.add_argument("--source", help=argparse.SUPPRESS)  # phantoms have none; `make data` always passes one
     phantom.add_argument("--force", action="store_true", help="draw again what is already there")
     phantom.set_defaults(run=run_phantom)
+    check = commands.add_parser("check", help="validate a prepared folder")
+    check.add_argument("folder", type=Path)
+    check.set_defaults(run=run_check)
+    merge = commands.add_parser("merge", help="join the parts that --shard made")
+    merge.add_argument("folder", type=Path, help="the --out that the shards shared (holds shards/<i>-of-<n>)")
+    merge.add_argument("--force", action="store_true", help="replace an earlier merge")
+    merge.set_defaults(run=run_merge)
     return top
 
 
@@ -165,6 +175,20 @@ def run_phantom(arguments: argparse.Namespace) -> None:
     prepare_phantoms(
         arguments.out, arguments.institution, arguments.seed, numbers, arguments.image_size, arguments.force
     )
+
+
+def run_check(arguments: argparse.Namespace) -> None:
+    """Validate a prepared folder."""
+    from data_prep.check import check_folder
+
+    print(check_folder(arguments.folder))
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    """Join shards."""
+    from data_prep.merge import merge_shards
+
+    merge_shards(arguments.folder, arguments.force)
 
 
 if __name__ == "__main__":

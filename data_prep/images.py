@@ -153,9 +153,13 @@ def prepare_image(job: ImageJob, settings: ImageSettings) -> None:
 
 
 def prepare_images(
-    jobs: Sequence[ImageJob], settings: ImageSettings, workers: int, progress: Any = None
+    jobs: Sequence[ImageJob],
+    settings: ImageSettings,
+    workers: int,
+    progress: Any = None,
+    overwrite: bool = False,
 ) -> dict[str, ImageError]:
-    """Prepare all images whose target does not exist yet.
+    """Prepare all images; those whose target exists are done, unless `overwrite`.
 
     Args:
         workers: processes.
@@ -177,19 +181,21 @@ def prepare_images(
 
     if workers <= 1 or len(jobs) < FEW:
         for job in jobs:
-            collect(*_prepare_chunk([job], settings))
+            collect(*_prepare_chunk([job], settings, overwrite))
         return failures
     chunks = _chunks(jobs)
     # spawn: forking a process that has threads (Arrow has) can deadlock.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             # A bounded window of work, so that memory does not grow with the number of studies.
-            pending: set[Future] = {pool.submit(_prepare_chunk, c, settings) for c in islice(chunks, 4 * workers)}
+            pending: set[Future] = {
+                pool.submit(_prepare_chunk, c, settings, overwrite) for c in islice(chunks, 4 * workers)
+            }
             while pending:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in finished:
                     collect(*future.result())
-                pending |= {pool.submit(_prepare_chunk, c, settings) for c in islice(chunks, len(finished))}
+                pending |= {pool.submit(_prepare_chunk, c, settings, overwrite) for c in islice(chunks, len(finished))}
         except BrokenProcessPool as error:
             raise WorkerError(
                 "an image worker died, most likely for want of memory; run the same command again with fewer --workers "
@@ -205,10 +211,12 @@ def _chunks(jobs: Sequence[ImageJob]) -> Iterator[Sequence[ImageJob]]:
     return (jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK))
 
 
-def _prepare_chunk(jobs: Sequence[ImageJob], settings: ImageSettings) -> tuple[int, list[tuple[str, str, bool]]]:
+def _prepare_chunk(
+    jobs: Sequence[ImageJob], settings: ImageSettings, overwrite: bool
+) -> tuple[int, list[tuple[str, str, bool]]]:
     failed = []
     for job in jobs:
-        if os.path.exists(job.target):  # written whole or not at all
+        if not overwrite and os.path.exists(job.target):  # written whole or not at all
             continue
         try:
             prepare_image(job, settings)

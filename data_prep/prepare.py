@@ -76,8 +76,9 @@ def prepare(
     """
     check_options(source, options)
     module = importlib.import_module(SOURCES[options.dataset])
+    whole = out  # images of all shards lie in one folder; a patient is in one shard, so none writes another's
     if shard:
-        out = out / "shards" / f"{shard.index}-of-{shard.count}"
+        out = whole / "shards" / f"{shard.index}-of-{shard.count}"
     say(f"{options.dataset}: reading the index of {source}")
     made_from = {
         "format": cards.FORMAT,
@@ -103,7 +104,9 @@ def prepare(
     say(
         f"{options.dataset}: {total:,} studies found, {len(studies):,} with a report and a frontal image; preparing images"
     )
-    studies, image_rejects = make_images(studies, found.images, out, settings, workers, options.dataset)
+    studies, image_rejects = make_images(
+        studies, found.images, whole, settings, workers, options.dataset, overwrite=force and shard is not None
+    )
     rejects = pd.concat([rejects, image_rejects], ignore_index=True)
     finish(
         studies,
@@ -152,7 +155,12 @@ def already_done(out: Path, made_from: dict, force: bool) -> bool:
         raise SourceError(f"{out} is a file; choose a folder with --out")
     records = [p for name in (CARD, STARTED) if (p := out / name).is_file()]
     if not records:
-        if any(p.name != "shards" for p in out.iterdir()):
+        if (out / "shards").is_dir():
+            if not force:
+                raise SourceError(
+                    f"{out} holds parts made with --shard; join them with merge, or replace them with --force"
+                )
+        elif any(out.iterdir()):
             raise SourceError(f"{out} is not empty and holds no prepared data; choose another --out")
         return False
     try:
@@ -177,7 +185,7 @@ def start(out: Path, made_from: dict, force: bool) -> None:
     if force and out.exists():
         for name in PRODUCTS:
             (out / name).unlink(missing_ok=True)
-        for folder in ("images", "plots"):
+        for folder in ("images", "plots", "shards"):
             if (out / folder).is_dir():
                 shutil.rmtree(out / folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -254,7 +262,7 @@ def require_some_image(studies: pd.DataFrame, images: Path) -> None:
 
 
 def make_images(
-    studies: pd.DataFrame, images: Path, out: Path, settings: ImageSettings, workers: int, title: str
+    studies: pd.DataFrame, images: Path, out: Path, settings: ImageSettings, workers: int, title: str, overwrite: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write every study's image; the studies that have one, with column `image`, and the rejects of the others."""
     studies = studies.assign(image=[image_path(s, settings.format) for s in studies["study_id"]])
@@ -264,7 +272,7 @@ def make_images(
     ]
     try:
         with tqdm(total=len(jobs), desc=f"{title} images", unit="image", smoothing=0.05) as progress:
-            failures = prepare_images(jobs, settings, workers, progress)
+            failures = prepare_images(jobs, settings, workers, progress, overwrite)
     except WorkerError as error:
         raise SourceError(str(error)) from error
     except OSError as error:
@@ -297,13 +305,7 @@ def finish(
     notes: list[str],
     link: bool,
 ) -> None:
-    """Link priors, check, and write tables and card; the card last: a folder with a card is whole."""
-    studies = (link_priors if link else without_priors)(studies)
-    check_leakage(studies, str(out))
-    studies = studies.sort_values(["patient_id", "encounter", "study_id"], kind="stable")
-    for split in SPLITS:
-        write_studies(to_table(studies[studies["split"] == split]), out / f"{split}.parquet")
-    write_rejects(rejects, out / "rejects.parquet")
+    """Link priors and write the folder."""
     about = {
         "title": found.title,
         "licence": found.licence,
@@ -311,6 +313,17 @@ def finish(
         "priors_linked": link,
         "notes": notes,
     }
+    studies = (link_priors if link else without_priors)(studies)
+    write_tables(studies, rejects, out, made_from, about)
+
+
+def write_tables(studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, made_from: dict, about: dict) -> None:
+    """Check for leakage and write tables and card; the card last: a folder with a card is whole."""
+    check_leakage(studies, str(out))
+    studies = studies.sort_values(["patient_id", "encounter", "study_id"], kind="stable")
+    for split in SPLITS:
+        write_studies(to_table(studies[studies["split"] == split]), out / f"{split}.parquet")
+    write_rejects(rejects, out / "rejects.parquet")
     cards.write_card(studies, rejects, out, made_from, about)
     (out / STARTED).unlink(missing_ok=True)
 

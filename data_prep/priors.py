@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from data_prep.study import report_text
@@ -41,15 +42,16 @@ def link_priors(studies: pd.DataFrame) -> pd.DataFrame:
         index=studies.index,
         dtype=object,
     )
-    has_prior = linked["previous"].notna()
-    rows = linked["previous"][has_prior].astype("int64")
+    has_prior = linked["previous"].notna().to_numpy()
+    rows = linked["previous"][has_prior].astype("int64").to_numpy()
     for column, values in (
         ("prior_study_id", studies["study_id"]),
         ("prior_image", studies["image"]),
         ("prior_report", reports),
     ):
-        studies[column] = pd.Series(None, index=studies.index, dtype=object)
-        studies.loc[has_prior, column] = values.loc[rows].to_numpy(dtype=object)
+        prior = np.full(len(studies), None, dtype=object)
+        prior[has_prior] = values.to_numpy(dtype=object)[rows]
+        studies[column] = pd.Series(prior, index=studies.index, dtype=object)
     return studies
 
 

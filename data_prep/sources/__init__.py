@@ -5,5 +5,10 @@
 """
 
 SOURCES = {
+    "mimic": "data_prep.sources.mimic_cxr",
+    "chexpert_plus": "data_prep.sources.chexpert_plus",
+    "rexgradient": "data_prep.sources.rexgradient",
     "iu_xray": "data_prep.sources.iu_xray",
+    "rexrank": "data_prep.sources.rexrank",
+    "custom": "data_prep.sources.custom",
 }

@@ -8,8 +8,8 @@ DIR holds reports, as the first of these that is there:
 - `indiana_reports.csv` (Kaggle),
 - `annotation.json` (R2Gen; has no indication),
 
-views, as `indiana_projections.csv` (Kaggle) or, for R2Gen's images, `ReXRank_IUXray_*.json`, and the images anywhere
-below. The split is, in this order, that of `splits.json` (train, valid, test: lists of study ids), `annotation.json`,
+views, as `indiana_projections.csv` (Kaggle) or, for R2Gen's images, `ReXRank_IUXray_*.json` (or neither, with
+--assume-first-frontal), and the images anywhere below. The split is, in this order, that of `splits.json` (train, valid, test: lists of study ids), `annotation.json`,
 `ReXRank_IUXray_{valid,test}.json` (the rest is training), or else a seeded one of R2Gen's proportions.
 
 The collection has no patient identity, dates, sex, age or race: each study counts as one patient, without a prior.
@@ -87,6 +87,8 @@ def read(root: Path, options: Options) -> Found:
     else:
         reports, unreadable = _openi_reports(path, options.sample)
     views = _views(root)
+    if not views and not options.assume_first_frontal:
+        raise SourceError(f"{root}: {VIEWS_NEEDED}")
     images_root = options.images or root
     files = _image_files(images_root)
     split_of, split_note, rest = _splits(root)
@@ -104,15 +106,18 @@ def read(root: Path, options: Options) -> Found:
         if split_of and split is None:
             bad.append((row, NOT_IN_SPLIT, None, None))
             continue
-        reason, detail, image = _key_image(images, views.get(uid), files, options)
+        reason, detail, image = _key_image(images, _named_as(images, views.get(uid, {})), files, options)
         if reason:
             bad.append((row, reason, detail, image))
         else:
             rows.append({**row, "view": "frontal", "image_source": image})
-    for name, detail in unreadable:
-        bad.append(({"study_id": name, "patient_id": None, "split": None}, REPORT_UNREADABLE, detail, name))
+    for uid, detail in unreadable:
+        study_id, split = split_of.get(uid, (f"CXR{uid}", rest))
+        bad.append(
+            ({"study_id": study_id, "patient_id": f"CXR{uid}", "split": split}, REPORT_UNREADABLE, detail, f"{uid}.xml")
+        )
     if options.sample is None:
-        seen = set(reports)
+        seen = {*reports, *(uid for uid, _ in unreadable)}
         for uid, (study_id, split) in split_of.items():
             if uid not in seen:
                 row = {"study_id": study_id, "patient_id": f"CXR{uid}", "split": split}
@@ -258,8 +263,17 @@ def _image_files(root: Path) -> dict[str, str]:
     return files
 
 
+def _named_as(images: list[str], views: Mapping[str, str]) -> Mapping[str, str]:
+    """The study's views by the names of `images`. R2Gen's 0.png, 1.png, … are the study's images in the order of their
+    Kaggle names, where there are as many of one as of the other."""
+    kaggle = sorted(name for name in views if "/" not in name)
+    if any(image in views for image in images) or len(kaggle) != len(images):
+        return views
+    return {image: views[name] for image, name in zip(images, kaggle, strict=True)}
+
+
 def _key_image(
-    images: list[str], views: Mapping[str, str] | None, files: Mapping[str, str], options: Options
+    images: list[str], views: Mapping[str, str], files: Mapping[str, str], options: Options
 ) -> tuple[str | None, str | None, str | None]:
     """The first frontal image's file (ReXrank's rule), as (None, None, file); else (reason, detail, file or None)."""
     if not images:

@@ -1,0 +1,113 @@
+"""ReXGradient-160K: metadata JSON and PNG images.
+
+    python -m data_prep rexgradient --source ReXGradient-160K --out data/rexgradient
+
+DIR holds `metadata/{train,valid,test}_metadata_view_position.json` (without views, `…_metadata.json`, nothing is known to be
+frontal) and `deid_png/`. The key image is a study's first frontal one. Official splits; dates have no time of day, so
+studies of one day are not each other's prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from data_prep.demographics import age_of, sexes
+from data_prep.rejects import NO_FRONTAL, NO_IMAGE, VIEW_UNKNOWN, reject_frame
+from data_prep.sections import single_spaced
+from data_prep.source import Found, Options, SourceError, find_optional, found_frame, read_json
+
+DATASET = "rexgradient"
+TITLE = "ReXGradient-160K (Gradient Health; Zhang et al. 2025)"
+LICENCE = "ReXGradient data use agreement: non-commercial research, no redistribution."
+SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+FRONTAL = {"PA": "PA", "POSTERO_ANTERIOR": "PA", "AP": "AP", "ANTERO_POSTERIOR": "AP"}
+OTHER_VIEWS = ("LATERAL", "LL", "RL", "LLD", "RLD", "LAO", "RAO", "LPO", "RPO")
+NEEDED = ("PatientID", "ImagePath")
+
+
+def inputs(root: Path, options: Options) -> list[Path]:
+    """The metadata file of each split that is there."""
+    return list(_metadata(root).values())
+
+
+def read(root: Path, options: Options) -> Found:
+    """All studies of the metadata files.
+
+    Raises:
+        SourceError: no metadata, or an entry that is not what it should be.
+    """
+    rows, rejects = [], []
+    for split, path in _metadata(root).items():
+        for study_id, entry in islice(read_json(path, dict).items(), options.sample):
+            if not isinstance(entry, dict) or any(key not in entry for key in NEEDED):
+                raise SourceError(
+                    f"{path}: study {study_id} has no {' or '.join(NEEDED)}; expected ReXGradient's metadata"
+                )
+            row = {
+                "study_id": study_id,
+                "patient_id": str(entry["PatientID"]),
+                "split": split,
+                **{
+                    name: single_spaced(entry.get(name.title()))
+                    for name in ("indication", "comparison", "findings", "impression")
+                },
+                "study_datetime": entry.get("StudyDate"),
+                "sex": entry.get("PatientSex"),
+                "age": age_of(entry.get("PatientAge")),
+            }
+            reason, view, image = key_image(entry)
+            if reason:
+                rejects.append(reject_frame(pd.DataFrame([{**row, "dataset": DATASET}]), reason))
+            else:
+                rows.append({**row, "view": view, "image_source": image})
+    studies = found_frame(rows, DATASET)
+    if not rows:
+        raise SourceError(
+            f"{root}: no study has a known frontal view; expected *_metadata_view_position.json in metadata/"
+        )
+    # Anything that is not a date (a blank, a zero) is an unknown date.
+    studies["study_datetime"] = pd.to_datetime(
+        studies["study_datetime"].astype("string"), format="%Y%m%d", errors="coerce"
+    )
+    studies["sex"] = sexes(studies["sex"])
+    found = Found(studies, options.images or root, TITLE, LICENCE, credentialed=True)
+    undated = int(studies["study_datetime"].isna().sum())
+    found.notes.append(f"Dates without a time of day; {undated:,} studies have none. Race is not given.")
+    if rejects:
+        found.rejects = pd.concat(rejects, ignore_index=True)
+    return found
+
+
+def _metadata(root: Path) -> dict[str, Path]:
+    found = {}
+    for name, split in SPLIT_NAMES.items():
+        files = (f"{name}_metadata_view_position.json", f"{name}_metadata.json")
+        path = find_optional(root, [folder + file for file in files for folder in ("metadata/", "")])
+        if path is not None:
+            found[split] = path
+    if "train" not in found:
+        raise SourceError(
+            f"{root}: metadata/train_metadata_view_position.json not found; expected ReXGradient-160K's folder, with "
+            "metadata/ and deid_png/"
+        )
+    return found
+
+
+def key_image(entry: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """(None, view, path) of the first frontal image; (reason, None, None) where there is none."""
+    paths = [str(path) for path in entry.get("ImagePath") or []]
+    views = entry.get("ImageViewPosition") or []
+    if not paths:
+        return NO_IMAGE, None, None
+    if len(views) != len(paths):  # a list of another length does not say which image is which
+        return VIEW_UNKNOWN, None, None
+    names = [str(view).strip().upper().replace("-", "_").replace(" ", "_") for view in views]
+    for path, name in zip(paths, names, strict=True):
+        if name in FRONTAL:
+            return None, FRONTAL[name], path.removeprefix("../")  # ../deid_png/… from metadata/ is deid_png/… from here
+    return (NO_FRONTAL if all(name in OTHER_VIEWS for name in names) else VIEW_UNKNOWN), None, None

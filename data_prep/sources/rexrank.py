@@ -1,0 +1,187 @@
+"""ReXrank test (and validation) files: `ReXRank_*.json`.
+
+    python -m data_prep rexrank --source ReXRank_MIMICCXR_test.json --images MIMIC-CXR-JPG/files --out data/rexrank_mimic
+
+--images is ReXrank's image root (MIMIC-CXR: `files`; CheXpert Plus: `PNG`; IU X-ray: `images`). All studies go into the test
+split (those of a validation file into validation), with ReXrank's own key image and texts, word for word. The table's
+`dataset` is the data set that the file is of, so that its rules (who may see the text) hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.demographics import age_of, race
+from data_prep.rejects import NO_IMAGE, reject_frame
+from data_prep.source import Found, Options, SourceError, blank_to_none, found_frame, read_json
+
+TITLE = "ReXrank ({})"
+# Form of a study's key → (data set, its patient within the key).
+KEYS = (
+    (r"\d{8}", "mimic", None),
+    (r"(patient\d+)_study\d+", "chexpert_plus", 1),
+    (r"(CXR\d+)_.*", "iu_xray", 1),
+    (r"(p[^_]+)_a[^_]*_s.*", "rexgradient", 1),
+)
+LICENCES = {
+    "mimic": ("PhysioNet Credentialed Health Data License", True),
+    "chexpert_plus": ("Stanford University Dataset Research Use Agreement", True),
+    "iu_xray": ("CC BY-NC-ND 4.0", False),
+    "rexgradient": ("ReXGradient data use agreement", True),
+}
+VIEW_NAMES = {"antero-posterior": "AP", "postero-anterior": "PA", "ap": "AP", "pa": "PA"}
+CONTEXT = re.compile(
+    r"(?:Age:(?P<age>[\d.-]+?)\.(?=Gender:|Indication:|Comparison:|$))?"
+    r"(?:Gender:(?P<sex>[^.]*)\.)?"
+    r"\s*(?:Indication:(?P<indication>.*?))?\s*(?:Comparison:(?P<comparison>.*))?",
+    re.DOTALL,
+)
+
+
+def inputs(root: Path, options: Options) -> list[Path]:
+    """The file."""
+    if root.is_dir():
+        raise SourceError(f"{root}: --source of rexrank is one ReXRank_*.json file")
+    return [root]
+
+
+def read(root: Path, options: Options) -> Found:
+    """All studies of the file.
+
+    Raises:
+        SourceError: no image root given, or not a ReXrank file.
+    """
+    studies = read_file(root)
+    dataset = dataset_of(studies, root)
+    if options.images is None:
+        raise SourceError("rexrank needs --images DIR, the root that the file's image paths are below")
+    rows, without_image, other_view = [], [], 0
+    for study_id, study in studies.items():
+        context = parse_context(study.get("context"))
+        row = {
+            "study_id": study_id,
+            "patient_id": patient_of(study_id, study),
+            "dataset": dataset,
+            "split": "validation" if is_validation(root, study) else "test",
+            "findings": blank_to_none(study.get("section_findings")),
+            "impression": blank_to_none(study.get("section_impression")),
+            "indication": context["indication"],
+            "comparison": context["comparison"],
+            "sex": (context["sex"] or "")[:1].upper() or None,
+            "age": age_of(context["age"]),
+            "race": race(study.get("race")),
+        }
+        row["sex"] = row["sex"] if row["sex"] in ("F", "M") else None
+        image = study.get("key_image_path")
+        if not image:
+            without_image.append(row)
+            continue
+        view, frontal = key_view(study)
+        other_view += not frontal
+        rows.append({**{k: v for k, v in row.items() if k != "dataset"}, "view": view, "image_source": str(image)})
+    licence, credentialed = LICENCES[dataset]
+    found = Found(
+        found_frame(rows, dataset), options.images, TITLE.format(dataset), licence, credentialed, priors=False
+    )
+    found.notes.append("Key images and texts as ReXrank's file gives them; no dates, so no priors.")
+    if other_view:
+        found.notes.append(
+            f"{other_view:,} studies have no image marked AP, PA or frontal; ReXrank's key image is used as it is."
+        )
+    if without_image:
+        import pandas as pd
+
+        found.rejects = reject_frame(pd.DataFrame(without_image), NO_IMAGE)
+    return found
+
+
+def read_file(path: Path) -> dict[str, dict[str, Any]]:
+    """The studies of a ReXrank file, by key; bare NaN tokens as null.
+
+    Raises:
+        SourceError: unreadable, or an entry is not a study.
+    """
+    studies = read_json(path, dict)
+    for study_id, study in studies.items():
+        if not isinstance(study, dict) or "image_path" not in study:
+            raise SourceError(f"{path}: entry {study_id!r} has no image_path; expected a ReXRank_*.json file")
+    if not studies:
+        raise SourceError(f"{path}: holds no study")
+    return studies
+
+
+def dataset_of(studies: Mapping[str, Any], path: Path) -> str:
+    """Which data set the keys are of.
+
+    Raises:
+        SourceError: none that is known.
+    """
+    first = next(iter(studies))
+    for pattern, dataset, _ in KEYS:
+        if re.fullmatch(pattern, first):
+            return dataset
+    raise SourceError(f"{path}: study key {first!r} is of no data set that ReXrank has files for")
+
+
+def patient_of(study_id: str, study: Mapping[str, Any]) -> str:
+    """The patient, as the data set's own source names it."""
+    if study.get("subject_id") is not None:
+        return str(study["subject_id"])
+    if study.get("PatientID") is not None:
+        return str(study["PatientID"])
+    for pattern, dataset, group in KEYS:
+        if group and (match := re.fullmatch(pattern, study_id)):
+            return match[group].removeprefix("p") if dataset == "rexgradient" else match[group]
+    return study_id
+
+
+def is_validation(path: Path, study: Mapping[str, Any]) -> bool:
+    """Whether the study is of a validation file (IU X-ray has one)."""
+    return study.get("split") in ("val", "valid", "validate") or path.stem.endswith("_valid")
+
+
+def parse_context(context: str | None) -> dict[str, str | None]:
+    """Age, sex, indication and comparison in `Age:…Gender:…Indication: …Comparison: …`, any of which may be absent."""
+    match = CONTEXT.fullmatch(context or "")
+    parts = match.groupdict() if match else dict.fromkeys(("age", "sex", "indication", "comparison"))
+    parts = {name: blank_to_none(text) for name, text in parts.items()}
+    if parts["indication"] == "nan":
+        parts["indication"] = None
+    return parts
+
+
+def key_view(study: Mapping[str, Any]) -> tuple[str, bool]:
+    """The key image's view (AP, PA, else frontal), and whether the file marks it as frontal at all."""
+    paths, key = list(study["image_path"]), study["key_image_path"]
+    labels = []
+    for name in ("ap_pa", "frontal_lateral"):
+        values = study.get(name) or []
+        if len(values) == len(paths) and key in paths:
+            labels.append(str(values[paths.index(key)]).strip().lower())
+    for label in labels:
+        if label in VIEW_NAMES:
+            return VIEW_NAMES[label], True
+    # A view list of another length than the images says nothing; the key image is then taken at its word.
+    return "frontal", not labels or "frontal" in labels
+
+
+def test_keys(paths: Sequence[Path], dataset: str) -> tuple[set[str], set[str]]:
+    """Studies and patients of ReXrank test files of `dataset`, in the form its source uses.
+
+    Raises:
+        SourceError: a file of another data set, or of validation studies.
+    """
+    studies: set[str] = set()
+    patients: set[str] = set()
+    for path in paths:
+        entries = read_file(path)
+        if (other := dataset_of(entries, path)) != dataset:
+            raise SourceError(f"{path}: a ReXrank file of {other}, not of {dataset}; leave it out of --rexrank")
+        if any(is_validation(path, study) for study in entries.values()):
+            raise SourceError(f"{path}: holds validation studies; --rexrank takes test files")
+        studies.update(entries)
+        patients.update(patient_of(study_id, study) for study_id, study in entries.items())
+    return studies, patients

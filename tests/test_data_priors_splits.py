@@ -1,0 +1,159 @@
+"""Who came before whom, who is in which split, and that nobody is in two."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_prep.priors import link_priors, without_priors
+from data_prep.source import SourceError
+from data_prep.splits import LeakageError, check_leakage, exclude_test, random_split, set_aside_validation
+
+
+def frame(*rows: tuple) -> pd.DataFrame:
+    """Rows (study, patient, split, day or None, findings, impression)."""
+    return pd.DataFrame(
+        [
+            {
+                "study_id": study,
+                "patient_id": patient,
+                "dataset": "d",
+                "split": split,
+                "study_datetime": day and datetime(2020, 1, day),
+                "findings": findings,
+                "impression": impression,
+                "image": f"images/{study}.jpg",
+                "order": None,
+            }
+            for study, patient, split, day, findings, impression in rows
+        ]
+    )
+
+
+def test_the_prior_is_the_most_recent_earlier_study_whatever_the_order_of_names() -> None:
+    linked = link_priors(
+        frame(
+            ("c", "p", "train", 1, "first", None),
+            ("a", "p", "train", 9, None, "third"),
+            ("b", "p", "train", 5, "second", "two"),
+        )
+    ).set_index("study_id")
+    assert linked["encounter"].to_dict() == {"c": 1, "b": 2, "a": 3}
+    assert linked["prior_study_id"].to_dict() == {"c": None, "b": "c", "a": "b"}
+    assert linked.loc["a", "prior_report"] == "Findings: second Impression: two"
+    assert linked.loc["b", "prior_report"] == "Findings: first"
+    assert linked.loc["a", "prior_image"] == "images/b.jpg"
+
+
+def test_studies_of_one_time_are_not_each_others_prior() -> None:
+    linked = link_priors(
+        frame(("a", "p", "train", 1, "x", None), ("b", "p", "train", 1, "y", None), ("c", "p", "train", 2, "z", None))
+    ).set_index("study_id")
+    assert linked["encounter"].to_dict() == {"a": 1, "b": 1, "c": 2}
+    assert linked["prior_study_id"].to_dict() == {"a": None, "b": None, "c": "b"}
+
+
+def test_no_prior_across_patients_splits_or_unknown_times() -> None:
+    linked = link_priors(
+        frame(
+            ("a", "p", "train", 1, "x", None),
+            ("b", "q", "train", 2, "y", None),
+            ("c", "p", "test", 3, "z", None),
+            ("d", "p", "train", None, "w", None),
+        )
+    )
+    assert linked["prior_study_id"].isna().all()
+    assert (linked["encounter"] == 1).all()
+
+
+def test_priors_can_follow_an_order_instead_of_a_time() -> None:
+    studies = frame(("a", "p", "train", None, "x", None), ("b", "p", "train", None, "y", None)).assign(order=[2, 1])
+    assert link_priors(studies).set_index("study_id")["prior_study_id"].to_dict() == {"a": "b", "b": None}
+    assert without_priors(studies)["prior_study_id"].isna().all()
+
+
+def many(patients: int = 300, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = [
+        (f"s{p}_{n}", f"p{p}", "train" if p % 10 else "test", n + 1, "f", "i")
+        for p in range(patients)
+        for n in range(rng.integers(1, 6))
+    ]
+    return frame(*rows)
+
+
+def test_exactly_so_many_validation_studies_in_whole_patients() -> None:
+    studies = many()
+    studies["split"] = set_aside_validation(studies, 100, seed=3)
+    assert (studies["split"] == "validation").sum() == 100
+    assert studies.groupby("patient_id")["split"].nunique().max() == 1
+    check_leakage(studies, "here")
+
+
+def test_the_validation_choice_depends_on_the_seed_and_not_on_the_order() -> None:
+    studies = many()
+    chosen = [set(studies["study_id"][set_aside_validation(studies, 50, seed) == "validation"]) for seed in (1, 1, 2)]
+    shuffled = studies.sample(frac=1, random_state=5)
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert set(shuffled["study_id"][set_aside_validation(shuffled, 50, 1) == "validation"]) == chosen[0]
+
+
+def test_too_many_validation_studies_are_refused() -> None:
+    with pytest.raises(SourceError, match="validation-studies"):
+        set_aside_validation(many(10), 1000, 0)
+
+
+def test_a_random_split_keeps_patients_whole_and_the_shares() -> None:
+    studies = many()
+    split = random_split(studies["patient_id"], (0.7, 0.1, 0.2), seed=0)
+    by_patient = split.groupby(studies["patient_id"]).agg(["nunique", "first"])
+    assert by_patient["nunique"].max() == 1
+    assert by_patient["first"].value_counts().to_dict() == {"train": 210, "test": 60, "validation": 30}
+
+
+def test_test_studies_and_their_patients_leave_training() -> None:
+    studies = many()
+    train = studies[studies["split"] == "train"]
+    patient = train["patient_id"].value_counts().index[0]
+    study = train.loc[train["patient_id"] == patient, "study_id"].iloc[0]
+    left, rejects = exclude_test(studies, {study}, {patient})
+    assert patient not in set(left["patient_id"])
+    assert rejects.set_index("study_id")["reason"].value_counts().to_dict() == {
+        "rexrank_test_study": 1,
+        "rexrank_test_patient": (train["patient_id"] == patient).sum() - 1,
+    }
+    test_patient = studies.loc[studies["split"] == "test", "patient_id"].iloc[0]
+    left, rejects = exclude_test(studies, set(), {test_patient})
+    assert not len(rejects), "the test split itself stays"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patient_id": "p"}, "patient p is in test and train"),
+        ({"image": "images/a.jpg"}, "image images/a.jpg is in test and train"),
+        ({"prior_study_id": "a", "prior_image": "images/a.jpg"}, "another patient"),
+        ({"prior_study_id": "gone"}, "not in the table"),
+    ],
+)
+def test_leaks_are_found(change: dict, message: str) -> None:
+    studies = link_priors(frame(("a", "p", "train", 1, "x", None), ("b", "q", "test", 2, "y", None)))
+    check_leakage(studies, "here")
+    for column, value in change.items():
+        studies.loc[studies["study_id"] == "b", column] = value
+    with pytest.raises(LeakageError, match=message):
+        check_leakage(studies, "here")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [("study_datetime", datetime(2020, 1, 1), "not earlier"), ("prior_image", "images/b.jpg", "another image")],
+)
+def test_priors_that_are_none_are_found(column: str, value: object, message: str) -> None:
+    studies = link_priors(frame(("a", "p", "train", 1, "x", None), ("b", "p", "train", 2, "y", None)))
+    studies.loc[studies["study_id"] == "b", column] = value
+    with pytest.raises(LeakageError, match=message):
+        check_leakage(studies, "here")

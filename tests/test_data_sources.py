@@ -1,0 +1,241 @@
+"""Every source, from its on-disk layout with its quirks to the study table: kept, rejected, texts, key images, priors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import material
+from data_prep.__main__ import main
+from data_prep.check import check_folder
+from data_prep.splits import frame_of
+from data_prep.study import SPLITS
+
+
+def prepare(dataset: str, source: Path, out: Path, *arguments: object) -> pd.DataFrame:
+    """Run the command line; the whole study table."""
+    assert main([dataset, "--source", str(source), "--out", str(out), "--workers", "1", *map(str, arguments)]) == 0
+    return table_of(out)
+
+
+def table_of(out: Path) -> pd.DataFrame:
+    return pd.concat([frame_of(pq.read_table(out / f"{split}.parquet")) for split in SPLITS]).set_index("study_id")
+
+
+def rejects_of(out: Path) -> dict[str, str]:
+    rejects = pq.read_table(out / "rejects.parquet").to_pydict()
+    return dict(zip(rejects["study_id"], rejects["reason"], strict=True))
+
+
+def check_as_expected(made: material.Material, studies: pd.DataFrame, out: Path) -> None:
+    """Every study is kept or rejected as it should be, with its own texts and its own key image."""
+    assert set(studies.index) == set(made.kept)
+    assert rejects_of(out) == made.rejected
+    for study_id, expected in made.kept.items():
+        row = studies.loc[study_id]
+        for name, value in expected.items():
+            found = None if pd.isna(row[name]) else row[name]
+            assert found == (" ".join(value.split()) if isinstance(value, str) else value), (study_id, name)
+        with Image.open(out / row["image"]) as image:
+            assert image.mode == "L"
+            drawn = np.asarray(made.images[study_id].resize(image.size), dtype=float)
+            # Deeper images are stretched to 0–255: compare what is drawn, not how bright.
+            alike = np.corrcoef(drawn.ravel(), np.asarray(image, dtype=float).ravel())[0, 1]
+        assert alike > 0.98, f"{study_id}: not its key image ({alike:.2f})"
+    card = json.loads((out / "card.json").read_text())
+    assert card["found"] == len(made.kept) + len(made.rejected) == card["kept"] + card["rejected"]
+    assert "good" in check_folder(out)
+
+
+def check_priors(studies: pd.DataFrame) -> None:
+    """By the plain reading of the rule, study by study."""
+    some = 0
+    for study_id, row in studies.iterrows():
+        same = studies[(studies["patient_id"] == row["patient_id"]) & (studies["split"] == row["split"])]
+        earlier = same[same["study_datetime"] < row["study_datetime"]].sort_values("study_datetime")
+        assert row["encounter"] == earlier["study_datetime"].nunique() + 1
+        if len(earlier):
+            some += 1
+            last = earlier[earlier["study_datetime"] == earlier["study_datetime"].max()]
+            assert row["prior_study_id"] in last.index
+            prior = studies.loc[row["prior_study_id"]]
+            assert row["prior_image"] == prior["image"]
+            for section in ("findings", "impression"):
+                assert (prior[section] or "") in row["prior_report"]
+        else:
+            assert row["prior_study_id"] is None
+            assert row["prior_report"] is None
+            assert study_id
+    assert some > 1, "the material has too few priors to test them"
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_mimic(tmp_path: Path, zipped: bool) -> None:
+    made = material.mimic(tmp_path / "mimic", zipped=zipped)
+    arguments = ["--reports", made.extra["reports"], "--mimic-iv", made.extra["mimic_iv"], "--validation-studies", "4"]
+    studies = prepare("mimic", made.root, tmp_path / "out", *arguments, "--rexrank", made.extra["rexrank"])
+    validation = studies[studies["split"] == "validation"]
+    assert len(validation) == 4
+    train = studies[studies["split"] == "train"]
+    assert not set(validation["patient_id"]) & set(train["patient_id"])
+    for study_id in validation.index:
+        made.kept[study_id]["split"] = "validation"
+    check_as_expected(made, studies, tmp_path / "out")
+    check_priors(studies)
+    assert studies["age"].notna().all()
+
+
+def test_mimic_validates_on_the_official_split_when_asked(tmp_path: Path) -> None:
+    made = material.mimic(tmp_path / "mimic")
+    studies = prepare("mimic", made.root, tmp_path / "out", "--validation-studies", "0")
+    assert (studies["split"] == "validation").sum() == 3
+    assert "split_unused" not in rejects_of(tmp_path / "out").values()
+    assert studies["sex"].isna().all(), "no MIMIC-IV was given"
+
+
+def test_mimic_keeps_rexrank_studies_and_their_patients_out_of_training(tmp_path: Path) -> None:
+    made = material.mimic(tmp_path / "mimic")
+    train = [s for s, expected in made.kept.items() if expected["split"] == "train"]
+    patient = next(
+        made.kept[s]["patient_id"]
+        for s in train
+        if sum(made.kept[o]["patient_id"] == made.kept[s]["patient_id"] for o in train) > 1
+    )
+    leaked = next(s for s in train if made.kept[s]["patient_id"] == patient)
+    tests = json.loads(made.extra["rexrank"].read_text())
+    tests[leaked] = {"image_path": ["/x.jpg"], "subject_id": int(patient), "key_image_path": "/x.jpg"}
+    material.write_json(made.extra["rexrank"], tests)
+    studies = prepare(
+        "mimic", made.root, tmp_path / "out", "--validation-studies", "2", "--rexrank", made.extra["rexrank"]
+    )
+    rejects = rejects_of(tmp_path / "out")
+    assert rejects[leaked] == "rexrank_test_study"
+    assert patient not in set(studies.loc[studies["split"] != "test", "patient_id"])
+    others = [s for s in train if made.kept[s]["patient_id"] == patient and s != leaked]
+    assert others
+    assert {rejects[s] for s in others} == {"rexrank_test_patient"}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_chexpert_plus(tmp_path: Path, nested: bool) -> None:
+    made = material.chexpert_plus(tmp_path / "chexpert", nested=nested)
+    out = tmp_path / "out"
+    studies = prepare("chexpert_plus", made.root, out, "--validation-studies", "0", "--rexrank", made.extra["rexrank"])
+    check_as_expected(made, studies, out)
+    assert studies["prior_study_id"].isna().all(), "disputed order: no priors unless asked for"
+    assert "disputed" in (out / "card.md").read_text()
+
+
+def test_chexpert_plus_links_priors_by_report_order_when_asked(tmp_path: Path) -> None:
+    made = material.chexpert_plus(tmp_path / "chexpert")
+    studies = prepare("chexpert_plus", made.root, tmp_path / "out", "--validation-studies", "0", "--priors")
+    linked = studies[studies["prior_study_id"].notna()]
+    assert len(linked) > 3
+    for study_id, row in linked.iterrows():
+        patient, number = study_id.split("_study")
+        earlier = [
+            int(s.split("_study")[1])
+            for s in studies.index
+            if s.startswith(f"{patient}_study") and int(s.split("_study")[1]) < int(number)
+        ]
+        assert row["prior_study_id"] == f"{patient}_study{max(earlier)}"
+    assert "disputed" in (tmp_path / "out" / "card.md").read_text()
+
+
+def test_rexgradient(tmp_path: Path) -> None:
+    made = material.rexgradient(tmp_path / "rexgradient")
+    studies = prepare("rexgradient", made.root, tmp_path / "out")
+    check_as_expected(made, studies, tmp_path / "out")
+    check_priors(studies)
+    assert studies["age"].min() == pytest.approx(2 / 365.25, abs=1e-3), "002D is two days"
+
+
+@pytest.mark.parametrize(
+    ("layout", "archive"), [("openi", False), ("openi", True), ("kaggle", False), ("r2gen", False)]
+)
+def test_iu_xray(tmp_path: Path, layout: str, archive: bool) -> None:
+    made = material.iu_xray(tmp_path / "iu", layout, archive=archive)
+    studies = prepare("iu_xray", made.root, tmp_path / "out", "--rexrank", made.extra["test"])
+    check_as_expected(made, studies, tmp_path / "out")
+    assert (studies["encounter"] == 1).all()
+
+
+def test_iu_xray_without_a_test_split_says_where_to_evaluate(tmp_path: Path) -> None:
+    made = material.iu_xray(tmp_path / "iu")
+    splits = json.loads((made.root / "splits.json").read_text())
+    test = set(splits.pop("test"))
+    material.write_json(made.root / "splits.json", splits)
+    studies = prepare("iu_xray", made.root, tmp_path / "out")
+    assert not test & set(studies.index)
+    assert {rejects_of(tmp_path / "out")[s] for s in test} == {"not_in_split"}
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["evaluation_split"] == "validation"
+
+
+def test_iu_xray_without_a_split_makes_one_and_says_so(tmp_path: Path) -> None:
+    made = material.iu_xray(tmp_path / "iu")
+    (made.root / "splits.json").unlink()
+    studies = prepare("iu_xray", made.root, tmp_path / "out", "--seed", "4")
+    assert set(studies["split"]) == set(SPLITS)
+    assert "do not compare with ReXrank" in (tmp_path / "out" / "card.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["mimic", "chexpert_plus", "iu_xray"])
+def test_rexrank_file(tmp_path: Path, name: str) -> None:
+    if name == "iu_xray":
+        made = material.iu_xray(tmp_path / "source", "r2gen")
+        file, images = made.root / "ReXRank_IUXray_test.json", made.root / "images"
+    else:
+        made = getattr(material, name)(tmp_path / "source")
+        file, images = made.extra["rexrank"], made.root / ("files" if name == "mimic" else "PNG/PNG")
+    studies = prepare("rexrank", file, tmp_path / "out", "--images", images)
+    entries = json.loads(file.read_text())
+    assert set(studies.index) == set(entries)
+    assert set(studies["split"]) == {"test"}
+    assert set(studies["dataset"]) == {name}
+    for study_id, entry in entries.items():
+        row, expected = studies.loc[study_id], made.kept[study_id]
+        assert row["patient_id"] == expected["patient_id"]
+        assert row["view"] == expected["view"]
+        for section in ("findings", "impression"):
+            text = entry[f"section_{section}"]
+            assert row[section] == (text.strip() if isinstance(text, str) else None)
+        if name != "iu_xray":
+            assert row["indication"] == expected["indication"]
+            assert row["sex"] == expected["sex"]
+        with Image.open(tmp_path / "out" / row["image"]) as image:
+            drawn = np.asarray(made.images[study_id].resize(image.size), dtype=float)
+            assert np.corrcoef(drawn.ravel(), np.asarray(image, dtype=float).ravel())[0, 1] > 0.98
+
+
+def test_custom(tmp_path: Path) -> None:
+    made = material.custom(tmp_path / "hospital")
+    studies = prepare(
+        "custom", made.root, tmp_path / "out", "--mapping", made.extra["mapping"], "--name", "our_hospital"
+    )
+    check_as_expected(made, studies, tmp_path / "out")
+    check_priors(studies)
+    assert set(studies["dataset"]) == {"our_hospital"}
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["credentialed"] is True
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_custom_from_other_tables_without_a_split(tmp_path: Path, suffix: str) -> None:
+    made = material.custom(tmp_path / "hospital")
+    table = pd.read_csv(made.root / "studies.csv", dtype=str)
+    if suffix == "jsonl":
+        table.to_json(made.root / "studies.jsonl", orient="records", lines=True)
+    else:
+        table.to_parquet(made.root / "studies.parquet")
+    mapping = made.extra["mapping"].read_text().replace("studies.csv", f"studies.{suffix}")
+    mapping = mapping.replace("  split: fold\n", "").replace("  split: {dev: validation}\n", "")
+    made.extra["mapping"].write_text(mapping + "shares: [0.6, 0.2, 0.2]\n")
+    studies = prepare("custom", made.root, tmp_path / "out", "--mapping", made.extra["mapping"])
+    assert set(studies.index) == set(made.kept)
+    assert set(studies["split"]) == set(SPLITS)
+    assert studies.groupby("patient_id")["split"].nunique().max() == 1
