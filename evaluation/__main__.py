@@ -104,8 +104,23 @@ def _summary(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from evaluation.report import write_report
 
-    path = write_report(options.outputs, data_dir=options.data_dir, resamples=options.resamples, seed=options.seed)
+    path = write_report(
+        options.outputs,
+        data_dir=options.data_dir,
+        browser_studies=options.browser_studies,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens offline in any browser")
+
+
+def _submission(options: argparse.Namespace) -> None:
+    from evaluation.submission import pack
+
+    folder = pack(
+        options.model, options.description, options.test_file, options.predictions, options.out, options.force
+    )
+    print(f"{folder}: complete")
 
 
 def _judge_settings(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -201,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--judge", default="none", help="none, offline (rule stand-in), or the URL of an OpenAI-compatible server"
     )
+    made.add_argument(
+        "--temporal", default="rules", choices=("rules", "judge"), help="what labels change in the references"
+    )
     _add_judge_settings(made)
     add_bootstrap(made)
     made.add_argument("--force", action="store_true", help="score again")
@@ -219,7 +237,18 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--data_dir", type=Path, default=Path("data"), help="folder of the prepared data sets (for images)"
     )
+    made.add_argument(
+        "--browser_studies", type=int, default=3000, help="studies in the browser at most; 0 for no browser"
+    )
     add_bootstrap(made)
+
+    made = command("submission", _submission, "pack and check a submission to ReXrank")
+    made.add_argument("--model", type=Path, required=True, help="checkpoint folder")
+    made.add_argument("--description", type=Path, required=True, help="YAML: name, institution, paper, code, year")
+    made.add_argument("--test_file", type=Path, required=True, help="ReXrank's test file")
+    made.add_argument("--predictions", type=Path, required=True, help="the answer to it, by inference.py")
+    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--force", action="store_true", help="replace what is there")
     return parser
 
 

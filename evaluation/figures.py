@@ -57,7 +57,7 @@ def metrics_against_published(
             for i, (_, value, error, _) in enumerate(bars):
                 if error is not None:
                     axis.errorbar(value, i, xerr=error, color=INK, linewidth=1, capsize=2)
-            axis.set_title(number)
+            axis.set_title(number.replace("[", "\n[") if len(number) > 24 else number)
             axis.grid(axis="y", visible=False)
         _hide_rest(axes, len(numbers))
     return figure
@@ -76,7 +76,7 @@ def single_against_combined(means: Means, numbers: Sequence[str], start: str = "
             at = np.arange(len(numbers)) + (i - (len(runs) - 1) / 2) * width
             axis.bar(at, change, width * 0.92, label=run, color=_colour(run, list(means)))
         axis.axhline(0, color=INK, linewidth=0.8)
-        axis.set_xticks(range(len(numbers)), numbers, rotation=20, ha="right")
+        axis.set_xticks(range(len(numbers)), [n.replace("[", "\n[") for n in numbers], rotation=20, ha="right")
         axis.set_ylabel(f"change against {start} (%)")
         _legend(axis)
     return figure

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from data_prep.images import ImageError, load_grey, resize
 from evaluation.errors import EvaluationError
 from evaluation.predictions import SECTIONS, rexrank_entry, studies_of_data, write_json
 from recipes.prompts import build_prompt, prompt_images
@@ -84,7 +85,7 @@ def generate(
 
     studies = studies_of_data(data, split)[:max_studies]
     check_model_folder(model)
-    settings = _resolved(settings)
+    settings = engine_here(settings)
     made_by = {
         "model": model,
         "model_sha256": model_fingerprint(model),
@@ -97,13 +98,13 @@ def generate(
     finished = load_finished(out, made_by, force)
     if finished:
         return finished
-    _check_images(studies, settings)
+    check_images(studies, settings)
     workers = _gpu_count()
     started = time.monotonic()
     if workers > 1:
         _on_each_gpu(workers, model, data, split, out, settings, batch_size, max_studies)
     else:
-        write_reports(studies, partial_path(out), lambda: _writer(model, settings), batch_size)
+        write_reports(studies, partial_path(out), lambda: make_writer(model, settings), batch_size, partials(out))
     return finish(out, studies, made_by, time.monotonic() - started)
 
 
@@ -127,7 +128,7 @@ def load_finished(out: Path, made_by: Mapping[str, Any], force: bool) -> dict[st
             print(f"{out}: {' and '.join(changed)} changed since these predictions; making them again")
             force = True
     if force:
-        for file in [out / "predictions.json", settings_path, *out.glob("predictions.partial*.jsonl")]:
+        for file in [out / "predictions.json", settings_path, *partials(out)]:
             file.unlink(missing_ok=True)
     if settings_path.is_file():
         if before.get("finished") and (out / "predictions.json").is_file():
@@ -142,16 +143,25 @@ def partial_path(out: Path, shard: int | None = None) -> Path:
     return out / ("predictions.partial.jsonl" if shard is None else f"predictions.partial.{shard}.jsonl")
 
 
+def partials(out: Path) -> list[Path]:
+    """All files of finished lines in `out`: one, or one a GPU."""
+    return sorted(out.glob("predictions.partial*.jsonl"))
+
+
 def write_reports(
-    studies: Sequence[Mapping[str, Any]], path: Path, make_writer: Callable[[], Writer], batch_size: int
+    studies: Sequence[Mapping[str, Any]],
+    path: Path,
+    load_writer: Callable[[], Writer],
+    batch_size: int,
+    others: Iterable[Path] = (),
 ) -> None:
-    """Append a line per study to `path`, for the studies that it does not hold yet, in batches of similar prompts."""
+    """Append a line per study to `path`, in batches of similar prompts; studies that it, or `others`, hold are done."""
     drop_cut_line(path)
-    done = {row["study_id"] for file in path.parent.glob("predictions.partial*.jsonl") for row in read_lines(file)}
+    done = {row["study_id"] for file in {path, *others} for row in read_lines(file)}
     todo = [study for study in studies if study["study_id"] not in done]
     if not todo:
         return
-    writer = make_writer()
+    writer = load_writer()
     # Alike prompts share a batch: little padding. The order is fixed by the studies alone.
     todo.sort(
         key=lambda s: (bool(s.get("prior_image")), len(s.get("indication") or "") + len(s.get("prior_report") or ""))
@@ -191,7 +201,7 @@ def finish(
     out: Path, studies: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Merge the finished lines into `predictions.json`, in the data's order, and record how they were made."""
-    lines = {row["study_id"]: row for file in out.glob("predictions.partial*.jsonl") for row in read_lines(file)}
+    lines = {row["study_id"]: row for file in partials(out) for row in read_lines(file)}
     missing = [study["study_id"] for study in studies if study["study_id"] not in lines]
     if missing:
         raise EvaluationError(
@@ -209,7 +219,7 @@ def finish(
         "seconds_of_last_run": round(seconds, 1),
     }
     write_json(out / "generation.json", result)
-    for file in out.glob("predictions.partial*.jsonl"):
+    for file in partials(out):
         file.unlink()
     if result["truncated"]:
         print(f"{result['truncated']} of {len(studies)} reports were cut at {made_by['max_new_tokens']} tokens")
@@ -288,10 +298,14 @@ def open_images(study: Mapping[str, Any], settings: GenerationSettings) -> list[
     images = []
     for name in prompt_images(study, settings.longitudinal):
         path = Path(study["folder"]) / name
+        prepare = study.get("prepare")  # ImageSettings, where the images are as they came and not a prepared folder's
         try:
-            with Image.open(path) as image:
-                images.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+            if prepare:
+                images.append(resize(load_grey(path, prepare), prepare).convert("RGB"))
+            else:
+                with Image.open(path) as image:
+                    images.append(image.convert("RGB"))
+        except (OSError, ImageError, UnidentifiedImageError) as error:
             raise EvaluationError(f"study {study['study_id']}: cannot read image {path}: {error}") from error
     return images
 
@@ -300,11 +314,11 @@ def _prompt(study: Mapping[str, Any], settings: GenerationSettings) -> list[dict
     return build_prompt(study, settings.longitudinal, settings.context, _TEMPLATE[settings.sections])
 
 
-def _writer(model: str, settings: GenerationSettings) -> Writer:
+def make_writer(model: str, settings: GenerationSettings) -> Writer:
     return (vllm_writer if settings.engine == "vllm" else transformers_writer)(model, settings)
 
 
-def _resolved(settings: GenerationSettings) -> GenerationSettings:
+def engine_here(settings: GenerationSettings) -> GenerationSettings:
     """`auto` as the engine it stands for here: vLLM where a GPU and vLLM are, else transformers."""
     if settings.engine != "auto":
         return settings
@@ -320,7 +334,7 @@ def _gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def _check_images(studies: Sequence[Mapping[str, Any]], settings: GenerationSettings) -> None:
+def check_images(studies: Sequence[Mapping[str, Any]], settings: GenerationSettings) -> None:
     """Name a missing image before the model is loaded."""
     for study in studies:
         for name in prompt_images(study, settings.longitudinal):
@@ -343,7 +357,7 @@ def generate_shard(
 ) -> None:
     """One process's part of the studies: every `shards`-th, from `shard`."""
     studies = studies_of_data(data, split)[:max_studies][shard::shards]
-    write_reports(studies, partial_path(out, shard), lambda: _writer(model, settings), batch_size)
+    write_reports(studies, partial_path(out, shard), lambda: make_writer(model, settings), batch_size, partials(out))
 
 
 def _on_each_gpu(

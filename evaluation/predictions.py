@@ -187,6 +187,18 @@ def rexrank_entry(study: Mapping[str, Any], prediction: str | None = None) -> di
     return entry if prediction is None else {**entry, "model_prediction": prediction}
 
 
+def inside(root: Path, name: str) -> Path:
+    """The path of `name` inside `root`, resolved; ReXrank's MIMIC paths begin with a slash, which is dropped.
+
+    Raises:
+        EvaluationError: it leaves `root`.
+    """
+    path = (root / name.lstrip("/")).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise EvaluationError(f"image path {name!r} leaves {root}")
+    return path
+
+
 def pair(
     studies: Sequence[Mapping[str, Any]], file: PredictionFile, sections: str
 ) -> tuple[list[dict[str, Any]], Problems]:

@@ -29,6 +29,7 @@ from evaluation.baselines import BASELINES
 from evaluation.breakdowns import breakdown
 from evaluation.compare import compare, read_result
 from evaluation.errors import EvaluationError
+from evaluation.predictions import inside
 from evaluation.published import METRICS as PUBLISHED_METRICS
 from evaluation.published import comparable
 from evaluation.run_folder import Run, read_run
@@ -256,7 +257,7 @@ def report_parts(material: Material) -> list[Part]:
     )
     for identity, title, attribute, text, figure, absent in (
         ("encounters", "Encounters", "encounter", "By the patient's encounter: 1 is the first.", figures.encounters, "All studies are of one encounter."),
-        ("temporal", "Change over time", "temporal", "By what the reference says of change (labelled by rules).", figures.temporal_categories, ""),
+        ("temporal", "Change over time", "temporal", f"By what the reference says of change, labelled by {_temporal_name(m)}.", figures.temporal_categories, ""),
         ("subgroups", "Subgroups", "sex", "By sex, age and race; unknown is its own stratum.", figures.subgroups, ""),
         ("institutions", "Data sets", "dataset", _zero_shot_text(m), figures.zero_shot, ""),
     ):  # fmt: skip
@@ -300,6 +301,9 @@ def _summary_part(m: Material) -> Part:
         ]
         tables.append(Table(header, rows, caption=f"Zero-shot: {_listed(m.run.zero_shot)}"))
         tables.append(_differences_table(zero["paired"], "Paired differences, zero-shot"))
+    if unusual := _unusual(m):
+        caption = "Unusual predictions"
+        tables.append(Table(["model", "data set", "what", "how many", "studies"], unusual, caption=caption))
     if m.summary["seconds"]:
         seconds = m.summary["seconds"]
         memory = m.summary["peak_memory_mib"] or {}
@@ -473,20 +477,28 @@ def _notices(m: Material) -> list[str]:
             "Scores marked [offline…] come from rule-based stand-ins for machines without the metrics' weights. They are not "
             "the published metrics and must not be compared with published numbers."
         )
+    rows = _unusual(m)
+    if rows:
+        notices.append(
+            f"{len(rows)} unusual things about the prediction files (missing, extra, empty or null predictions, failed judge "
+            "calls): see the table in the summary. Missing, null and empty predictions count as empty reports."
+        )
+    return notices
+
+
+def _unusual(m: Material) -> list[list[str]]:
+    """Rows: model, data set, what, how many, which."""
+    rows = []
     for model in m.run.models:
         for dataset, folder in m.run.folders[model].items():
             result = read_result(folder)
-            unusual = {name.replace("_", " "): count for name, count in result["counts"].items() if count}
-            if unusual:
-                told = ", ".join(f"{count} {name}" for name, count in unusual.items())
-                notices.append(
-                    f"Predictions of {_shown_name(model)} on {dataset}: {told}. Missing ones are scored as empty reports."
-                )
+            for name, ids in result["listed"].items():
+                more = ", …" if result["counts"][name] > 3 else ""
+                count = f"{result['counts'][name]:,}"
+                rows.append([_shown_name(model), dataset, name.replace("_", " "), count, ", ".join(ids[:3]) + more])
             for cause, count in result["judge_failures"].items():
-                notices.append(
-                    f"{count} judge calls failed for {_shown_name(model)} on {dataset}: {cause}. Not in its errors."
-                )
-    return notices
+                rows.append([_shown_name(model), dataset, f"judge failed: {cause}", f"{count:,}", ""])
+    return rows
 
 
 def _how_it_was_made(m: Material, data_dir: Path, resamples: int, seed: int) -> dict[str, Any]:
@@ -638,15 +650,12 @@ def _image_chunks(
 
 def data_uri(root: Path, name: str) -> str | None:
     """An image inside `root` as a small grey JPEG data URI; None where it is outside of it, absent or unreadable."""
-    path = (root / name.lstrip("/")).resolve()
-    if not path.is_relative_to(root.resolve()):
-        return None
     try:
-        with Image.open(path) as image:
+        with Image.open(inside(root, name)) as image:
             image.draft("L", (IMAGE_SIZE, IMAGE_SIZE))
             grey = image.convert("L")
             grey.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, EvaluationError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
     buffer = io.BytesIO()
     grey.save(buffer, "JPEG", quality=72, optimize=True)
@@ -700,6 +709,10 @@ def _micro_of(m: Material) -> str:
 def _judge_name(m: Material) -> str:
     names = {d["judge"]["name"] for d in m.described.values() if d["judge"]}
     return " and ".join(sorted(names)) or "no judge"
+
+
+def _temporal_name(m: Material) -> str:
+    return " and ".join(sorted({d["temporal"]["backend"] for d in m.described.values()}))
 
 
 def _zero_shot_text(m: Material) -> str:

@@ -63,6 +63,7 @@ class Scorers:
     metrics: Mapping[str, Metric]
     labeler: Labeler
     judge: Judge | None = None
+    temporal_by_judge: bool = False  # label change by the judge's model, not by rules
 
     def described(self) -> dict[str, Any]:
         """Names, backends and fingerprints: what makes a number what it is."""
@@ -81,7 +82,9 @@ class Scorers:
             "judge": self.judge
             and {"name": self.judge.name, "model": self.judge.model, "fingerprint": self.judge.fingerprint},
             "composite": {"name": self.composite_name(), "weights": COMPOSITE_WEIGHTS},
-            "temporal": {"backend": temporal.RULES_NAME, "fingerprint": temporal.RULES_VERSION},
+            "temporal": {"backend": self.judge.model, "fingerprint": temporal.PROMPT_VERSION}
+            if self.temporal_by_judge and self.judge
+            else {"backend": temporal.RULES_NAME, "fingerprint": temporal.RULES_VERSION},
         }
 
     @cached_property
@@ -213,11 +216,15 @@ async def _score_chunk(
     composite = None
     if name := scorers.composite_name():
         composite = sum(w * values[scorers.metrics[m].name] for m, w in COMPOSITE_WEIGHTS.items())
-    categories = temporal.label_by_rules(references, [_has_prior(row) for row in rows])
+    priors, sources = [_has_prior(row) for row in rows], [row["dataset"] for row in rows]
+    if scorers.temporal_by_judge:
+        categories = await temporal.label_by_judge(references, priors, sources, scorers.judge)
+    else:
+        categories = [temporal.CATEGORIES[i] for i in temporal.label_by_rules(references, priors)]
     lines = []
     for i, row in enumerate(rows):
         line = {key: row.get(key) for key in _COPIED}
-        line["temporal"] = temporal.CATEGORIES[categories[i]]
+        line["temporal"] = categories[i]
         line["metrics"] = {metric: round(float(value[i]), 6) for metric, value in values.items()}
         if composite is not None:
             line["metrics"][name] = round(float(composite[i]), 6)

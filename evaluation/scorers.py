@@ -23,16 +23,20 @@ def open_scorers(
     weights_dir: Path | None = None,
     metrics: Sequence[str] = METRICS,
     judge: Mapping[str, Any] | None = None,
+    temporal_by_judge: bool = False,
 ) -> Iterator[Scorers]:
     """Scorers of one backend, with the judge (and its stand-in server, where asked for) running while they are used.
 
     Args:
         backend: real (weights in `weights_dir`) or offline (rules; every name says so).
         judge: fields of JudgeSettings, or None for no judge.
+        temporal_by_judge: label change in the references by the judge's language model, not by rules.
 
     Raises:
         EvaluationError: an unknown backend, absent weights, judge settings that do not fit.
     """
+    if temporal_by_judge and (judge is None or judge.get("judge_base_url") == "offline"):
+        raise EvaluationError("temporal labels by a judge need a language model: name its server, or use the rules")
     if backend not in BACKENDS:
         raise EvaluationError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
     try:
@@ -45,7 +49,7 @@ def open_scorers(
         yield Scorers(backend, scored, labeler)
         return
     with load_judge(judge) as opened:
-        yield Scorers(backend, scored, labeler, opened)
+        yield Scorers(backend, scored, labeler, opened, temporal_by_judge)
 
 
 def load_judge(settings: Mapping[str, Any]) -> Judge:

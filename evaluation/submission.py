@@ -1,0 +1,151 @@
+"""Pack what ReXrank asks of a submission, and check that it is complete.
+
+    python -m evaluation submission --model outputs/unirg_cxr/rl_step2/final --description description.yaml \
+        --test_file ReXRank_MIMICCXR_test.json --predictions P.json --out outputs/unirg_cxr/submission
+
+ReXrank's guideline asks for a description (name of the model, institution, links to paper and code, year), a conda
+`environment.yaml`, and an inference script called as `python inference.py <input_json> <output_json> <image_root>`.
+The folder holds these, the code that the script needs, the weights, and the predictions for the test file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluation.errors import EvaluationError
+from evaluation.predictions import pair, read_predictions, studies_of_file
+from recipes.models import check_model_folder
+
+DESCRIPTION = {
+    "name": "name of the model",
+    "institution": "institution",
+    "paper": "link to the paper",
+    "code": "link to the code",
+    "year": "year",
+}
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_CODE = ("inference.py", "requirements.txt", "data_prep", "evaluation", "recipes", "rewards")
+_WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
+
+
+def pack(model: Path, description: Path, test_file: Path, predictions: Path, out: Path, force: bool = False) -> Path:
+    """Make the folder `out`; nothing is left there where something is missing.
+
+    Raises:
+        EvaluationError: a description field, a prediction or a model file is missing; the message lists all.
+    """
+    told = read_description(description)
+    check_model_folder(str(model))
+    check_predictions(predictions, test_file)
+    if out.exists() and not force:
+        raise EvaluationError(f"{out} exists; --force replaces it")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name in _CODE:
+            source = _REPOSITORY / name
+            if source.is_dir():
+                shutil.copytree(source, temporary / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            else:
+                shutil.copy2(source, temporary / name)
+        (temporary / "model").mkdir()
+        for file in sorted(model.iterdir()):
+            if file.suffix in _WEIGHTS:
+                _link_or_copy(file, temporary / "model" / file.name)
+        shutil.copy2(predictions, temporary / "predictions.json")
+        (temporary / "environment.yaml").write_text(environment(told["name"]), encoding="utf-8")
+        (temporary / "description.yaml").write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
+        (temporary / "README.md").write_text(readme(told), encoding="utf-8")
+        if lacking := missing_files(temporary):
+            raise EvaluationError(f"the submission lacks {', '.join(lacking)}; is {model} a finished checkpoint?")
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The description's fields.
+
+    Raises:
+        EvaluationError: no such file, not YAML, or a field missing or unknown.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EvaluationError(f"no description {path}; write one with the keys {', '.join(DESCRIPTION)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise EvaluationError(f"{path} must hold the keys {', '.join(DESCRIPTION)}")
+    if missing := [f"{key} ({meaning})" for key, meaning in DESCRIPTION.items() if not content.get(key)]:
+        raise EvaluationError(f"{path} lacks {', '.join(missing)}")
+    if unknown := sorted(set(map(str, content)) - set(DESCRIPTION)):
+        raise EvaluationError(f"{path} has unknown key(s) {', '.join(unknown)}; known are {', '.join(DESCRIPTION)}")
+    return {key: content[key] for key in DESCRIPTION}
+
+
+def check_predictions(predictions: Path, test_file: Path) -> None:
+    """Raise EvaluationError unless every study of the test file, and no other, has a prediction with text."""
+    file, test = read_predictions(predictions), read_predictions(test_file)
+    _, problems = pair(studies_of_file(test), file, "findings_impression")
+    found = {name: ids for name, ids in vars(problems).items() if ids and name != "no_reference"}
+    if found:
+        told = "; ".join(f"{len(ids)} {name.replace('_', ' ')} (first: {ids[0]})" for name, ids in found.items())
+        raise EvaluationError(f"{predictions} does not answer {test_file}: {told}")
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a complete submission has and `folder` does not."""
+    wanted = [
+        "inference.py",
+        "environment.yaml",
+        "description.yaml",
+        "README.md",
+        "predictions.json",
+        "model/config.json",
+    ]
+    lacking = [name for name in wanted if not (folder / name).is_file()]
+    lacking += [name for name in _CODE if not (folder / name).exists() and name not in lacking]
+    return lacking + ([] if list(folder.glob("model/*.safetensors")) else ["model/*.safetensors"])
+
+
+def environment(name: str) -> str:
+    """A conda environment with this Python and the pinned packages."""
+    content = {
+        "name": "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-"),
+        "channels": ["conda-forge"],
+        "dependencies": [
+            f"python={sys.version_info.major}.{sys.version_info.minor}",
+            "pip",
+            {"pip": ["-r requirements.txt"]},
+        ],
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def readme(told: Mapping[str, Any]) -> str:
+    lines = "\n".join(f"- {meaning}: {told[key]}" for key, meaning in DESCRIPTION.items())
+    return (
+        f"# {told['name']}\n\n{lines}\n\n"
+        "    conda env create -f environment.yaml\n"
+        "    python inference.py <input_json> <output_json> <image_root>\n\n"
+        "The weights are in `model/`. Indication and comparison are used; age and sex are not. One key image a study.\n"
+    )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it: weights are large."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,79 @@
+"""Write reports for a ReXrank test file, as ReXrank demands of a submission.
+
+    python inference.py <input_json> <output_json> <image_root>
+
+The answer is the input with `model_prediction` added to each study. The model is the folder in the environment variable
+MODEL_DIR, or `model/` beside this file (as `python -m evaluation submission` packs it). SECTIONS=findings writes findings
+alone. A killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prep.images import ImageSettings
+from evaluation.errors import EvaluationError
+from evaluation.generate import (
+    GenerationSettings,
+    check_images,
+    engine_here,
+    make_writer,
+    read_lines,
+    write_reports,
+)
+from evaluation.predictions import SECTIONS, inside, read_predictions, studies_of_file, write_json
+from recipes.errors import run_command
+from recipes.models import check_model_folder, model_fingerprint
+
+
+def main() -> None:
+    if len(sys.argv) != 4:
+        raise EvaluationError("three arguments: python inference.py <input_json> <output_json> <image_root>")
+    infer(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+
+
+def infer(input_json: Path, output_json: Path, image_root: Path, batch_size: int = 16) -> None:
+    """Raises EvaluationError for an unreadable file, a missing image, or a path that leaves `image_root`."""
+    model = os.environ.get("MODEL_DIR") or str(Path(__file__).resolve().parent / "model")
+    sections = os.environ.get("SECTIONS", "findings_impression")
+    if sections not in SECTIONS[1:]:
+        raise EvaluationError(f"SECTIONS is {sections!r}; choose one of {', '.join(SECTIONS[1:])}")
+    check_model_folder(model)
+    settings = engine_here(GenerationSettings(sections=sections, longitudinal=False))
+    file = read_predictions(input_json)
+    studies = [study_to_read(study, image_root) for study in studies_of_file(file)]
+    check_images(studies, settings)
+    # Named by what decides the reports, so that another model or file never goes on with them.
+    made_by = hashlib.sha256(f"{model_fingerprint(model)} {sections} {file.fingerprint}".encode()).hexdigest()[:12]
+    partial = output_json.with_name(f"{output_json.name}.{made_by}.partial.jsonl")
+    write_reports(studies, partial, lambda: make_writer(model, settings), batch_size)
+    reports = {line["study_id"]: line["model_prediction"] for line in read_lines(partial)}
+    answer = {key: {**entry, "model_prediction": reports[key]} for key, entry in file.entries.items()}
+    write_json(output_json, _without_nan(answer))
+    partial.unlink()
+
+
+def study_to_read(study: dict[str, Any], image_root: Path) -> dict[str, Any]:
+    """The study with its key image's path inside `image_root`, prepared as training images are when it is opened."""
+    if not study["image"]:
+        raise EvaluationError(f"study {study['study_id']} has no key_image_path")
+    inside(image_root, study["image"])
+    return {**study, "folder": str(image_root), "image": study["image"].lstrip("/"), "prepare": ImageSettings()}
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN tokens of the input as null, which strict JSON parsers read."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+if __name__ == "__main__":
+    run_command(main)
