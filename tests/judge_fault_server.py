@@ -67,20 +67,24 @@ def right_answer(reference: str, candidate: str) -> Judgement:
 
 
 class Endpoint:
-    """The server; `config` keys: latency, fault_rate, faults, structured, retry_after, seed, key."""
+    """The server; `config` keys: latency, fault_rate, faults, first, structured, retry_after, echo_key, seed."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self) -> None:
+        self.configure({})
+
+    def configure(self, config: dict[str, Any]) -> None:
+        """Behave as `config` says from now on, and count from zero."""
         self.latency = config.get("latency", 0.0)
         self.fault_rate = config.get("fault_rate", 0.0)
         self.faults = config.get("faults", FAULTS)
         self.first = config.get("first")  # only this many first requests are at fault
         self.structured = config.get("structured", True)
         self.retry_after = config.get("retry_after", 0)
-        self.random = random.Random(config.get("seed", 0))
         self.echo_key = config.get("echo_key", False)
-        self.in_flight = 0
+        self.random = random.Random(config.get("seed", 0))
         self.stats: dict[str, Any] = {
             "requests": 0,
+            "in_flight": 0,
             "max_in_flight": 0,
             "outcomes": Counter(),
             "good_answers": Counter(),
@@ -98,18 +102,22 @@ class Endpoint:
                 content = await reader.readexactly(int(headers.get("content-length", 0)))
                 if path == "/stats":
                     await self.send(writer, 200, json.dumps(self.stats))
+                elif path == "/configure":
+                    self.configure(json.loads(content))
+                    await self.send(writer, 200, "{}")
                 elif headers.get("authorization") != f"Bearer {KEY}":
                     text = f"Incorrect API key: {headers.get('authorization')}" if self.echo_key else "wrong key"
                     await self.send(writer, 401, json.dumps({"error": {"message": text}}))
                 elif path == "/v1/models":
                     await self.send(writer, 200, json.dumps({"data": [{"id": MODEL}]}))
                 elif method == "POST" and path == "/v1/chat/completions":
-                    self.in_flight += 1
-                    self.stats["max_in_flight"] = max(self.stats["max_in_flight"], self.in_flight)
+                    stats = self.stats
+                    stats["in_flight"] += 1
+                    stats["max_in_flight"] = max(stats["max_in_flight"], stats["in_flight"])
                     try:
                         await self.chat(writer, json.loads(content))
                     finally:
-                        self.in_flight -= 1
+                        stats["in_flight"] -= 1
                 else:
                     await self.send(writer, 404, "{}")
         writer.close()
@@ -208,17 +216,20 @@ class FaultServer:
         self._port = port
 
     def stats(self) -> dict[str, Any]:
-        """What has been asked so far."""
+        """What has been asked since it was configured."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/stats", timeout=30) as response:
             return json.load(response)
 
+    def configure(self, **config: Any) -> None:
+        """See `Endpoint.configure`."""
+        content = json.dumps(config).encode()
+        urllib.request.urlopen(f"http://127.0.0.1:{self._port}/configure", content, timeout=30).close()
+
 
 @contextlib.contextmanager
-def fault_server(**config: Any) -> Iterator[FaultServer]:
+def fault_server() -> Iterator[FaultServer]:
     """Run the server in a process of its own on a free port."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, json.dumps(config)], stdout=subprocess.PIPE, text=True, bufsize=1
-    )
+    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
     try:
         yield FaultServer(int(process.stdout.readline()))
     finally:
@@ -228,8 +239,7 @@ def fault_server(**config: Any) -> Iterator[FaultServer]:
 
 
 async def main() -> None:
-    endpoint = Endpoint(json.loads(sys.argv[1]))
-    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, limit=2**20, backlog=1024)
+    server = await asyncio.start_server(Endpoint().serve, "127.0.0.1", 0, limit=2**20, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

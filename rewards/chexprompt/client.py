@@ -264,14 +264,13 @@ class ChatClient:
                 raise CallError(RATE_LIMIT, status=status) from None
             if status in (408, 409) or status >= 500:
                 raise CallError(SERVER_ERROR, status=status) from None
-            raise CallError(BAD_REQUEST, again=False, status=status) from None
+            # A redirect is not followed; asking again would not change it.
+            raise CallError(BAD_REQUEST if status >= 400 else BAD_RESPONSE, again=False, status=status) from None
         except openai.OpenAIError:
             raise CallError(BAD_RESPONSE) from None
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:
-    if response.status_code != 200:
-        raise CallError(BAD_RESPONSE)  # a redirect, say
     try:
         body = json.loads(response.content)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
