@@ -1,0 +1,392 @@
+"""Scoring: ceilings, files in any order, resume, judge, truth, comparison, breakdowns, summary, the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_files import make_data, make_studies, write_predictions
+
+import evaluation.score as score_module
+from data_prep.study import read_studies, report_text
+from evaluation.baselines import frequent_for, most_frequent, retrieve, write_baseline
+from evaluation.breakdowns import UNKNOWN, breakdown, strata
+from evaluation.compare import compare
+from evaluation.errors import EvaluationError
+from evaluation.published import comparable, read_published
+from evaluation.score import Scores, score_file
+from evaluation.scorers import open_scorers
+from evaluation.summary import summarise_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+JUDGE = {"judge_base_url": "offline", "judge_cache_dir": None}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "phantom_small")
+
+
+def studies_of(data: Path) -> list[dict]:
+    return read_studies(data, "test").to_pylist()
+
+
+def perfect(data: Path) -> dict[str, str]:
+    return {s["study_id"]: report_text(s["findings"], s["impression"]) for s in studies_of(data)}
+
+
+def scored(data: Path, out: Path, reports: dict | None = None, judge: dict | None = None, **options) -> dict:
+    path = write_predictions(out / "predictions.json", studies_of(data), reports or perfect(data))
+    with open_scorers("offline", judge=judge) as scorers:
+        return score_file(path, scorers, out, data=data, resamples=200, **options)
+
+
+def test_references_against_themselves_give_each_metrics_ceiling(data, tmp_path):
+    result = scored(data, tmp_path, judge=JUDGE)
+    means = {name.split("[")[0]: value["mean"] for name, value in result["metrics"].items()}
+    assert means["bleu2"] == pytest.approx(1)
+    assert means["bertscore"] == pytest.approx(1, abs=1e-3)
+    assert means["sembscore"] == pytest.approx(1, abs=1e-3)
+    assert means["label_micro_f1_14"] == 1
+    assert means["errors chexprompt"] == 0
+    assert result["judge"]["table"]["≤1"]["mean"] == 1
+    assert 0.5 <= means["radgraph"] <= 1  # 0.5 for a report without relations, by its definition
+    assert result["studies"] == 24
+    assert result["patients"] == 12
+
+
+def test_moving_rows_of_the_file_changes_no_score(data, tmp_path):
+    reports = perfect(data)
+    keys = list(reports)
+    rotated = dict(zip(keys, [reports[k] for k in keys[3:] + keys[:3]], strict=True))
+    first = scored(data, tmp_path / "a", rotated)
+    path = tmp_path / "b" / "predictions.json"
+    path.parent.mkdir()
+    entries = json.loads((tmp_path / "a" / "predictions.json").read_text())
+    path.write_text(json.dumps(dict(reversed(entries.items()))))
+    with open_scorers("offline") as scorers:
+        second = score_file(path, scorers, tmp_path / "b", data=data, resamples=200)
+    assert second["metrics"] == first["metrics"]
+    lines = [json.loads(line) for line in (tmp_path / "b" / "scores.jsonl").read_text().splitlines()]
+    assert [line["study_id"] for line in lines] == [s["study_id"] for s in studies_of(data)]
+    assert all(line["candidate"] == rotated[line["study_id"]] for line in lines)
+
+
+def test_an_empty_prediction_scores_and_is_not_dropped(data, tmp_path):
+    reports = perfect(data)
+    half = {key: ("" if i % 2 else text) for i, (key, text) in enumerate(reports.items())}
+    result = scored(data, tmp_path, half)
+    assert result["counts"]["empty"] == 12
+    assert result["metrics"]["bleu2"]["mean"] == pytest.approx(0.5)
+    assert result["listed"]["empty"] == [key for i, key in enumerate(reports) if i % 2]
+
+
+def test_true_labels_are_what_the_candidate_is_held_against(data, tmp_path):
+    result = scored(data, tmp_path)
+    truth = result["metrics"]["truth_micro_f1_14[offline-rules]"]["mean"]
+    # "No Finding" is no column of this truth, so that clear studies count as false positives there.
+    assert 0.5 < truth < 1
+    assert result["metrics"]["label_micro_f1_14[offline-rules]"]["mean"] == 1
+
+
+def test_every_number_names_its_backend(data, tmp_path):
+    result = scored(data, tmp_path, judge=JUDGE)
+    for name in result["metrics"]:
+        assert name == "bleu2" or "[offline" in name, name
+    scorers = result["made_by"]["scorers"]
+    assert all(metric["fingerprint"] for metric in scorers["metrics"].values())
+    assert scorers["judge"]["model"] == "offline-rules-judge"
+
+
+def test_a_killed_run_goes_on_without_scoring_studies_again(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(score_module, "CHUNK", 5)
+    path = write_predictions(tmp_path / "predictions.json", studies_of(data), perfect(data))
+    seen: list[str] = []
+
+    class Killed(Exception):
+        pass
+
+    with open_scorers("offline") as scorers:
+        label = scorers.labeler.label
+
+        def counting(texts, limit):
+            if len(seen) >= limit:
+                raise Killed
+            seen.extend(texts)
+            return label(texts)
+
+        def run(limit):
+            labeler = score_module.Labeler(
+                scorers.labeler.name, scorers.labeler.fingerprint, lambda texts: counting(texts, limit)
+            )
+            changed = score_module.Scorers(scorers.backend, scorers.metrics, labeler)
+            return score_file(path, changed, tmp_path / "out", data=data, resamples=200)
+
+        with pytest.raises(Killed):
+            run(limit=20)
+        assert not (tmp_path / "out" / "scores.json").exists()
+        before = len(seen)
+        # The kill came in the middle of a line.
+        with (tmp_path / "out" / "scores.partial.jsonl").open("a") as file:
+            file.write('{"study_id": "cut')
+        result = run(limit=10_000)
+    assert before == 20
+    assert len(seen) == 2 * 24  # a reference and a candidate for each study, once
+    assert result["studies"] == 24
+    whole = scored(data, tmp_path / "whole")
+    assert result["metrics"] == whole["metrics"]
+    assert not list((tmp_path / "out").glob("*partial*"))
+
+
+def test_finished_scores_are_kept_and_changed_predictions_scored_again(data, tmp_path, capsys):
+    scored(data, tmp_path)
+    scored(data, tmp_path)
+    assert "finished already" in capsys.readouterr().out
+    changed = {key: "Findings: The lungs are clear." for key in perfect(data)}
+    result = scored(data, tmp_path, changed)
+    assert "scoring again" in capsys.readouterr().out
+    assert result["metrics"]["bleu2"]["mean"] < 0.9
+
+
+def test_a_judge_that_is_down_is_one_clear_error(data, tmp_path):
+    down = {"judge_base_url": "http://127.0.0.1:9/v1", "judge_model": "some-model", "judge_cache_dir": None}
+    with pytest.raises(EvaluationError, match=r"127\.0\.0\.1:9"):
+        scored(data, tmp_path, judge=down)
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_credentialed_reports_do_not_go_to_a_remote_judge(tmp_path, monkeypatch):
+    data = make_data(tmp_path / "mimic", dataset="mimic")
+    monkeypatch.setenv("JUDGE_API_KEY", "key")
+    remote = {"judge_base_url": "https://api.example.com/v1", "judge_model": "m", "judge_cache_dir": None}
+    with pytest.raises(EvaluationError, match="mimic"):
+        scored(data, tmp_path / "out", judge=remote)
+
+
+def test_scores_without_references_elsewhere_use_those_in_the_file(tmp_path):
+    path = write_predictions(tmp_path / "p.json", make_studies(4))
+    with open_scorers("offline") as scorers:
+        result = score_file(path, scorers, tmp_path / "out", sections="findings_impression", resamples=100)
+    assert result["metrics"]["bleu2"]["mean"] == pytest.approx(1)
+    assert result["studies"] == 8
+
+
+def test_findings_board_compares_findings_with_findings(tmp_path):
+    studies = make_studies(4)
+    reports = {s["study_id"]: f"Findings: {s['findings']} Impression: Something else entirely." for s in studies}
+    path = write_predictions(tmp_path / "p.json", studies, reports)
+    with open_scorers("offline") as scorers:
+        result = score_file(path, scorers, tmp_path / "out", sections="findings", resamples=100)
+    assert result["metrics"]["bleu2"]["mean"] == pytest.approx(1)
+
+
+def test_conditions_and_judge_tables(data, tmp_path):
+    reports = dict.fromkeys(perfect(data), "Findings: The heart is enlarged.")
+    result = scored(data, tmp_path, reports, judge=JUDGE)
+    cardiomegaly = result["conditions"]["truth"]["Cardiomegaly"]
+    labels = np.array(
+        [json.loads(line)["labels"]["truth"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    )
+    positives = int(labels[:, 1].sum())
+    assert cardiomegaly["positives"] == positives
+    assert cardiomegaly["mean"] == pytest.approx(2 * positives / (24 + positives))
+    table = result["judge"]["table"]
+    assert sum(table[key]["mean"] for key in ("≤1", "2", "3", "≥4")) == pytest.approx(1)
+    lines = [json.loads(line)["judge"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    false_findings = np.mean([line["significant"][0] for line in lines])
+    assert table["false_finding significant"]["mean"] == pytest.approx(false_findings)
+
+
+def test_compare_pairs_studies_and_corrects_for_all_tests(data, tmp_path):
+    reports = perfect(data)
+    worse = {key: "Findings: The lungs are clear." for key in reports}
+    results = {"good": scored(data, tmp_path / "good", reports), "poor": scored(data, tmp_path / "poor", worse)}
+    scores = {name: Scores.read(tmp_path / name / "scores.jsonl") for name in results}
+    shuffled = scores["poor"].take(np.arange(24)[::-1])
+    described = {name: result["made_by"]["scorers"] for name, result in results.items()}
+    comparison = compare({"good": scores["good"], "poor": shuffled}, described, resamples=200)
+    rows = {row["number"]: row for row in comparison["pairs"]}
+    assert comparison["studies"] == 24
+    assert rows["bleu2"]["low"] > 0
+    expected = np.mean(scores["good"].metrics["bleu2"]) - np.mean(scores["poor"].metrics["bleu2"])
+    assert rows["bleu2"]["difference"] == pytest.approx(expected)
+    assert all(row["p_holm"] >= row["p"] for row in comparison["pairs"] if row["p"] is not None)
+
+
+def test_numbers_of_different_backends_are_never_subtracted(data, tmp_path):
+    result = scored(data, tmp_path / "a")
+    scored(data, tmp_path / "b")
+    described = result["made_by"]["scorers"]
+    other = json.loads(json.dumps(described))
+    other["metrics"]["bertscore[offline-hash]"]["fingerprint"] = "of other weights"
+    models = {name: Scores.read(tmp_path / name / "scores.jsonl") for name in "ab"}
+    comparison = compare(models, {"a": described, "b": other}, resamples=50)
+    left_out = {row["number"] for row in comparison["not_compared"]}
+    assert "bertscore[offline-hash]" in left_out
+    assert "bleu2" in {row["number"] for row in comparison["pairs"]}
+
+
+def test_models_scored_against_other_references_are_not_compared(data, tmp_path):
+    first = scored(data, tmp_path / "a")
+    scored(data, tmp_path / "b", sections="findings_impression")
+    models = {name: Scores.read(tmp_path / name / "scores.jsonl") for name in "ab"}
+    with pytest.raises(EvaluationError, match="different references"):
+        compare(models, dict.fromkeys("ab", first["made_by"]["scorers"]))
+
+
+def test_breakdowns_hold_each_study_once_and_test_gaps(tmp_path):
+    data = make_data(tmp_path / "phantom_small", train=2, test=60)
+    studies = studies_of(data)
+    # A model that writes nothing for women: the gap between the sexes is large and real.
+    reports = {s["study_id"]: "" if s["sex"] == "F" else report_text(s["findings"], s["impression"]) for s in studies}
+    result = scored(data, tmp_path / "out", reports)
+    scores = Scores.read(tmp_path / "out" / "scores.jsonl")
+    found = breakdown(scores, result["made_by"]["scorers"], zero_shot=["phantom_small"], resamples=200)
+    for attribute, content in found.items():
+        assert sum(stratum["n"] for stratum in content["strata"].values()) == len(studies), attribute
+    assert set(found["encounter"]["strata"]) == {"1", "2"}
+    assert list(found["race"]["strata"])[-1] == UNKNOWN
+    assert set(found["institution"]["strata"]) == {"zero-shot"}
+    assert found["sex"]["strata"]["F"]["metrics"]["bleu2"]["mean"] == 0
+    assert found["sex"]["strata"]["M"]["metrics"]["bleu2"]["mean"] == pytest.approx(1)
+    gap = found["sex"]["gaps"]["bleu2"]
+    assert (gap["highest"], gap["lowest"], gap["difference"]) == ("M", "F", pytest.approx(1))
+    assert gap["p_holm"] < 0.05
+    assert UNKNOWN not in (found["race"]["gaps"]["bleu2"]["highest"], found["race"]["gaps"]["bleu2"]["lowest"])
+
+
+def test_strata_of_encounter_age_and_length(data, tmp_path):
+    scored(data, tmp_path)
+    scores = Scores.read(tmp_path / "scores.jsonl")
+    scores.fields["encounter"] = [1, 2, 3, 4, 5, 9] + [None] * 18
+    scores.fields["age"] = [59.9, 60.0, None] + [70.0] * 21
+    scores.fields["words"] = [25, 26, 51, 101] + [10] * 20
+    of_study, order = strata(scores, "encounter")
+    assert of_study[:6] == ["1", "2", "3", "4", "5+", "5+"]
+    assert order == ["1", "2", "3", "4", "5+", "unknown"]
+    assert strata(scores, "age")[0][:3] == ["< 60", "≥ 60", "unknown"]
+    assert strata(scores, "length")[0][:4] == ["≤ 25 words", "26–50 words", "51–100 words", "> 100 words"]
+
+
+def test_baselines(data, tmp_path):
+    made = {}
+    for name in ("most_frequent", "copy_prior", "retrieval"):
+        result = write_baseline(name, data, "test", [data], tmp_path / name)
+        made[name] = json.loads((tmp_path / name / "predictions.json").read_text())
+        if name == "copy_prior":
+            assert result["studies_given_the_most_frequent_report"] == 12  # the first encounters
+    studies = {s["study_id"]: s for s in studies_of(data)}
+    later = [key for key, study in studies.items() if study["prior_report"]]
+    assert all(made["copy_prior"][key]["model_prediction"] == studies[key]["prior_report"] for key in later)
+
+
+def test_most_frequent_report_and_nearest_indication():
+    def study(findings, impression, indication):
+        return {"findings": findings, "impression": impression, "indication": indication}
+
+    training = [
+        study("Edema.", "Edema.", "Shortness of breath and leg swelling"),
+        study("Lungs are clear.", "Normal.", "Cough"),
+        study("lungs  are CLEAR.", "normal.", "Chest pain"),
+        study("Pneumothorax.", None, "Stab wound"),
+        study("Edema.", "Heart failure.", None),
+    ]
+    frequent = most_frequent(training)
+    assert frequent["findings"] == "Lungs are clear."
+    assert frequent_for({"findings": None, "impression": "x"}, frequent) == "Impression: Normal."
+    asked = [study("x", "y", text) for text in ("wound after a stab", "leg swelling", "COUGH!", None)]
+    assert retrieve(asked, training) == [
+        "Findings: Pneumothorax.",
+        "Findings: Edema. Impression: Edema.",
+        "Findings: Lungs are clear. Impression: Normal.",
+        None,
+    ]
+
+
+def test_published_numbers_only_beside_their_own_kind():
+    rows = read_published()
+    mimic = [row for row in rows if row["dataset"] == "mimic" and row["sections"] == "findings_impression"]
+    assert all(row["source"] and row["date"] for row in rows)
+    unirg = next(row for row in mimic if row["model"] == "UniRG-CXR")
+    assert unirg["1/radcliq_v1"] == 1.108
+
+    def result(backend="real", sections="findings_impression", studies=2347):
+        return {"studies": studies, "made_by": {"sections": sections, "scorers": {"backend": backend}}}
+
+    assert comparable(result(), "mimic")[0] == mimic
+    for other, dataset, reason in (
+        (result(backend="offline"), "mimic", "stand-ins"),
+        (result(sections="available"), "mimic", "boards"),
+        (result(studies=2000), "mimic", "2347"),
+        (result(), "phantom_harbor", "no published"),
+    ):
+        found, why = comparable(other, dataset)
+        assert found == []
+        assert reason in why
+
+
+def test_summary_of_a_run(data, tmp_path):
+    reports, ids = perfect(data), [s["study_id"] for s in studies_of(data)]
+    run = tmp_path / "demo"
+    for stage, right in (("base", 0), ("sft", 8), ("rl_step1", 16), ("rl_step2", 24), ("most_frequent", 2)):
+        made = {key: reports[key] if i < right else "Findings: Nothing." for i, key in enumerate(ids)}
+        scored(data, run / "eval" / "phantom_small" / stage, made, judge=JUDGE)
+        if stage == "sft":
+            (run / "sft").mkdir()
+            (run / "sft" / "result.json").write_text('{"settings": {"datasets": ["phantom_small"]}, "seconds": 3}')
+    (run / "timings.json").write_text('{"sft": 12.5}')
+    summary = summarise_run(run, resamples=200)
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert list(summary["stages"]) == ["base", "sft", "rl_step1", "rl_step2"]
+    assert list(summary["baselines"]) == ["most_frequent"]
+    for stage in summary["stages"].values():
+        assert stage["n"] == 24
+        for key in ("micro_f1", "composite", "judge_errors"):
+            assert stage[key]["low"] <= stage[key]["mean"] <= stage[key]["high"]
+    step = summary["paired"]["rl_step2 - rl_step1"]
+    assert step["judge_errors"]["difference"] < 0
+    assert step["composite"]["low"] > 0
+    assert summary["seconds"] == {"sft": 12.5}
+    assert summary["datasets"] == {"seen": ["phantom_small"], "zero_shot": []}
+    assert summary["versions"]["trl"]
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "evaluation", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "--predictions", "nowhere.json", "--out", "OUT", "--backend", "offline"], "no prediction file"),
+        (["score", "--predictions", "P", "--out", "OUT", "--backend", "offline", "--data", "data/none"], "data/none"),
+        (["compare", "nowhere", "elsewhere"], "nowhere/scores.json"),
+        (["summary", "--outputs", "outputs/none"], "has been scored"),
+        (["baseline", "--name", "oracle", "--data", "data/none", "--out", "OUT"], "oracle"),
+        (["score", "--frobnicate"], "--help"),
+    ],
+)
+def test_a_mistake_at_the_command_line_is_one_line_and_status_2(tmp_path, arguments, message):
+    predictions = write_predictions(tmp_path / "p.json", make_studies(2))
+    places = {"OUT": tmp_path / "out", "P": predictions}
+    result = command(*(places.get(word, word) for word in arguments))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_scores(data, tmp_path):
+    write_baseline("copy_prior", data, "test", [data], tmp_path / "copy_prior")
+    result = command(
+        "score", "--predictions", tmp_path / "copy_prior/predictions.json", "--data", data, "--out", tmp_path / "copy_prior",
+        "--backend", "offline", "--resamples", 100,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "24 studies of 12 patients" in result.stdout
+    assert (tmp_path / "copy_prior" / "scores.jsonl").is_file()
