@@ -51,6 +51,8 @@ class JudgeCache:
         model: the model's name, with its version where the name alone does not say it.
         prompt_version: `Prompt.version`.
         sampling: everything else that is sent and may change the answer.
+
+    The file is opened, and made, at the first use. Every method raises `JudgeError` if it cannot be.
     """
 
     def __init__(self, folder: Path | str, model: str, prompt_version: str, sampling: dict[str, Any]):
@@ -61,8 +63,6 @@ class JudgeCache:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
-        with self._lock:
-            self._connect()
 
     def key(self, reference: str, candidate: str) -> str:
         """Cache key of a pair: sha256, hex."""

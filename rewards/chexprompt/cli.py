@@ -211,11 +211,11 @@ def _agreement(arguments: argparse.Namespace) -> None:
     print(print_agreement(result))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_parsers(parser.add_subparsers(required=True))
-    arguments = parser.parse_args()
-    arguments.run(arguments)
+    options = parser.parse_args(arguments)
+    options.run(options)
 
 
 if __name__ == "__main__":

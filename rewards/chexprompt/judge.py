@@ -246,10 +246,10 @@ class Judge:
         check_sources(sources, self.base_url, settings.judge_trusted_hosts, settings.judge_allow_remote)
 
     async def check(self) -> None:
-        """Ask the endpoint for its models: to be called before long work. Sends no report and costs nothing.
+        """Ask the endpoint for its models and open the cache: to be called before long work. Sends no report, costs nothing.
 
         Raises:
-            JudgeError: the host cannot be reached, refuses the key, or does not serve the model.
+            JudgeError: the host cannot be reached, refuses the key, does not serve the model, or the cache is no cache.
         """
         try:
             models = await self._chat().models()
@@ -258,6 +258,8 @@ class Judge:
         # Azure lists base models, but is asked by the names of deployments.
         if models is not None and self.model not in models and not host_of(self.base_url).endswith(".azure.com"):
             raise JudgeError(f"{self._explain(chat.WRONG_MODEL)}. It serves: {', '.join(models[:10]) or 'none'}")
+        if self.cache is not None:
+            self.cache.get([])
 
     async def judge(
         self,
