@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rewards.bleu import Bleu2
 from rewards.metric import Metric
 from rewards.radcliq import PARTS, RadCliQ
 from rewards.radgraph import LEVELS, RadGraphF1
 from rewards.sembscore import SembScore, label_vectors
+from rewards.weights import WeightsError
+
+if TYPE_CHECKING:
+    from rewards.engine import EngineSettings
 
 BACKENDS = ("real", "offline")
 METRICS = (
@@ -26,36 +35,124 @@ METRICS = (
 
 
 class MetricError(ValueError):
-    """A metric, backend or weight that was asked for cannot be had. The message says how to mend it."""
+    """A metric or backend that was asked for cannot be had. The message says how to mend it."""
 
 
-class OfflineBackend:
+@dataclass(frozen=True)
+class Labeler:
+    """Labels reports with the 14 CheXpert conditions.
+
+    Attributes:
+        name: `chexbert`, or `chexbert[offline-rules]` for the stand-in.
+        backend: `real` or `offline-rules`.
+        fingerprint: sha256 of the weights, or of the rules.
+        label: texts in, int8 [n, 14] out; columns `CONDITIONS`, CheXbert's classes.
+    """
+
+    name: str
+    backend: str
+    fingerprint: str
+    label: Callable[[Sequence[str]], np.ndarray]
+
+
+def _radgraph_level(name: str) -> str:
+    return "combined" if name == "radgraph" else name.removeprefix("radgraph_")
+
+
+class _OfflineBackend:
     """Stand-ins by rules and hashes: no weights, no torch. Each name says what it is."""
 
-    def __init__(self) -> None:
+    def metric(self, name: str) -> Metric:
         from rewards.offline.embedding import HashBertScore
         from rewards.offline.graph import annotate
+
+        labeler = self.labeler()
+        if name == "bertscore":
+            return HashBertScore()
+        if name in ("sembscore", "sembscore_labels"):
+            vectors = lambda texts: label_vectors(labeler.label(texts))  # noqa: E731
+            return SembScore(vectors, labeler.backend, labeler.fingerprint, name)
+        if name.startswith("radgraph"):
+            return RadGraphF1(annotate, labeler.backend, labeler.fingerprint, _radgraph_level(name))
+        raise MetricError(f"{name} has no offline stand-in; leave it out, or use the real backend")
+
+    def labeler(self) -> Labeler:
         from rewards.offline.labeler import label_reports
         from rewards.weights import source_fingerprint
 
-        rules = "offline-rules"
-        fingerprint = source_fingerprint("rewards.offline.lexicon", "rewards.offline.graph", "rewards.offline.labeler")
+        rules = source_fingerprint("rewards.offline.lexicon", "rewards.offline.graph", "rewards.offline.labeler")
+        return Labeler("chexbert[offline-rules]", "offline-rules", rules, label_reports)
 
-        def vectors(texts: Sequence[str]):
-            return label_vectors(label_reports(texts))
 
-        self.build: dict[str, Callable[[], Metric]] = {
-            "bertscore": HashBertScore,
-            "sembscore": lambda: SembScore(vectors, rules, fingerprint),
-            "sembscore_labels": lambda: SembScore(vectors, rules, fingerprint, name="sembscore_labels"),
-        }
-        for level in LEVELS:
-            name = "radgraph" if level == "combined" else f"radgraph_{level}"
-            self.build[name] = lambda level=level: RadGraphF1(annotate, rules, fingerprint, level)
+class _RealBackend:
+    """The published models; each is loaded when the first metric asks for it, and shared by all that do."""
+
+    def __init__(self, weights_dir: Path, settings: EngineSettings | None, radgraph_model: str) -> None:
+        self.weights_dir, self.settings, self.radgraph_model = weights_dir, settings, radgraph_model
+
+    @cached_property
+    def chexbert(self):
+        from rewards.chexbert import CheXbert
+
+        return CheXbert(self.weights_dir, self.settings)
+
+    @cached_property
+    def radgraph(self):
+        from rewards.radgraph_model import RadGraphModel
+
+        return RadGraphModel(self.weights_dir, self.radgraph_model, self.settings)
+
+    def metric(self, name: str) -> Metric:
+        if name == "bertscore":
+            from rewards.bertscore import BertScore, RobertaVectors
+
+            return BertScore(RobertaVectors(self.weights_dir, self.settings))
+        if name == "sembscore":
+            return SembScore(self.chexbert.vectors, "real", self.chexbert.fingerprint)
+        if name == "sembscore_labels":
+            vectors = lambda texts: label_vectors(self.chexbert.label_reports(texts))  # noqa: E731
+            return SembScore(vectors, "real", self.chexbert.fingerprint, name)
+        if name.startswith("radgraph"):
+            return RadGraphF1(self.radgraph.annotate, "real", self.radgraph.fingerprint, _radgraph_level(name))
+        if name == "ratescore":
+            from rewards.ratescore import RateScore
+
+            return RateScore(self.weights_dir)
+        raise MetricError(f"{name} has no real backend")
+
+    def labeler(self) -> Labeler:
+        return Labeler("chexbert", "real", self.chexbert.fingerprint, self.chexbert.label_reports)
+
+
+def _backend(
+    backend: str, weights_dir: Path | str | None, settings: EngineSettings | None, radgraph_model: str
+) -> _OfflineBackend | _RealBackend:
+    if backend == "offline":
+        return _OfflineBackend()
+    if backend != "real":
+        raise MetricError(f"backend {backend!r} is unknown; one of {', '.join(BACKENDS)}")
+    folder = Path("weights" if weights_dir is None else weights_dir)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"there is no weights folder {folder}; fetch it with: make weights WEIGHTS_DIR={folder}, "
+            "or score with the offline backend"
+        )
+    return _RealBackend(folder, settings, radgraph_model)
+
+
+def load_labeler(
+    backend: str = "real", weights_dir: Path | str | None = None, settings: EngineSettings | None = None
+) -> Labeler:
+    """The report labeler of `backend`; arguments and errors as `load_metrics`."""
+    return _backend(backend, weights_dir, settings, "radgraph").labeler()
 
 
 def load_metrics(
-    names: Sequence[str], backend: str = "real", weights_dir: Path | str | None = None
+    names: Sequence[str],
+    backend: str = "real",
+    weights_dir: Path | str | None = None,
+    settings: EngineSettings | None = None,
+    radgraph_model: str = "radgraph",
 ) -> dict[str, Metric]:
     """The metrics of `names` on `backend`, sharing models and caches, keyed by the requested bare name.
 
@@ -64,19 +161,17 @@ def load_metrics(
     Args:
         names: from `METRICS`.
         backend: "real" (the published weights) or "offline" (rules, for machines without weights).
-        weights_dir: folder of `make weights`, for "real".
+        weights_dir: folder of `make weights`, for "real"; `weights` where None.
+        settings: device, token budget, caches, for "real".
+        radgraph_model: which RadGraph archive, for "real"; ReXrank and RadCliQ use `radgraph`.
 
     Raises:
-        MetricError: an unknown name or backend, or weights that are missing; the message names the command that mends
-            it.
+        MetricError: an unknown name or backend.
+        WeightsError: weights that are missing or damaged; the message has the command that fetches them.
     """
-    if backend not in BACKENDS:
-        raise MetricError(f"backend {backend!r} is unknown; one of {', '.join(BACKENDS)}")
     if unknown := [name for name in names if name not in METRICS]:
         raise MetricError(f"unknown metric(s) {', '.join(unknown)}; known: {', '.join(METRICS)}")
-    if backend == "real":
-        raise MetricError("the real backend is not here yet; use the offline one")
-    source = OfflineBackend()
+    source = _backend(backend, weights_dir, settings, radgraph_model)
     built: dict[str, Metric] = {}
 
     def metric(name: str) -> Metric:
@@ -85,10 +180,8 @@ def load_metrics(
                 built[name] = Bleu2()
             elif name.startswith("radcliq_"):
                 built[name] = RadCliQ(name.removeprefix("radcliq_"), {part: metric(part) for part in PARTS})
-            elif name in source.build:
-                built[name] = source.build[name]()
             else:
-                raise MetricError(f"{name} has no {backend} backend; leave it out, or use --backend real")
+                built[name] = source.metric(name)
         return built[name]
 
     return {name: metric(name) for name in names}

