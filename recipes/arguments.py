@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from trl import TrlParser
+from trl import GRPOConfig, SFTConfig, TrlParser
 
 from recipes.errors import RecipeError
 
@@ -27,9 +27,13 @@ class DataArguments:
     data_dir: str = field(default="data", metadata={"help": "Folder that holds the prepared data sets."})
     dataset_weights: list[float] = field(
         default_factory=list,
-        metadata={"help": "Studies of each data set to use, as a multiple of its size (1 = each once). Default: all 1."},
+        metadata={
+            "help": "Studies of each data set to use, as a multiple of its size (1 = each once). Default: all 1."
+        },
     )
-    longitudinal: bool = field(default=True, metadata={"help": "Show the prior image and report where a study has them."})
+    longitudinal: bool = field(
+        default=True, metadata={"help": "Show the prior image and report where a study has them."}
+    )
     context: bool = field(default=True, metadata={"help": "Show indication and comparison."})
     train_split: str = field(default="train", metadata={"help": "Split that is trained on."})
 
@@ -46,7 +50,9 @@ class RewardArguments:
     weight_bertscore: float = field(default=0.0, metadata={"help": "Weight of BERTScore."})
     weight_sembscore: float = field(default=0.0, metadata={"help": "Weight of SembScore."})
     weight_radgraph: float = field(default=0.0, metadata={"help": "Weight of RadGraph-F1 (combined)."})
-    weight_radcliq_v1: float = field(default=0.0, metadata={"help": "Weight of RadCliQ-v1; negative, as lower is better."})
+    weight_radcliq_v1: float = field(
+        default=0.0, metadata={"help": "Weight of RadCliQ-v1; negative, as lower is better."}
+    )
     weight_chexprompt: float = field(default=0.0, metadata={"help": "Weight of 1/(CheXprompt errors + 1)."})
     weights_total: float | None = field(
         default=None, metadata={"help": "What the weights should sum to; a different sum is refused before training."}
@@ -70,10 +76,125 @@ class RewardArguments:
 
 
 @dataclass
+class EvaluationArguments:
+    """What is evaluated, how its reports are generated, and how they are scored."""
+
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Prepared data sets (folders in data_dir) to evaluate on."}
+    )
+    zero_shot_datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Data sets that training never saw, evaluated beside `datasets`."}
+    )
+    data_dir: str = field(default="data", metadata={"help": "Folder that holds the prepared data sets."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    validation_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data sets whose validation split selects checkpoints; default: datasets."},
+    )
+    validation_split: str = field(default="validation", metadata={"help": "Split that checkpoints are selected on."})
+    validation_studies: int | None = field(
+        default=None, metadata={"help": "Use only this many validation studies of each data set."}
+    )
+    sections: str = field(
+        default="available",
+        metadata={"help": "available (those the reference has), findings_impression or findings (ReXrank's boards)."},
+    )
+    longitudinal: bool = field(
+        default=True, metadata={"help": "Show the prior image and report where a study has them."}
+    )
+    context: bool = field(default=True, metadata={"help": "Show indication and comparison."})
+    batch_size: int = field(default=16, metadata={"help": "Studies generated at once."})
+    max_new_tokens: int = field(default=512, metadata={"help": "A longer report is cut there, and counted."})
+    engine: str = field(
+        default="auto", metadata={"help": "vllm, transformers, or auto: vllm where a GPU and vLLM are."}
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu2", "bertscore", "sembscore", "radgraph", "radcliq_v1"],
+        metadata={"help": "Metrics to score."},
+    )
+    baselines: list[str] = field(
+        default_factory=lambda: ["most_frequent", "copy_prior"],
+        metadata={"help": "Baselines to score beside the models."},
+    )
+    reward_backend: str = field(
+        default="real", metadata={"help": "real (CheXbert, RadGraph, RoBERTa weights) or offline (rule stand-ins)."}
+    )
+    weights_dir: str = field(default="weights", metadata={"help": "Folder of the metric weights (make weights)."})
+    run: str = field(default="outputs/demo", metadata={"help": "The run's folder."})
+    models: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Models to evaluate: stages of the run (base, sft, rl_step1, rl_step2) or name=path. Default: its last."
+        },
+    )
+    force: bool = field(default=False, metadata={"help": "Do finished work again."})
+
+
+@dataclass
 class StageArguments:
     """What holds for every training stage."""
 
     force: bool = field(default=False, metadata={"help": "Train again where this stage has finished."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Batch of one optimiser step over all processes; sets gradient_accumulation_steps."},
+    )
+
+
+@dataclass
+class RolloutArguments:
+    """How "global batch size" is read in RL, and how often a generation is used."""
+
+    batch_counts: str = field(
+        default="prompts",
+        metadata={"help": "What global_batch_size counts: prompts (× num_generations completions) or completions."},
+    )
+    updates_per_generation: int = field(
+        default=1,
+        metadata={
+            "help": "Optimiser steps that reuse one generation (with global_batch_size). 1 is on-policy, where the "
+            "policy ratio is 1 and clipping, low or high, never acts."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_counts not in ("prompts", "completions"):
+            raise RecipeError(f"batch_counts is {self.batch_counts!r}; choose prompts or completions")
+        if self.updates_per_generation < 1:
+            raise RecipeError(f"updates_per_generation is {self.updates_per_generation}; it must be at least 1")
+
+
+def set_global_batch(
+    stage: StageArguments, training: SFTConfig | GRPOConfig, rollouts: RolloutArguments | None = None
+) -> None:
+    """Set gradient accumulation (and GRPO's generation batch) so that one optimiser step sees `global_batch_size`.
+
+    In SFT the batch counts studies. In GRPO, TRL counts completions: 256 prompts of 16 rollouts are 4,096 completions.
+
+    Raises:
+        RecipeError: the batch does not divide by what the processes hold at once.
+    """
+    if stage.global_batch_size is None:
+        return
+    batch = stage.global_batch_size
+    if isinstance(training, GRPOConfig) and rollouts and rollouts.batch_counts == "prompts":
+        batch *= training.num_generations
+    at_once = training.per_device_train_batch_size * training.world_size
+    if batch % at_once:
+        raise RecipeError(
+            f"global_batch_size {stage.global_batch_size} ({batch} rows) does not divide by "
+            f"{training.per_device_train_batch_size} rows × {training.world_size} processes; "
+            f"change per_device_train_batch_size or the number of GPUs"
+        )
+    training.gradient_accumulation_steps = batch // at_once
+    if isinstance(training, GRPOConfig) and rollouts:
+        training.steps_per_generation = training.gradient_accumulation_steps * rollouts.updates_per_generation
+        training.generation_batch_size = at_once * training.steps_per_generation
+        if training.generation_batch_size % training.num_generations:
+            raise RecipeError(
+                f"{training.generation_batch_size} completions a generation do not divide into groups of "
+                f"{training.num_generations} rollouts; change global_batch_size or num_generations"
+            )
 
 
 def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
@@ -122,4 +243,6 @@ def _check_yaml(path: str, known: set[str]) -> None:
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold a mapping of keys to values")
     if unknown := sorted(str(key) for key in set(content) - known):
-        raise RecipeError(f"{path}: unknown key(s) {', '.join(unknown)}; see the recipe's comments, or --help, for the names")
+        raise RecipeError(
+            f"{path}: unknown key(s) {', '.join(unknown)}; see the recipe's comments, or --help, for the names"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,14 @@ from datasets import Dataset, Features, Image, Value
 from datasets import List as ListFeature
 from tqdm import tqdm
 
-from data_prep.study import StudyError, read_studies
+from data_prep.mixture import read_mixture
+from data_prep.study import StudyError
 from recipes.errors import RecipeError
 from recipes.prompts import build_prompt, prompt_images, study_report
 
-_MESSAGES = ListFeature({"role": Value("string"), "content": ListFeature({"type": Value("string"), "text": Value("string")})})
+_MESSAGES = ListFeature(
+    {"role": Value("string"), "content": ListFeature({"type": Value("string"), "text": Value("string")})}
+)
 _FEATURES = {
     "prompt": _MESSAGES,
     "images": ListFeature(Image()),
@@ -39,23 +41,13 @@ def load_studies(
         weights: multiple of each data set's size to take (1 = each study once; 0.5 = a random half; 2 = each twice).
 
     Raises:
-        RecipeError: no data set named, or as many weights as data sets not given.
-        StudyError: a data set is missing, empty or broken.
+        RecipeError: no data set named.
+        StudyError: a data set is missing, empty or broken, or there are not as many weights as data sets.
     """
     if not datasets:
         raise RecipeError("no data set to train on; set datasets, e.g. datasets: [mimic, iu_xray]")
-    weights = list(weights) or [1.0] * len(datasets)
-    if len(weights) != len(datasets):
-        raise RecipeError(f"dataset_weights has {len(weights)} values for {len(datasets)} datasets")
-    generator = random.Random(seed)
-    studies: list[dict[str, Any]] = []
-    for name, weight in zip(datasets, weights, strict=True):
-        folder = Path(data_dir) / name
-        rows = read_studies(folder, split).to_pylist()
-        whole, part = divmod(weight, 1)
-        chosen = rows * int(whole) + generator.sample(rows, round(part * len(rows)))
-        studies += [{**row, "folder": str(folder)} for row in chosen]
-    return studies
+    folders = [Path(data_dir) / name for name in datasets]
+    return read_mixture(folders, split, list(weights) or None, seed).to_pylist()
 
 
 def check_images(studies: Sequence[dict[str, Any]], longitudinal: bool) -> None:
@@ -84,8 +76,20 @@ def completion_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, co
         [{"role": "assistant", "content": [{"type": "text", "text": reference}]}] for reference in columns["reference"]
     ]
     kept = {name: columns[name] for name in ("prompt", "images")}
-    features = Features({"prompt": _MESSAGES, "images": _FEATURES["images"], "completion": _MESSAGES})
-    return Dataset.from_dict({**kept, "completion": completion}, features=features)
+    features = {"prompt": _MESSAGES, "images": _FEATURES["images"], "completion": _MESSAGES, "length": Value("int32")}
+    return Dataset.from_dict(
+        {**kept, "completion": completion, "length": _lengths(columns)}, features=Features(features)
+    )
+
+
+def _lengths(columns: dict[str, list[Any]]) -> list[int]:
+    """Words of prompt and report, an image counting 100: for `train_sampling_strategy: group_by_length`."""
+    return [
+        sum(len((part.get("text") or "").split()) for part in prompt[0]["content"])
+        + 100 * len(images)
+        + len(report.split())
+        for prompt, images, report in zip(columns["prompt"], columns["images"], columns["reference"], strict=True)
+    ]
 
 
 def _columns(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> dict[str, list[Any]]:

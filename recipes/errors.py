@@ -12,10 +12,14 @@ class RecipeError(ValueError):
     """What was found, where, and the key or command that mends it: one line, shown without a stack trace."""
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a user's mistake becomes one line on stderr and exit status 2."""
+def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
+    """Run a command's `main`; a user's mistake becomes one line on stderr and exit status 2.
+
+    Args:
+        errors: further exceptions that stand for a user's mistake, beside `RecipeError` and `StudyError`.
+    """
     try:
         main()
-    except (RecipeError, StudyError) as error:
+    except (RecipeError, StudyError, *errors) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -56,7 +56,9 @@ def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load the processor of {path}: {str(error).splitlines()[0]}") from error
     if not hasattr(processor, "image_processor"):
-        raise RecipeError(f"{path} has no image processor (found {type(processor).__name__}); it is not a Qwen3-VL checkpoint")
+        raise RecipeError(
+            f"{path} has no image processor (found {type(processor).__name__}); it is not a Qwen3-VL checkpoint"
+        )
     return processor
 
 

@@ -1,26 +1,35 @@
 """Supervised fine-tuning: TRL's SFTTrainer on prompts and reports, loss on the report alone.
 
-    python -m recipes.sft --config recipes/demo/sft.yaml [--learning_rate 1e-3 …]
-    accelerate launch --config_file … -m recipes.sft --config recipes/unirg_cxr/sft.yaml
+python -m recipes.sft --config recipes/demo/sft.yaml [--learning_rate 1e-3 …]
+accelerate launch --config_file … -m recipes.sft --config recipes/unirg_cxr/sft.yaml
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from recipes.arguments import DataArguments, StageArguments, parse_recipe
+from recipes.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
 from recipes.data import completion_dataset, load_studies
 from recipes.errors import RecipeError, run_command
 from recipes.models import check_model_folder, load_processor
-from recipes.stage import add_progress, data_fingerprint, finish_stage, is_finished, last_checkpoint, quiet_logs, stage_settings
+from recipes.stage import (
+    add_progress,
+    announce,
+    data_fingerprint,
+    finish_stage,
+    is_finished,
+    last_checkpoint,
+    quiet_logs,
+    stage_settings,
+)
 
 
 def main() -> None:
     data, stage, model, training = parse_recipe((DataArguments, StageArguments, ModelConfig, SFTConfig))
     quiet_logs()
+    set_global_batch(stage, training)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is not set: name the model to start from")
     check_model_folder(model.model_name_or_path)
@@ -30,7 +39,7 @@ def main() -> None:
     output_dir = Path(training.output_dir)
     if is_finished(output_dir, settings, stage.force):
         return
-    print(f"sft: {len(studies):,} studies of {', '.join(data.datasets)}; starting from {model.model_name_or_path}")
+    announce(f"sft: {len(studies):,} studies of {', '.join(data.datasets)}; starting from {model.model_name_or_path}")
     training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
     trainer = SFTTrainer(
         model=model.model_name_or_path,

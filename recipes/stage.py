@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from accelerate import PartialState
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from recipes.errors import RecipeError
@@ -24,7 +32,19 @@ from recipes.models import model_fingerprint
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
 # Settings that do not change what is learned: a finished stage is not "made with other settings" for these.
-_IRRELEVANT = ("output_dir", "log", "hub", "push", "run_name", "report_to", "save", "disable_tqdm", "dataloader", "force", "judge_")
+_IRRELEVANT = (
+    "output_dir",
+    "log",
+    "hub",
+    "push",
+    "run_name",
+    "report_to",
+    "save",
+    "disable_tqdm",
+    "dataloader",
+    "force",
+    "judge_",
+)
 
 _PROGRESS_KEYS = {
     "loss": "loss",
@@ -74,8 +94,11 @@ def is_finished(output_dir: Path, settings: dict[str, Any], force: bool) -> bool
     Raises:
         RecipeError: it has finished, but with other settings.
     """
+    state = PartialState()
     if force:
-        shutil.rmtree(output_dir, ignore_errors=True)
+        if state.is_main_process:
+            shutil.rmtree(output_dir, ignore_errors=True)
+        state.wait_for_everyone()
     result_path = output_dir / "result.json"
     if not result_path.is_file():
         return False
@@ -86,7 +109,7 @@ def is_finished(output_dir: Path, settings: dict[str, Any], force: bool) -> bool
         raise RecipeError(
             f"{output_dir} was finished with other settings ({shown}); FORCE=1 trains it again, RUN=name starts another run"
         )
-    print(f"{output_dir}: finished already (FORCE=1 trains it again)")
+    announce(f"{output_dir}: finished already (FORCE=1 trains it again)")
     return True
 
 
@@ -94,13 +117,20 @@ def last_checkpoint(output_dir: Path) -> str | None:
     """The checkpoint to go on from, or None; says which."""
     checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
     if checkpoint:
-        print(f"{output_dir}: going on from {Path(checkpoint).name}")
+        announce(f"{output_dir}: going on from {Path(checkpoint).name}")
     return checkpoint
+
+
+def announce(line: str) -> None:
+    """Print `line` once, however many processes train."""
+    if PartialState().is_main_process:
+        print(line, flush=True)
 
 
 def quiet_logs() -> None:
     """Keep the libraries' routine chatter off a user's screen; warnings and errors stay."""
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
@@ -112,7 +142,9 @@ class StageProgress(TrainerCallback):
         self.started = 0.0
         self.first_step = 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.started = time.monotonic()
         self.first_step = state.global_step
 
@@ -128,11 +160,13 @@ class StageProgress(TrainerCallback):
             return
         done = state.global_step - self.first_step
         left = (time.monotonic() - self.started) / max(done, 1) * (state.max_steps - state.global_step)
-        numbers = [f"{name} {float(logs[key]):.3g}" for key, name in _PROGRESS_KEYS.items() if logs.get(key) is not None]
+        numbers = [
+            f"{name} {float(logs[key]):.3g}" for key, name in _PROGRESS_KEYS.items() if logs.get(key) is not None
+        ]
         parts = [
             f"{key.removeprefix('parts/').split('[')[0]} {float(value):.3f}"
             for key, value in logs.items()
-            if key.startswith("parts/") and value is not None
+            if key.startswith("reward_parts/") and value is not None
         ]
         line = f"{self.stage} step {state.global_step}/{state.max_steps} · " + " · ".join(numbers + parts)
         print(f"{line} · {format_seconds(left)} left", flush=True)

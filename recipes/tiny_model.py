@@ -169,12 +169,16 @@ def save_tiny_model(
     shutil.rmtree(output_dir, ignore_errors=True)
     temporary.rename(output_dir)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{output_dir}: Qwen3-VL, {parameters / 1e6:.2f} M parameters, {len(tokenizer)} tokens, random weights (seed {seed})")
+    print(
+        f"{output_dir}: Qwen3-VL, {parameters / 1e6:.2f} M parameters, {len(tokenizer)} tokens, random weights (seed {seed})"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="+", required=True, help="prepared data sets whose training texts make the BPE")
+    parser.add_argument(
+        "--datasets", nargs="+", required=True, help="prepared data sets whose training texts make the BPE"
+    )
     parser.add_argument("--data_dir", default="data", help="folder that holds the prepared data sets")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--image_size", type=int, default=96, help="pixels a side that an image is resized to")

@@ -1,0 +1,100 @@
+"""Evaluate models of a run on prepared data sets: generate greedily, score, beside the text-only baselines.
+
+    python -m recipes.evaluate --config recipes/demo/eval.yaml --run outputs/demo --models sft rl_step1
+
+Writes `<run>/eval/<dataset>/<model>/{predictions.json,scores.jsonl,scores.json}`; finished studies are not redone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from evaluation.baselines import write_baseline
+from evaluation.generate import GenerationSettings, generate
+from evaluation.score import score_file
+from evaluation.scorers import open_scorers
+from recipes.arguments import EvaluationArguments, parse_recipe
+from recipes.errors import RecipeError, run_command
+from recipes.stage import announce, quiet_logs
+from rewards.chexprompt.judge import JudgeError, JudgeSettings
+
+# Where each stage of a run leaves its model, last first.
+STAGE_MODELS = {"rl_step2": "rl_step2/final", "rl_step1": "rl_step1/best", "sft": "sft/final", "base": "base"}
+
+
+def main() -> None:
+    evaluation, judge = parse_recipe((EvaluationArguments, JudgeSettings))
+    quiet_logs()
+    run = Path(evaluation.run)
+    models = resolve_models(run, evaluation.models)
+    datasets = [*evaluation.datasets, *evaluation.zero_shot_datasets]
+    if not datasets:
+        raise RecipeError("no data set to evaluate on; set datasets, or DATASET=… on the make command line")
+    data_dir = Path(evaluation.data_dir)
+    settings = generation_settings(evaluation)
+    judge_settings = asdict(judge) if judge.judge_base_url else None
+    with open_scorers(
+        evaluation.reward_backend, Path(evaluation.weights_dir), evaluation.metrics, judge_settings
+    ) as scorers:
+        for dataset in datasets:
+            data, split = data_dir / dataset, evaluation.split
+            folders = []
+            for name, path in models.items():
+                folders.append(run / "eval" / dataset / name)
+                announce(f"{dataset}: {name}")
+                generate(path, data, split, folders[-1], settings, evaluation.batch_size, force=evaluation.force)
+            # A baseline may learn from the training studies of what the run trains on, never of a zero-shot data set.
+            seen = [data_dir / name for name in evaluation.datasets]
+            for name in evaluation.baselines:
+                folders.append(run / "eval" / dataset / name)
+                write_baseline(name, data, split, seen, folders[-1])
+            for folder in folders:
+                predictions = folder / "predictions.json"
+                score_file(
+                    predictions,
+                    scorers,
+                    folder,
+                    data=data,
+                    split=split,
+                    sections=evaluation.sections,
+                    force=evaluation.force,
+                )
+
+
+def generation_settings(evaluation: EvaluationArguments) -> GenerationSettings:
+    """How reports are generated, from a recipe's evaluation settings."""
+    return GenerationSettings(
+        sections=evaluation.sections,
+        longitudinal=evaluation.longitudinal,
+        context=evaluation.context,
+        max_new_tokens=evaluation.max_new_tokens,
+        engine=evaluation.engine,
+    )
+
+
+def resolve_models(run: Path, models: list[str]) -> dict[str, str]:
+    """Name → checkpoint for stage names, `name=path` pairs, or (none given) the run's last stage.
+
+    Raises:
+        RecipeError: a stage that has not been trained, or a run without any.
+    """
+    if not models:
+        models = [next((name for name, path in STAGE_MODELS.items() if (run / path).exists()), "")]
+        if not models[0]:
+            raise RecipeError(f"no trained model in {run}; run make sft first, or give MODELS=name=path")
+    resolved = {}
+    for model in models:
+        name, _, path = model.partition("=")
+        if not path:
+            if name not in STAGE_MODELS:
+                raise RecipeError(f"model {name!r} is none of {', '.join(STAGE_MODELS)}; give any other as name=path")
+            path = str(run / STAGE_MODELS[name])
+            if not Path(path).exists():
+                raise RecipeError(f"{path} is not there; train that stage first")
+        resolved[name] = path
+    return resolved
+
+
+if __name__ == "__main__":
+    run_command(main, JudgeError)

@@ -1,0 +1,120 @@
+"""The best checkpoint of a stage: greedy reports of the validation studies, 1/RadCliQ-v1 with its interval.
+
+    python -m recipes.select_checkpoint --config recipes/demo/eval.yaml --run outputs/demo --stage rl_step1
+
+Paper, Optimization: step 2 starts "from the best checkpoint from Step 1's RadCliQ optimization". Writes
+`<run>/<stage>/selection.json` and the link `<run>/<stage>/best`. Reports that are there already are not made again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.study import read_studies
+from evaluation import statistics
+from evaluation.generate import generate
+from evaluation.predictions import read_predictions
+from recipes.arguments import EvaluationArguments, parse_recipe
+from recipes.errors import RecipeError, run_command
+from recipes.evaluate import generation_settings
+from recipes.models import model_fingerprint
+from recipes.prompts import study_report
+from recipes.stage import announce, quiet_logs, write_json
+from rewards.chexprompt.judge import JudgeError, JudgeSettings
+from rewards.metric import Metric
+from rewards.registry import MetricError, load_metrics
+
+
+@dataclass
+class SelectionArguments:
+    """Which stage's checkpoints are compared."""
+
+    stage: str = field(default="rl_step1", metadata={"help": "Stage of the run whose checkpoints are compared."})
+
+
+def main() -> None:
+    evaluation, _, selection = parse_recipe((EvaluationArguments, JudgeSettings, SelectionArguments))
+    quiet_logs()
+    folder = Path(evaluation.run) / selection.stage
+    checkpoints = find_checkpoints(folder)
+    metric = load_metrics(["radcliq_v1"], evaluation.reward_backend, Path(evaluation.weights_dir))["radcliq_v1"]
+    results = []
+    for checkpoint in checkpoints:
+        results.append(rate(checkpoint, evaluation, metric, folder / "selection"))
+        interval = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**results[-1]["inverse_radcliq_v1"])
+        announce(f"{selection.stage} {checkpoint.name}: 1/{metric.name} {interval}, n {results[-1]['studies']}")
+    best = max(results, key=lambda result: result["inverse_radcliq_v1"]["mean"])
+    write_json(
+        folder / "selection.json",
+        {
+            "criterion": f"1/mean({metric.name})",
+            "backend": metric.backend,
+            "fingerprint": metric.fingerprint,
+            "best": best["checkpoint"],
+            "checkpoints": results,
+        },
+    )
+    link(folder / "best", best["checkpoint"])
+    announce(f"{selection.stage}: best is {best['checkpoint']}")
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The saved checkpoints of a stage, by step.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    if not found:
+        raise RecipeError(f"no checkpoint in {folder}; train the stage first, with save_strategy: steps")
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def rate(checkpoint: Path, evaluation: EvaluationArguments, metric: Metric, out: Path) -> dict[str, Any]:
+    """1/mean(RadCliQ-v1) of one checkpoint over all validation studies, with its bootstrap interval over patients."""
+    candidates, references, patients = [], [], []
+    for dataset in evaluation.validation_datasets or evaluation.datasets:
+        data, split = Path(evaluation.data_dir) / dataset, evaluation.validation_split
+        folder = out / checkpoint.name / dataset
+        generate(
+            str(checkpoint),
+            data,
+            split,
+            folder,
+            generation_settings(evaluation),
+            evaluation.batch_size,
+            evaluation.validation_studies,
+            evaluation.force,
+        )
+        entries = read_predictions(folder / "predictions.json").entries
+        for study in read_studies(data, split).to_pylist()[: evaluation.validation_studies]:
+            candidates.append(entries[study["study_id"]]["model_prediction"])
+            references.append(study_report(study))
+            patients.append((dataset, study["patient_id"]))
+    scores = metric(candidates, references).astype(np.float64)
+    interval = statistics.bootstrap({"best": statistics.inverse_mean(scores)}, patients)["best"]
+    return {
+        "checkpoint": checkpoint.name,
+        "model_sha256": model_fingerprint(str(checkpoint)),
+        "studies": len(candidates),
+        "inverse_radcliq_v1": interval.as_dict(),
+        "mean_radcliq_v1": float(scores.mean()),
+    }
+
+
+def link(path: Path, target: str) -> None:
+    """Make `path` a relative symbolic link to `target`, replacing an earlier link atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target, target_is_directory=True)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    run_command(main, JudgeError, MetricError)

@@ -1,0 +1,147 @@
+"""Recipe YAML: every shipped file loads, and a mistake is one clear line before any model is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trl import GRPOConfig, ModelConfig, SFTConfig
+
+from recipes.arguments import (
+    DataArguments,
+    RewardArguments,
+    RolloutArguments,
+    StageArguments,
+    parse_recipe,
+    set_global_batch,
+)
+from recipes.errors import RecipeError
+from rewards.chexprompt.judge import JudgeSettings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SFT = (DataArguments, StageArguments, ModelConfig, SFTConfig)
+GRPO = (DataArguments, RewardArguments, JudgeSettings, StageArguments, RolloutArguments, ModelConfig, GRPOConfig)
+CPU = ["--use_cpu", "true", "--bf16", "false"]
+
+
+def shipped(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob(f"recipes/*/{pattern}"))
+
+
+@pytest.mark.parametrize("path", shipped("sft*.yaml"))
+def test_every_shipped_sft_recipe_loads(path):
+    data, _, model, _ = parse_recipe(SFT, ["--config", str(REPOSITORY / path), *CPU])
+    assert data.datasets
+    assert model.model_name_or_path
+
+
+@pytest.mark.parametrize("path", shipped("rl*.yaml"))
+def test_every_shipped_rl_recipe_loads_and_samples_16_rollouts(path):
+    data, reward, _, _, _, _, training = parse_recipe(GRPO, ["--config", str(REPOSITORY / path), *CPU])
+    assert data.datasets
+    assert training.num_generations == 16
+    assert any(reward.metric_weights.values())
+
+
+def test_step_1_and_step_2_differ_by_judge_and_kl_as_in_the_paper():
+    for recipe in ("demo",):
+        parsed = [
+            parse_recipe(GRPO, ["--config", str(REPOSITORY / f"recipes/{recipe}/rl_step{step}.yaml"), *CPU])
+            for step in (1, 2)
+        ]
+        (_, reward1, *_, grpo1), (_, reward2, *_, grpo2) = parsed
+        expected = {"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
+        assert reward1.metric_weights == reward2.metric_weights == expected
+        assert (reward1.weight_chexprompt, reward2.weight_chexprompt) == (0.0, 0.5)
+        assert (grpo1.beta, grpo2.beta) == (0.0, 0.03)
+        assert grpo1.epsilon_high > grpo1.epsilon  # clip-higher
+        assert grpo1.steps_per_generation > grpo1.gradient_accumulation_steps  # without reuse the ratio stays 1
+
+
+def test_unknown_key_is_named_with_its_file(tmp_path):
+    path = tmp_path / "sft.yaml"
+    path.write_text("datasets: [a]\nlerning_rate: 1.0e-3\n")
+    with pytest.raises(RecipeError, match=r"sft\.yaml.*lerning_rate"):
+        parse_recipe(SFT, ["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- b\n", "mapping"),
+        ("a: [1", "not readable YAML"),
+        ("", "mapping"),
+        ("max_steps: many\n", "max_steps|many|int"),
+    ],
+)
+def test_broken_yaml_is_one_line_that_names_the_file(tmp_path, content, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse_recipe(SFT, ["--config", str(path), *CPU])
+    assert "broken.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_recipe_file_and_unknown_flag_are_named():
+    with pytest.raises(RecipeError, match=r"no recipe file nowhere\.yaml"):
+        parse_recipe(SFT, ["--config", "nowhere.yaml"])
+    with pytest.raises(RecipeError, match="--frobnicate"):
+        parse_recipe(SFT, [*CPU, "--frobnicate", "1"])
+
+
+def test_weights_that_do_not_sum_as_declared_are_refused():
+    with pytest.raises(RecipeError, match=r"sum to 0\.623, but weights_total says 1"):
+        RewardArguments(weight_bertscore=0.370, weight_sembscore=0.253, weights_total=1.0)
+
+
+def test_command_line_overrides_yaml(tmp_path):
+    path = tmp_path / "sft.yaml"
+    path.write_text("datasets: [a]\nlearning_rate: 1.0e-3\n")
+    *_, training = parse_recipe(SFT, ["--config", str(path), "--learning_rate", "5e-5", *CPU])
+    assert training.learning_rate == 5e-5
+
+
+@pytest.mark.parametrize(("counts", "completions"), [("prompts", 4096), ("completions", 256)])
+def test_both_readings_of_global_batch_256_with_16_rollouts(tmp_path, counts, completions):
+    training = GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=32, num_generations=16, use_cpu=True, bf16=False
+    )
+    set_global_batch(
+        StageArguments(global_batch_size=256),
+        training,
+        RolloutArguments(batch_counts=counts, updates_per_generation=2),
+    )
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == completions
+    assert training.generation_batch_size == 2 * completions
+
+
+def test_global_batch_that_does_not_divide_is_refused(tmp_path):
+    training = SFTConfig(output_dir=str(tmp_path), per_device_train_batch_size=3, use_cpu=True, bf16=False)
+    with pytest.raises(RecipeError, match=r"global_batch_size 256 .* does not divide by 3 rows"):
+        set_global_batch(StageArguments(global_batch_size=256), training)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--data_dir", "{tmp}/none"], "no prepared data"),
+        (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--model_name_or_path", "outputs/none"], "no model in"),
+        (["recipes.sft", "--config", "recipes/demo/nothing.yaml"], "no recipe file"),
+        (["recipes.grpo", "--config", "recipes/demo/rl_step1.yaml", "--model_name_or_path", "./none"], "no model in"),
+    ],
+)
+def test_user_mistakes_at_the_command_line_are_one_line_and_status_2(tmp_path, command, message):
+    command = [part.replace("{tmp}", str(tmp_path)) for part in command]
+    if "--data_dir" in command:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base" / "config.json").write_text("{}")
+        command += ["--model_name_or_path", str(tmp_path / "base")]
+    command += ["--output_dir", str(tmp_path / "out")]
+    run = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    assert message in run.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
