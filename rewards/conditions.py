@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 # Order of the CheXpert data set (Irvin et al. 2019), which is also the order of CheXbert's fourteen heads
@@ -41,3 +44,20 @@ def binary_labels(labels: np.ndarray, uncertain_is_positive: bool = True) -> np.
     if uncertain_is_positive:
         positive = positive | (labels == UNCERTAIN)
     return positive.astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """Labels reports with the 14 conditions.
+
+    Attributes:
+        name: `chexbert`, or `chexbert[offline-rules]` for the stand-in.
+        backend: `real` or `offline-rules`.
+        fingerprint: sha256 of the weights, or of the rules.
+        label: texts in, classes int8 [n, 14] out; columns `CONDITIONS`.
+    """
+
+    name: str
+    backend: str
+    fingerprint: str
+    label: Callable[[Sequence[str]], np.ndarray]

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 
+class MetricError(ValueError):
+    """A metric, backend or weight that was asked for cannot be had. The message says how to mend it."""
+
+
 class Metric(ABC):
     """Scores candidate reports against reference reports, row by row.
 

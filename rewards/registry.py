@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rewards.bleu import Bleu2
-from rewards.metric import Metric
+from rewards.conditions import Labeler
+from rewards.metric import Metric, MetricError
 from rewards.radcliq import PARTS, RadCliQ
 from rewards.radgraph import LEVELS, RadGraphF1
-from rewards.sembscore import SembScore, label_vectors
+from rewards.sembscore import SembScore
 from rewards.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -34,27 +32,6 @@ METRICS = (
 )
 
 
-class MetricError(ValueError):
-    """A metric or backend that was asked for cannot be had. The message says how to mend it."""
-
-
-@dataclass(frozen=True)
-class Labeler:
-    """Labels reports with the 14 CheXpert conditions.
-
-    Attributes:
-        name: `chexbert`, or `chexbert[offline-rules]` for the stand-in.
-        backend: `real` or `offline-rules`.
-        fingerprint: sha256 of the weights, or of the rules.
-        label: texts in, int8 [n, 14] out; columns `CONDITIONS`, CheXbert's classes.
-    """
-
-    name: str
-    backend: str
-    fingerprint: str
-    label: Callable[[Sequence[str]], np.ndarray]
-
-
 def _radgraph_level(name: str) -> str:
     return "combined" if name == "radgraph" else name.removeprefix("radgraph_")
 
@@ -70,8 +47,7 @@ class _OfflineBackend:
         if name == "bertscore":
             return HashBertScore()
         if name in ("sembscore", "sembscore_labels"):
-            vectors = lambda texts: label_vectors(labeler.label(texts))  # noqa: E731
-            return SembScore(vectors, labeler.backend, labeler.fingerprint, name)
+            return SembScore(labeler, name=name)
         if name.startswith("radgraph"):
             return RadGraphF1(annotate, labeler.backend, labeler.fingerprint, _radgraph_level(name))
         raise MetricError(f"{name} has no offline stand-in; leave it out, or use the real backend")
@@ -108,10 +84,9 @@ class _RealBackend:
 
             return BertScore(RobertaVectors(self.weights_dir, self.settings))
         if name == "sembscore":
-            return SembScore(self.chexbert.vectors, "real", self.chexbert.fingerprint)
+            return SembScore(self.labeler(), self.chexbert.vectors)
         if name == "sembscore_labels":
-            vectors = lambda texts: label_vectors(self.chexbert.label_reports(texts))  # noqa: E731
-            return SembScore(vectors, "real", self.chexbert.fingerprint, name)
+            return SembScore(self.labeler(), name=name)
         if name.startswith("radgraph"):
             return RadGraphF1(self.radgraph.annotate, "real", self.radgraph.fingerprint, _radgraph_level(name))
         if name == "ratescore":
@@ -171,7 +146,10 @@ def load_metrics(
     """
     if unknown := [name for name in names if name not in METRICS]:
         raise MetricError(f"unknown metric(s) {', '.join(unknown)}; known: {', '.join(METRICS)}")
-    source = _backend(backend, weights_dir, settings, radgraph_model)
+    if backend not in BACKENDS:
+        raise MetricError(f"backend {backend!r} is unknown; one of {', '.join(BACKENDS)}")
+    needs_source = set(names) - {"bleu2"}
+    source = _backend(backend, weights_dir, settings, radgraph_model) if needs_source else None
     built: dict[str, Metric] = {}
 
     def metric(name: str) -> Metric:
@@ -181,6 +159,7 @@ def load_metrics(
             elif name.startswith("radcliq_"):
                 built[name] = RadCliQ(name.removeprefix("radcliq_"), {part: metric(part) for part in PARTS})
             else:
+                assert source is not None
                 built[name] = source.metric(name)
         return built[name]
 

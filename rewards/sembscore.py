@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rewards.conditions import NEGATIVE, POSITIVE, UNCERTAIN
+from rewards.conditions import NEGATIVE, POSITIVE, UNCERTAIN, Labeler
 from rewards.metric import Metric
 
 # Our choice for the label form: a contradicted finding (positive against negative) costs more than an omitted one, and
@@ -40,16 +40,16 @@ class SembScore(Metric):
     range = (-1.0, 1.0)
 
     def __init__(
-        self,
-        vectors: Callable[[Sequence[str]], np.ndarray],
-        backend: str,
-        fingerprint: str,
-        name: str = "sembscore",
+        self, labeler: Labeler, vectors: Callable[[Sequence[str]], np.ndarray] | None = None, name: str = "sembscore"
     ) -> None:
-        """`vectors` gives float [n, d] for n texts."""
-        self.vectors = vectors
-        self.name = f"{name}[{backend}]" if backend.startswith("offline") else name
-        self.backend, self.fingerprint = backend, fingerprint
+        """`vectors` gives float [n, d] for n texts; None takes the labeler's label vectors.
+
+        The labeler is there for whoever wants labels too: with the real backend both come from one forward pass.
+        """
+        self.labeler = labeler
+        self.vectors = vectors or (lambda texts: label_vectors(labeler.label(texts)))
+        self.name = f"{name}[{labeler.backend}]" if labeler.backend.startswith("offline") else name
+        self.backend, self.fingerprint = labeler.backend, labeler.fingerprint
 
     def score(self, candidates: list[str], references: list[str]) -> np.ndarray:
         vectors = self.vectors([*candidates, *references])

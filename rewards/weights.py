@@ -23,6 +23,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rewards.metric import MetricError
+
 SCORERS = "StanfordAIMI/RRG_scorers"
 RADGRAPH_MODELS = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
 # Small files only: CheXbert's and RadGraph's encoders are inside their own checkpoints.
@@ -41,7 +43,7 @@ _ENCODERS = {
 _ARCHIVE_FILES = ("config.json", "weights.th")  # and vocabulary/*.txt
 
 
-class WeightsError(ValueError):
+class WeightsError(MetricError):
     """Weights that are missing, damaged or of an unknown form. The message names the file and what mends it."""
 
 
@@ -205,7 +207,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--radgraph", choices=RADGRAPH_MODELS, default="radgraph", help="which RadGraph model")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
+    """Fetch the weights.
+
+    Raises:
+        WeightsError: they cannot be had.
+    """
     download(arguments.out, arguments.radgraph)
     print(f"metric weights are in {arguments.out}")
-    return 0

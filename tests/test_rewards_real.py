@@ -22,10 +22,11 @@ from random_weights import (
 from synthetic_reports import grpo_batch, reports
 
 from rewards.bertscore import BertScore, RobertaVectors
-from rewards.chexbert import CheXbert, label_f1
+from rewards.chexbert import CheXbert
 from rewards.conditions import CONDITIONS, TOP_FIVE, binary_labels
 from rewards.encoder import PackedEncoder, PaddedEncoder
 from rewards.engine import DiskCache, EngineSettings, MemoryCache, token_batches
+from rewards.label_f1 import label_f1
 from rewards.radgraph import Entity, radgraph_f1
 from rewards.radgraph_model import RadGraphModel
 from rewards.registry import load_labeler, load_metrics
