@@ -107,9 +107,9 @@ def markdown(card: dict[str, Any], plots: list[str]) -> str:
     """The card for people to read."""
     made_from = card["made_from"]
     lines = [
-        f"# {card['title']}",
+        f"# {_cell(card['title'])}",
         "",
-        f"Licence: {card['licence']}"
+        f"Licence: {_cell(card['licence'])}"
         + (" **Credentialed: its text may not be sent to third parties.**" if card["credentialed"] else ""),
         "",
         f"{card['found']:,} studies found = {card['kept']:,} kept + {card['rejected']:,} rejected.",

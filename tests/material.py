@@ -403,7 +403,7 @@ def rexgradient(root: Path, number: int = 20) -> Material:
             for n in range(len(views)):
                 image = frontal(study) if n == key else other_view(study)
                 if index % 2:  # twelve bits of sixteen
-                    image = Image.fromarray((np.asarray(image).astype(np.uint16) * 16))
+                    image = Image.fromarray(np.asarray(image).astype(np.uint16) * 16)
                 save(image, root / folder / f"{n}.png")
             entries[study_id] = {
                 "PatientID": patient,

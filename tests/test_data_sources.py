@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import material
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import material
 from data_prep.__main__ import main
 from data_prep.check import check_folder
 from data_prep.splits import frame_of
