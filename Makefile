@@ -3,6 +3,7 @@
 RECIPE  ?= unirg_cxr
 SEED    ?= 1
 ARGS    ?=
+EVAL_ARGS ?=
 FORCE   ?=
 DATASET ?=
 # The demo recipe on another data set or seed is a run of its own; any name can be given: RUN=my_run
@@ -14,17 +15,28 @@ SYSTEM_PYTHON ?= python3
 PYTHON  := .venv/bin/python
 STAGE    = $(PYTHON) -m launch.stage --run $(OUT)
 FORCED  := $(if $(FORCE),--force)
+YAML    := recipes/$(RECIPE)
+
+# The demo trains with one process a core; a real run with one a GPU (GPUS=8). 1 starts plain Python.
+PROCESSES ?= $(if $(GPUS),$(GPUS),$(if $(filter demo,$(RECIPE)),2,1))
+TRAIN      = $(if $(filter 1,$(PROCESSES)),$(PYTHON),$(PYTHON) -m launch.torchrun --standalone --nproc_per_node $(PROCESSES))
 
 # Nothing is sent anywhere: no hub, no usage statistics. Loopback servers only, unless a recipe says otherwise.
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
+ifeq ($(RECIPE),demo)
+export HF_HUB_OFFLINE := 1
+# One thread a process: on a busy two-core machine two threads wait for each other.
+export OMP_NUM_THREADS := 1
+export TORCH_CPP_LOG_LEVEL := ERROR
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean
 
 help: ## list every target
-	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [DATASET=…] [RUN=…] [SEED=…] [ARGS=\"--key value\"] [FORCE=1]"
+	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [DATASET=…] [RUN=…] [SEED=…] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
@@ -51,21 +63,80 @@ lint: setup ## ruff check and format
 clean: ## remove this run's outputs (data and weights stay)
 	rm -rf $(OUT)
 
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+data: setup ## prepare a data set: DATASET=mimic SOURCE=/path/to/it [ARGS="--rexrank FILE …"]
+	@test -n "$(DATASET)" || { echo "error: name the data set: make data DATASET=iu_xray SOURCE=/path" >&2; exit 2; }
+	@test -n "$(SOURCE)" || { echo "error: name the folder it lies in: make data DATASET=$(DATASET) SOURCE=/path" >&2; exit 2; }
+	$(PYTHON) -m data_prep $(DATASET) --source "$(SOURCE)" --out $(DATA)/$(DATASET) $(FORCED) $(ARGS)
+
+# ---- training and evaluation of any recipe ---------------------------------------------------------------------------
+
+# A run that is not the recipe's own (another data set, seed or RUN name) keeps its stages in its own folder.
+OTHER  := $(filter-out outputs/$(RECIPE),$(OUT))
+TRAINED_ON := $(if $(DATASET),--datasets $(DATASET))
+SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
+COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true)
+JUDGE  := $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL))
+
+base: setup ## the demo's base model: a tiny Qwen3-VL with random weights
+ifeq ($(RECIPE),demo)
+	@$(STAGE) --stage base --title "base model: a tiny Qwen3-VL with random weights" --done $(OUT)/base/config.json -- \
+	  $(PYTHON) -m recipes.tiny_model --datasets $(if $(DATASET),$(DATASET),phantom_harbor phantom_summit phantom_prairie) \
+	  --data_dir $(DATA) --output_dir $(OUT)/base --seed $(SEED) $(FORCED)
+endif
+
+sft: setup base ## supervised fine-tuning
+	@$(STAGE) --stage sft --title "SFT" --done $(OUT)/sft/result.json -- \
+	  $(TRAIN) -m recipes.sft --config $(YAML)/sft.yaml $(COMMON) $(TRAINED_ON) \
+	  $(if $(OTHER),--output_dir $(OUT)/sft $(if $(filter demo,$(RECIPE)),--model_name_or_path $(OUT)/base)) $(ARGS)
+
+rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint by 1/RadCliQ-v1
+	@$(STAGE) --stage rl_step1 --title "RL step 1: GRPO on the RadCliQ-weighted reward" --done $(OUT)/rl_step1/result.json -- \
+	  $(TRAIN) -m recipes.grpo --config $(YAML)/rl_step1.yaml $(COMMON) $(TRAINED_ON) \
+	  $(if $(OTHER),--output_dir $(OUT)/rl_step1 --model_name_or_path $(OUT)/sft/final) $(ARGS)
+	@$(MAKE) --no-print-directory select STAGE_NAME=rl_step1
+
+STAGE_NAME ?= rl_step1
+select: setup ## the best checkpoint of a stage on validation (STAGE_NAME=rl_step1)
+	@$(STAGE) --stage select_$(STAGE_NAME) --title "best checkpoint of $(STAGE_NAME) on validation" --done $(OUT)/$(STAGE_NAME)/selection.json -- \
+	  $(PYTHON) -m recipes.select_checkpoint --config $(YAML)/eval.yaml --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) \
+	  $(if $(DATASET),--datasets $(DATASET) --validation_datasets $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)
+
+rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
+	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
+	  $(TRAIN) -m recipes.grpo --config $(YAML)/rl_step2.yaml $(COMMON) $(TRAINED_ON) $(JUDGE) \
+	  $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best) $(ARGS)
+
+MODELS ?=
+SPLIT  ?=
+eval: setup ## generate and score: DATASET=mimic [MODELS="sft rl_step2 name=path"] [SPLIT=test]
+	@$(STAGE) --stage eval --title "evaluation" -- \
+	  $(PYTHON) -m recipes.evaluate --config $(YAML)/eval.yaml --run $(OUT) --data_dir $(DATA) $(JUDGE) \
+	  $(if $(DATASET),--datasets $(DATASET) --zero_shot_datasets) $(if $(SPLIT),--split $(SPLIT)) \
+	  $(if $(MODELS),--models $(MODELS)) $(if $(FORCE),--force true) $(EVAL_ARGS)
+
+summary: setup ## the run's principal numbers: summary.json
+	@$(PYTHON) -m evaluation summary --outputs $(OUT)
+
+report: setup ## the run's report: report.html, one file that opens offline
+	@$(STAGE) --stage report --title "report" -- $(PYTHON) -m evaluation report --outputs $(OUT)
+
 # ---- the demo: phantoms, a tiny Qwen3-VL, every stage, one report ----------------------------------------------------
 
-INSTITUTIONS := harbor summit prairie coast
-PHANTOMS     := $(addprefix phantom_,$(INSTITUTIONS))
-
 demo: setup ## everything on a CPU, small: data → SFT → RL step 1 → RL step 2 with a judge → evaluation → report
-	@$(MAKE) --no-print-directory RECIPE=demo demo-stages
+	@$(MAKE) --no-print-directory RECIPE=demo DATASET= demo-stages
 
 .PHONY: demo-stages demo-data
-demo-stages:
-	@$(MAKE) --no-print-directory RECIPE=demo demo-data base sft rl-step1 select rl-step2
-	@$(MAKE) --no-print-directory RECIPE=demo eval DATASET= MODELS="base sft rl_step1 rl_step2"
-	@$(MAKE) --no-print-directory RECIPE=demo summary report
-	@echo; echo "Done. Open $(OUT)/report.html; the numbers are in $(OUT)/summary.json."
+demo-stages: demo-data
+	@$(MAKE) --no-print-directory sft
+	@$(MAKE) --no-print-directory rl-step1
+	@$(MAKE) --no-print-directory rl-step2
+	@$(MAKE) --no-print-directory eval MODELS="base sft rl_step1 rl_step2"
+	@$(MAKE) --no-print-directory summary
+	@$(MAKE) --no-print-directory report
+	@echo; echo "Done. Open $(OUT)/report.html in a browser; the numbers are in $(OUT)/summary.json."
 
 demo-data:
-	@$(STAGE) --stage data --title "data: phantom studies of four institutions" -- \
+	@$(STAGE) --stage data --title "data: phantom studies of four institutions" --done $(DATA)/phantom_coast/card.json -- \
 	  $(PYTHON) -m data_prep phantom --institution all --seed $(SEED) --out $(DATA) $(FORCED)

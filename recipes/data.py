@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data_prep.mixture import read_mixture
 from data_prep.study import StudyError
 from recipes.errors import RecipeError
-from recipes.prompts import build_prompt, prompt_images, study_report
+from recipes.prompts import build_prompt, is_longitudinal, prompt_images, study_report
 
 _MESSAGES = ListFeature(
     {"role": Value("string"), "content": ListFeature({"type": Value("string"), "text": Value("string")})}
@@ -25,6 +25,7 @@ _FEATURES = {
     "source": Value("string"),
     "reference": Value("string"),
     "prior_report": Value("string"),
+    "image_paths": ListFeature(Value("string")),
 }
 
 
@@ -93,13 +94,13 @@ def _lengths(columns: dict[str, list[Any]]) -> list[int]:
 
 
 def _columns(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> dict[str, list[Any]]:
+    images = [[str(Path(study["folder"]) / image) for image in prompt_images(study, longitudinal)] for study in studies]
     return {
         "prompt": [build_prompt(study, longitudinal, context) for study in studies],
-        "images": [
-            [str(Path(study["folder"]) / image) for image in prompt_images(study, longitudinal)] for study in studies
-        ],
+        "images": images,
+        "image_paths": images,
         "study_id": [study["study_id"] for study in studies],
         "source": [study["dataset"] for study in studies],
         "reference": [study_report(study) for study in studies],
-        "prior_report": [study["prior_report"] for study in studies],
+        "prior_report": [study["prior_report"] if is_longitudinal(study, longitudinal) else None for study in studies],
     }

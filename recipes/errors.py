@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 
 from data_prep.study import StudyError
@@ -21,5 +23,8 @@ def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
     try:
         main()
     except (RecipeError, StudyError, *errors) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from evaluation.baselines import write_baseline
 from evaluation.generate import GenerationSettings, generate
 from evaluation.score import score_file
@@ -38,7 +40,8 @@ def main() -> None:
         evaluation.reward_backend, Path(evaluation.weights_dir), evaluation.metrics, judge_settings
     ) as scorers:
         for dataset in datasets:
-            data, split = data_dir / dataset, evaluation.split
+            data = data_dir / dataset
+            split = available_split(data, evaluation.split, evaluation.validation_split)
             folders = []
             for name, path in models.items():
                 folders.append(run / "eval" / dataset / name)
@@ -60,6 +63,15 @@ def main() -> None:
                     sections=evaluation.sections,
                     force=evaluation.force,
                 )
+
+
+def available_split(data: Path, split: str, validation: str) -> str:
+    """`split`, or, for a data set that has no study in it (said aloud, and recorded with the scores), `validation`."""
+    path = data / f"{split}.parquet"
+    if path.is_file() and pq.read_metadata(path).num_rows == 0:
+        announce(f"{data.name}: no {split} studies in {path}; evaluating on its {validation} split")
+        return validation
+    return split
 
 
 def generation_settings(evaluation: EvaluationArguments) -> GenerationSettings:

@@ -49,7 +49,8 @@ def main() -> None:
         results.append(rate(checkpoint, evaluation, metric, folder / "selection"))
         interval = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**results[-1]["inverse_radcliq_v1"])
         announce(f"{selection.stage} {checkpoint.name}: 1/{metric.name} {interval}, n {results[-1]['studies']}")
-    best = max(results, key=lambda result: result["inverse_radcliq_v1"]["mean"])
+    # The lowest mean is the highest 1/mean wherever both are positive; near or below zero only the mean orders rightly.
+    best = min(results, key=lambda result: result["mean_radcliq_v1"])
     write_json(
         folder / "selection.json",
         {
