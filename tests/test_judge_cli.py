@@ -1,20 +1,23 @@
 """The judge at the command line: ratings, table, cache, agreement; a user's mistake is one line and exit status 2."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from rewards.__main__ import main
 from rewards.chexprompt.agreement import agreement, bias, exact, quadratic_kappa, tau_b, within_one
-from rewards.chexprompt.cli import main
 from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 from rewards.chexprompt.ratings import Rating, error_table, read_ratings
 from rewards.offline.judge_server import count_errors
 
+ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "Findings: Moderate left pleural effusion. Impression: Left pleural effusion."
 CANDIDATES = [
     REFERENCE,
@@ -25,12 +28,10 @@ CANDIDATES = [
 
 
 def command(*arguments, cwd) -> subprocess.CompletedProcess:
-    root = __file__.rsplit("/tests/", 1)[0]
-    code = f"import sys; sys.path.insert(0, {root!r}); from rewards.chexprompt.cli import main; main()"
-    arguments = [str(a) for a in arguments]
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+    """`python -m rewards ARGUMENTS` run in `cwd`."""
+    line = [sys.executable, "-m", "rewards", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, timeout=300, env=environment)
 
 
 @pytest.fixture

@@ -209,14 +209,3 @@ def _agreement(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         write_atomically(arguments.out, json.dumps(result, indent=1) + "\n")
     print(print_agreement(result))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_parsers(parser.add_subparsers(required=True))
-    options = parser.parse_args(arguments)
-    options.run(options)
-
-
-if __name__ == "__main__":
-    main()
