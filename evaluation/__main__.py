@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     made = command("report", _report, "the run's report: one HTML file")
     made.add_argument("--outputs", type=Path, required=True, help="the run's folder, e.g. outputs/demo")
     made.add_argument(
-        "--data_dir", type=Path, default=Path("data"), help="folder of the prepared data sets (for images)"
+        "--data_dir", type=Path, help="folder of the prepared data sets, for images (default: where they were scored)"
     )
     made.add_argument(
         "--browser_studies", type=int, default=3000, help="studies in the browser at most; 0 for no browser"

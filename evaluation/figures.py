@@ -248,27 +248,26 @@ def logged_parts(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[f
     return {_PART.match(key).group(1): logged(history, key) for key in keys}
 
 
-def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write `name`.png and `name`.svg into `folder` (atomically); the same figure gives the same bytes."""
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Write `name`.png and `name`.svg into `folder` (atomically) and return the SVG for an HTML page.
+
+    That one has no background and takes the page's text colour. matplotlib escapes all texts. The same figure gives the
+    same bytes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f"{name}.png", folder / f"{name}.svg"
-    for path in paths:
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        # A date would make every run's file differ.
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-            figure.savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white", metadata=metadata)
-        os.replace(temporary, path)
-    return paths
-
-
-def inline_svg(figure: Figure, name: str) -> str:
-    """The figure as SVG for an HTML page, without background, in the page's text colour. matplotlib escapes its texts."""
-    buffer = io.StringIO()
+    svg, png = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+        # A date, or the software's version, would make files differ.
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    bare = svg.getvalue()
+    end = bare.index(">", bare.index("<svg")) + 1
+    on_white = f'{bare[:end]}<rect width="100%" height="100%" fill="white"/>{bare[end:]}'
+    for path, content in ((folder / f"{name}.png", png.getvalue()), (folder / f"{name}.svg", on_white.encode())):
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    return bare[bare.index("<svg") :].replace(INK, "currentColor")
 
 
 @contextmanager
@@ -290,6 +289,9 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Ite
     with matplotlib.rc_context(style):
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
         yield figure, list(axes.ravel())
+        # Laid out once, not again for each file that it is saved to.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
     plt.close(figure)  # it stays usable, but pyplot no longer holds it
 
 

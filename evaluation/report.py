@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,24 @@ from typing import Any
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from evaluation import figures, statistics
 from evaluation.baselines import BASELINES
 from evaluation.breakdowns import breakdown
+from evaluation.browser import BROWSER_STUDIES, browser_content
 from evaluation.compare import compare, read_result
-from evaluation.errors import EvaluationError
-from evaluation.predictions import inside
 from evaluation.published import METRICS as PUBLISHED_METRICS
 from evaluation.published import comparable
 from evaluation.run_folder import Run, read_run
 from evaluation.score import Scores, condition_statistics, judge_statistics, principal_statistics
 from evaluation.statistics import Statistic
 from evaluation.summary import summarise_run
+from evaluation.tables import Table, cell, p_value, shown_name
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS, binary_labels
 
-BROWSER_STUDIES = 3_000
-IMAGE_SIZE = 256  # longest side of the browser's images in pixels
-_IMAGES_A_CHUNK = 60
 _PAGE = Path(__file__).with_name("page")
-
-
-@dataclass
-class Table:
-    """Rows of text cells; `folded` is the summary line under which the table is folded away."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    folded: str = ""
 
 
 @dataclass
@@ -65,10 +50,7 @@ class Part:
     figure: Figure | None = None
     tables: list[Table] = field(default_factory=list)
     absent: str = ""
-
-    @property
-    def svg(self) -> str:
-        return figures.inline_svg(self.figure, self.id) if self.figure else ""
+    svg: str = ""  # made from the figure when it is saved
 
 
 @dataclass
@@ -91,7 +73,7 @@ class Material:
 
 def write_report(
     outputs: Path,
-    data_dir: Path = Path("data"),
+    data_dir: Path | None = None,
     browser_studies: int = BROWSER_STUDIES,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
@@ -106,7 +88,7 @@ def write_report(
     parts = report_parts(material)
     for part in parts:
         if part.figure is not None:
-            figures.save(part.figure, outputs / "figures", part.id)
+            part.svg = figures.save(part.figure, outputs / "figures", part.id)
     script = (_PAGE / "report.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True)
     html = environment.get_template("report.html.jinja").render(
@@ -115,7 +97,7 @@ def write_report(
         notices=_notices(material),
         parts=parts,
         made=_how_it_was_made(material, data_dir, resamples, seed),
-        browser=browser_content(material, data_dir, browser_studies, seed),
+        browser=browser_content(run, material.headline, data_dir, browser_studies, seed),
         style=(_PAGE / "report.css").read_text(encoding="utf-8"),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -231,12 +213,12 @@ def report_parts(material: Material) -> list[Part]:
             "A reward that can be raised by writing more, or less, shows here.",
             figures.length_drift(rl, m.words),
             "",
-            [Table(["", "words a report"], [[name, _cell(value)] for name, value in m.words.items()], folded="Table")],
+            [Table(["", "words a report"], [[name, cell(value)] for name, value in m.words.items()], folded="Table")],
         )
     )
     parts.append(
         _figure_part(
-            "errors",
+            "error-counts",
             "Errors a report",
             f"Counted by {_judge_name(m)}; all six types, significant or not.",
             figures.error_histogram(m.judge),
@@ -283,8 +265,8 @@ def report_parts(material: Material) -> list[Part]:
 def _summary_part(m: Material) -> Part:
     rows = []
     for name, numbers in {**m.summary["stages"], **m.summary["baselines"]}.items():
-        cells = [_cell(numbers.get(key)) for key in ("micro_f1", "composite", "judge_errors")]
-        rows.append([_shown_name(name), f"{numbers['n']:,}", *cells])
+        cells = [cell(numbers.get(key)) for key in ("micro_f1", "composite", "judge_errors")]
+        rows.append([shown_name(name), f"{numbers['n']:,}", *cells])
     header = ["", "studies", f"micro-F1 of {_micro_of(m)}", "composite reward", "judge errors a report"]
     tables = [Table(header, rows)]
     if m.summary["paired"]:
@@ -293,9 +275,9 @@ def _summary_part(m: Material) -> Part:
     if zero["stages"]:
         rows = [
             [
-                _shown_name(name),
+                shown_name(name),
                 f"{n['n']:,}",
-                *(_cell(n.get(key)) for key in ("micro_f1", "composite", "judge_errors")),
+                *(cell(n.get(key)) for key in ("micro_f1", "composite", "judge_errors")),
             ]
             for name, n in {**zero["stages"], **zero["baselines"]}.items()
         ]
@@ -322,9 +304,9 @@ def _differences_table(paired: Mapping[str, Any], caption: str) -> Table:
         [
             pair.replace(" - ", " − "),
             names[key],
-            _cell(value, "difference", signed=True),
-            _p(value["p"]),
-            _p(value["p_holm"]),
+            cell(value, "difference", signed=True),
+            p_value(value["p"]),
+            p_value(value["p_holm"]),
         ]
         for pair, numbers in paired.items()
         for key, value in numbers.items()
@@ -334,8 +316,8 @@ def _differences_table(paired: Mapping[str, Any], caption: str) -> Table:
 
 def _means_table(means: figures.Means) -> Table:
     numbers = list(dict.fromkeys(n for model in means.values() for n in model))
-    rows = [[n, *(_cell(means[m].get(n)) for m in means)] for n in numbers]
-    return Table(["", *map(_shown_name, means)], rows)
+    rows = [[n, *(cell(means[m].get(n)) for m in means)] for n in numbers]
+    return Table(["", *map(shown_name, means)], rows)
 
 
 def _published_parts(m: Material) -> list[Part]:
@@ -349,7 +331,7 @@ def _published_parts(m: Material) -> list[Part]:
             reasons.append([dataset, reason])
             continue
         means = {model: results[model]["metrics"] for model in models if not comparable(results[model], dataset)[1]}
-        table = [[model, *(_cell(means[model].get(n)) for n in PUBLISHED_METRICS), "this run", ""] for model in means]
+        table = [[model, *(cell(means[model].get(n)) for n in PUBLISHED_METRICS), "this run", ""] for model in means]
         table += [
             [r["model"], *("–" if r[n] is None else f"{r[n]:.3f}" for n in PUBLISHED_METRICS), r["source"], r["date"]]
             for r in sorted(rows, key=lambda r: -(r["1/radcliq_v1"] or 0))
@@ -374,11 +356,11 @@ def _published_parts(m: Material) -> list[Part]:
 def _pairs_table(comparison: Mapping[str, Any]) -> Table:
     rows = [
         [
-            f"{_shown_name(r['first'])} − {_shown_name(r['second'])}",
+            f"{shown_name(r['first'])} − {shown_name(r['second'])}",
             r["number"],
-            _cell(r, "difference", signed=True),
-            _p(r["p"]),
-            _p(r["p_holm"]),
+            cell(r, "difference", signed=True),
+            p_value(r["p"]),
+            p_value(r["p_holm"]),
         ]
         for r in comparison["pairs"]
     ]
@@ -397,11 +379,10 @@ def _parts_table(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 
 def _error_tables(m: Material) -> list[Table]:
     shares = [
-        [_shown_name(model), *(_cell(t[b], percent=True) for b in ("≤1", "2", "3", "≥4"))]
-        for model, t in m.judge.items()
+        [shown_name(model), *(cell(t[b], percent=True) for b in ("≤1", "2", "3", "≥4"))] for model, t in m.judge.items()
     ]
     types = [
-        [_shown_name(model), name.replace("_", " "), _cell(t[f"{name} significant"]), _cell(t[f"{name} insignificant"])]
+        [shown_name(model), name.replace("_", " "), cell(t[f"{name} significant"]), cell(t[f"{name} insignificant"])]
         for model, t in m.judge.items()
         for name in ERROR_TYPES
     ]
@@ -414,9 +395,9 @@ def _error_tables(m: Material) -> list[Table]:
 def _conditions_table(m: Material) -> Table:
     first = next(iter(m.conditions.values()))
     rows = [
-        [c, str(first[c]["positives"]), *(_cell(m.conditions[model][c]) for model in m.conditions)] for c in CONDITIONS
+        [c, str(first[c]["positives"]), *(cell(m.conditions[model][c]) for model in m.conditions)] for c in CONDITIONS
     ]
-    return Table(["", "n", *map(_shown_name, m.conditions)], rows, folded="Table")
+    return Table(["", "n", *map(shown_name, m.conditions)], rows, folded="Table")
 
 
 def _strata_table(m: Material, attribute: str) -> Table:
@@ -429,7 +410,7 @@ def _strata_table(m: Material, attribute: str) -> Table:
     for model, found in m.breakdowns.items():
         for name, stratum in found.get(attribute, {"strata": {}})["strata"].items():
             n = f"{stratum['n']:,}" + (" (few patients)" if stratum["small"] else "")
-            rows.append([f"{name} · {_shown_name(model)}", n, *(_cell(stratum["metrics"].get(x)) for x in numbers)])
+            rows.append([f"{name} · {shown_name(model)}", n, *(cell(stratum["metrics"].get(x)) for x in numbers)])
     order = {s: i for i, s in enumerate(next(iter(m.breakdowns.values())).get(attribute, {"strata": {}})["strata"])}
     rows.sort(key=lambda row: order.get(row[0].split(" · ")[0], len(order)))
     return Table([attribute, "n", *numbers], rows, folded=f"Table by {attribute}")
@@ -444,11 +425,11 @@ def _gaps_table(m: Material) -> Table:
                 between = f"{gap['highest']} − {gap['lowest']}"
                 rows.append(
                     [
-                        f"{_shown_name(model)}, {attribute}",
+                        f"{shown_name(model)}, {attribute}",
                         between,
-                        _cell(gap, "difference"),
-                        _p(gap["p"]),
-                        _p(gap["p_holm"]),
+                        cell(gap, "difference"),
+                        p_value(gap["p"]),
+                        p_value(gap["p_holm"]),
                     ]
                 )
     caption = f"Largest gap between known strata of at least ten patients: {m.headline}. Permutation test; Holm over all metrics and attributes of a model."
@@ -467,7 +448,7 @@ def _figure_part(
 def _lead(m: Material) -> str:
     total = max(len(s.study_id) for s in m.scores.values())
     trained = [model for model in m.run.models if model not in BASELINES]
-    return f"{_listed(list(map(_shown_name, trained)))}; {total:,} test studies of {_listed(m.run.datasets)}."
+    return f"{_listed(list(map(shown_name, trained)))}; {total:,} test studies of {_listed(m.run.datasets)}."
 
 
 def _notices(m: Material) -> list[str]:
@@ -495,25 +476,25 @@ def _unusual(m: Material) -> list[list[str]]:
             for name, ids in result["listed"].items():
                 more = ", …" if result["counts"][name] > 3 else ""
                 count = f"{result['counts'][name]:,}"
-                rows.append([_shown_name(model), dataset, name.replace("_", " "), count, ", ".join(ids[:3]) + more])
+                rows.append([shown_name(model), dataset, name.replace("_", " "), count, ", ".join(ids[:3]) + more])
             for cause, count in result["judge_failures"].items():
-                rows.append([_shown_name(model), dataset, f"judge failed: {cause}", f"{count:,}", ""])
+                rows.append([shown_name(model), dataset, f"judge failed: {cause}", f"{count:,}", ""])
     return rows
 
 
-def _how_it_was_made(m: Material, data_dir: Path, resamples: int, seed: int) -> dict[str, Any]:
+def _how_it_was_made(m: Material, data_dir: Path | None, resamples: int, seed: int) -> dict[str, Any]:
     scored, generated, backends = [], [], {}
     for model in m.run.models:
         for dataset, folder in m.run.folders[model].items():
             result = read_result(folder)
             scored.append(
-                [_shown_name(model), dataset, result.get("command", ""), result["made_by"]["predictions_sha256"][:16]]
+                [shown_name(model), dataset, result.get("command", ""), result["made_by"]["predictions_sha256"][:16]]
             )
             path = folder / "generation.json"
             if path.is_file():
                 made_by = json.loads(path.read_text(encoding="utf-8"))["made_by"]
                 told = ", ".join(f"{k} {str(v)[:16] if k.endswith('sha256') else v}" for k, v in made_by.items())
-                generated.append([_shown_name(model), dataset, told])
+                generated.append([shown_name(model), dataset, told])
             scorers = result["made_by"]["scorers"]
             for name, metric in scorers["metrics"].items():
                 backends[name] = [name, metric["backend"], metric["fingerprint"][:64]]
@@ -526,8 +507,9 @@ def _how_it_was_made(m: Material, data_dir: Path, resamples: int, seed: int) -> 
                 ]
     cards = []
     for dataset in m.run.datasets:
-        card = data_dir / dataset / "card.md"
-        if card.is_file():
+        folder = m.run.data_folder(dataset, data_dir)
+        card = folder / "card.md" if folder else None
+        if card and card.is_file():
             cards.append((dataset, card.read_text(encoding="utf-8")))
     weights = m.described[m.run.models[0]]["composite"]["weights"]
     composite = " + ".join(f"{w:g} × {name}" for name, w in weights.items())
@@ -544,161 +526,7 @@ def _how_it_was_made(m: Material, data_dir: Path, resamples: int, seed: int) -> 
     }
 
 
-# ---- study browser ---------------------------------------------------------------------------------------------------
-
-
-def browser_content(m: Material, data_dir: Path, limit: int, seed: int) -> dict[str, Any] | None:
-    """The browser's studies as escaped JSON, and its images as JSON chunks of data URIs; None without studies."""
-    if limit < 1:
-        return None
-    metrics = list(dict.fromkeys(name for s in m.scores.values() for name in s.metrics))
-    studies: dict[tuple[str, str], dict[str, Any]] = {}
-    for index, model in enumerate(m.run.models):
-        for folder in m.run.folders[model].values():
-            for line in _lines(folder / "scores.jsonl"):
-                key = (line["dataset"], line["study_id"])
-                study = studies.setdefault(key, _browser_study(line, len(m.run.models)))
-                study["candidates"][index] = _browser_candidate(line, metrics)
-    total = len(studies)
-    chosen = sorted(studies)
-    if total > limit:
-        chosen = sorted(chosen[i] for i in np.random.default_rng(seed).choice(total, limit, replace=False))
-    shown = [studies[key] for key in chosen]
-    images, chunk_of, unreadable = _image_chunks(shown, data_dir)
-    note = f"{len(shown):,} studies."
-    if total > limit:
-        note = f"A random sample of {limit:,} of {total:,} studies (seed {seed})."
-    if unreadable:
-        note += f" {unreadable:,} images could not be shown (not in {data_dir}, or unreadable)."
-    headline = m.headline if m.headline in metrics else metrics[0]
-    trained = [i for i, model in enumerate(m.run.models) if model not in BASELINES]
-    data = {
-        "models": [_shown_name(model) for model in m.run.models],
-        "chosenModel": trained[-1] if trained else 0,
-        "metrics": metrics,
-        "shownMetric": metrics.index(headline),
-        "conditions": list(CONDITIONS),
-        "errorTypes": list(ERROR_TYPES),
-        "imageChunk": chunk_of,
-        "studies": shown,
-    }
-    return {"data": script_json(data), "images": [script_json(chunk) for chunk in images], "note": note}
-
-
-def script_json(content: Any) -> str:
-    """JSON that cannot end or open a tag inside a script element, whatever the texts in it say."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-    return text.translate(str.maketrans(escapes))
-
-
-def _browser_study(line: Mapping[str, Any], models: int) -> dict[str, Any]:
-    def image(name: str) -> str | None:
-        return f"{line['dataset']}/{line[name]}" if line.get(name) else None
-
-    return {
-        "id": line["study_id"],
-        "dataset": line["dataset"],
-        "encounter": line["encounter"],
-        "temporal": line["temporal"],
-        "sex": line["sex"],
-        "age": line["age"],
-        "race": line["race"],
-        "indication": line["indication"],
-        "comparison": line["comparison"],
-        "prior": line["prior_report"],
-        "reference": line["reference"],
-        "image": image("image"),
-        "priorImage": image("prior_image"),
-        # True labels where the data has them: then disagreements are with what the image shows.
-        "labels": line["labels"].get("truth") or line["labels"]["reference"],
-        "candidates": [None] * models,
-    }
-
-
-def _browser_candidate(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    judge = line.get("judge") or {}
-    return {
-        "text": line["candidate"],
-        "status": line["status"],
-        "metrics": [None if name not in line["metrics"] else round(line["metrics"][name], 4) for name in metrics],
-        "labels": line["labels"]["candidate"],
-        "significant": judge.get("significant"),
-        "insignificant": judge.get("insignificant"),
-    }
-
-
-def _image_chunks(
-    studies: Sequence[Mapping[str, Any]], data_dir: Path
-) -> tuple[list[dict[str, str]], dict[str, int], int]:
-    """Chunks {key: data URI}, each key's chunk, and how many images could not be read."""
-    keys = dict.fromkeys(s[name] for s in studies for name in ("image", "priorImage") if s[name])
-    chunks: list[dict[str, str]] = []
-    chunk_of: dict[str, int] = {}
-    unreadable = 0
-    for key in tqdm(keys, desc="images", unit="image"):
-        uri = data_uri(data_dir, key)
-        if uri is None:
-            unreadable += 1
-            continue
-        if not chunks or len(chunks[-1]) >= _IMAGES_A_CHUNK:
-            chunks.append({})
-        chunks[-1][key] = uri
-        chunk_of[key] = len(chunks) - 1
-    return chunks, chunk_of, unreadable
-
-
-def data_uri(root: Path, name: str) -> str | None:
-    """An image inside `root` as a small grey JPEG data URI; None where it is outside of it, absent or unreadable."""
-    try:
-        with Image.open(inside(root, name)) as image:
-            image.draft("L", (IMAGE_SIZE, IMAGE_SIZE))
-            grey = image.convert("L")
-            grey.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
-    except (OSError, EvaluationError, UnidentifiedImageError, Image.DecompressionBombError):
-        return None
-    buffer = io.BytesIO()
-    grey.save(buffer, "JPEG", quality=72, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
-    except (OSError, json.JSONDecodeError) as error:
-        raise EvaluationError(f"{path} is not a scores file ({error}); score again with --force") from error
-
-
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-
-def _cell(value: Mapping[str, Any] | None, key: str = "mean", signed: bool = False, percent: bool = False) -> str:
-    if value is None or value[key] is None:
-        return "–"
-    scale, form = (100, ".1f") if percent else (1, "+.3f" if signed else ".3f")
-    shown = f"{value[key] * scale:{form}}".replace("-", "−")
-    if value["low"] is None or value["high"] is None:
-        return shown
-    form = form.lstrip("+")
-    return f"{shown} [{value['low'] * scale:{form}}, {value['high'] * scale:{form}}]".replace("-", "−")
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _shown_name(model: str) -> str:
-    names = {
-        "most_frequent": "baseline: most frequent report",
-        "copy_prior": "baseline: copy the prior report",
-        "retrieval": "baseline: retrieval by indication",
-        "sft": "SFT",
-        "rl_step1": "RL step 1",
-        "rl_step2": "RL step 2",
-    }
-    return names.get(model, model)
 
 
 def _micro_of(m: Material) -> str:

@@ -72,6 +72,13 @@ class Run:
         ]
         return concatenate(parts) if parts else None
 
+    def data_folder(self, dataset: str, data_dir: Path | None = None) -> Path | None:
+        """The prepared folder of a data set: in `data_dir` if given, else where it was when it was scored, if anywhere."""
+        if data_dir is not None:
+            return data_dir / dataset
+        results = (read_result(folders[dataset]) for folders in self.folders.values() if dataset in folders)
+        return next((Path(result["data"]) for result in results if result.get("data")), None)
+
     def stage_files(self, name: str) -> dict[str, Any]:
         """`<stage>/<name>` of each training stage that has it, parsed."""
         found = {}

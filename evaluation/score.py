@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from evaluation.statistics import Statistic
 from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES
-from rewards.conditions import CONDITIONS, TOP_FIVE, binary_labels
+from rewards.conditions import CONDITIONS, TOP_FIVE, Labeler, binary_labels
 from rewards.metric import Metric
 from rewards.radcliq import PARTS, RadCliQ
 
@@ -44,15 +44,6 @@ _COPIED = (
     "indication", "comparison", "prior_report", "image", "prior_image", "reference", "candidate", "status",
 )  # fmt: skip
 _LISTED = 100  # ids listed per problem in scores.json; the counts are of all
-
-
-@dataclass(frozen=True)
-class Labeler:
-    """Turns reports into the 14 CheXpert conditions: int8 [n, 14] of classes (rewards.conditions)."""
-
-    name: str  # of the backend, e.g. `offline-rules`
-    fingerprint: str
-    label: Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Scorers:
                 }
                 for m in [*self.metrics.values(), *([self.radcliq] if self.radcliq else [])]
             },
-            "labels": {"backend": self.labeler.name, "fingerprint": self.labeler.fingerprint},
+            "labels": {"backend": self.labeler.backend, "fingerprint": self.labeler.fingerprint},
             "judge": self.judge
             and {"name": self.judge.name, "model": self.judge.model, "fingerprint": self.judge.fingerprint},
             "composite": {"name": self.composite_name(), "weights": COMPOSITE_WEIGHTS},
@@ -106,6 +97,7 @@ def score(
     out: Path,
     made_by: Mapping[str, Any],
     command: str = "",
+    data: str | None = None,
     truth: Mapping[str, np.ndarray] | None = None,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
@@ -115,7 +107,7 @@ def score(
 
     Args:
         made_by: what else decides the numbers (prediction file, references, sections), with fingerprints.
-        command: the command line that does the same; written beside the result.
+        command, data: the command line that does the same, and the prepared folder; written beside the result.
         truth: true labels int [14] by study id, where the data has them (phantoms).
     """
     described = {**made_by, "scorers": scorers.described(), "resamples": resamples, "seed": seed}
@@ -143,6 +135,7 @@ def score(
     result = {
         "key": key,
         "command": f"{command} --out {out}",
+        "data": data,
         "made_by": described,
         "studies": len(scores.study_id),
         "patients": len(set(scores.patient_id)),
@@ -463,7 +456,7 @@ def score_file(
     out.mkdir(parents=True, exist_ok=True)
     if scorers.judge is not None:
         command += f" --judge {scorers.judge.settings.judge_base_url} --judge_model {scorers.judge.model}"
-    return score(rows, problems, scorers, out, source, command, truth, resamples, seed, force)
+    return score(rows, problems, scorers, out, source, command, data and str(data), truth, resamples, seed, force)
 
 
 def read_truth(data: Path, studies: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import EvaluationError
-from evaluation.score import METRICS, Labeler, Scorers
+from evaluation.score import METRICS, Scorers
 from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
-from rewards.metric import Metric
-from rewards.registry import MetricError, load_metrics
+from rewards.metric import MetricError
+from rewards.registry import load_metrics
 
 BACKENDS = ("real", "offline")
 
@@ -41,7 +41,7 @@ def open_scorers(
         raise EvaluationError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
     try:
         loaded = load_metrics(list(dict.fromkeys([*metrics, "sembscore"])), backend, weights_dir)
-        labeler = load_labeler(backend, loaded)
+        labeler = loaded["sembscore"].labeler  # one CheXbert pass gives its vectors and the labels
     except MetricError as error:
         raise EvaluationError(str(error)) from error
     scored = {name: loaded[name] for name in metrics}
@@ -62,12 +62,3 @@ def load_judge(settings: Mapping[str, Any]) -> Judge:
         return Judge.from_settings(JudgeSettings.from_mapping(settings))
     except (JudgeError, TypeError) as error:
         raise EvaluationError(" ".join(str(error).split())) from error
-
-
-def load_labeler(backend: str, metrics: Mapping[str, Metric]) -> Labeler:
-    """CheXbert's labels, or the rule labeler's, from the model that SembScore uses anyway."""
-    if backend == "offline":
-        from rewards.offline.labeler import label_reports
-
-        return Labeler(metrics["sembscore"].backend, metrics["sembscore"].fingerprint, label_reports)
-    raise EvaluationError("CheXbert labels are not here yet; use --backend offline")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +121,7 @@ def test_a_killed_run_goes_on_without_scoring_studies_again(data, tmp_path, monk
             return label(texts)
 
         def run(limit):
-            labeler = score_module.Labeler(
-                scorers.labeler.name, scorers.labeler.fingerprint, lambda texts: counting(texts, limit)
-            )
+            labeler = replace(scorers.labeler, label=lambda texts: counting(texts, limit))
             changed = score_module.Scorers(scorers.backend, scorers.metrics, labeler)
             return score_file(path, changed, tmp_path / "out", data=data, resamples=200)
 

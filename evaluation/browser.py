@@ -1,0 +1,162 @@
+"""The report's study browser: every study with its images, reports, scores and disagreements, as data for the page.
+
+Report texts are untrusted: they reach the page inside JSON in which every `<`, `>` and `&` is escaped, and the page's
+script writes them as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from evaluation.baselines import BASELINES
+from evaluation.errors import EvaluationError
+from evaluation.predictions import inside
+from evaluation.run_folder import Run
+from evaluation.tables import shown_name
+from rewards.chexprompt.judgement import ERROR_TYPES
+from rewards.conditions import CONDITIONS
+
+BROWSER_STUDIES = 3_000
+IMAGE_SIZE = 256  # longest side of the browser's images in pixels
+_IMAGES_A_CHUNK = 60
+
+
+def browser_content(run: Run, headline: str, data_dir: Path | None, limit: int, seed: int) -> dict[str, Any] | None:
+    """The browser's studies as escaped JSON, and its images as JSON chunks of data URIs; None without studies."""
+    if limit < 1:
+        return None
+    described = [run.described(model) for model in run.models]
+    metrics = list(dict.fromkeys(n for d in described for n in [*d["metrics"], d["composite"]["name"]] if n))
+    every = {(line["dataset"], line["study_id"]) for _, line in _lines(run)}
+    total, chosen = len(every), sorted(every)
+    if total > limit:
+        chosen = sorted(chosen[i] for i in np.random.default_rng(seed).choice(total, limit, replace=False))
+    studies: dict[tuple[str, str], dict[str, Any]] = {key: {} for key in chosen}
+    for index, line in _lines(run):
+        key = (line["dataset"], line["study_id"])
+        if key in studies:
+            studies[key] = studies[key] or _browser_study(line, len(run.models))
+            studies[key]["candidates"][index] = _browser_candidate(line, metrics)
+    shown = list(studies.values())
+    folders = {
+        dataset: run.data_folder(dataset, data_dir) for dataset in {s["dataset"] for s in shown} & {*run.datasets}
+    }
+    images, chunk_of, unreadable = _image_chunks(shown, folders)
+    note = f"{len(shown):,} studies."
+    if total > limit:
+        note = f"A random sample of {limit:,} of {total:,} studies (seed {seed})."
+    if unreadable:
+        note += f" {unreadable:,} images could not be shown: absent or unreadable (--data_dir says where the data lie)."
+    trained = [i for i, model in enumerate(run.models) if model not in BASELINES]
+    data = {
+        "models": [shown_name(model) for model in run.models],
+        "chosenModel": trained[-1] if trained else 0,
+        "metrics": metrics,
+        "shownMetric": metrics.index(headline) if headline in metrics else 0,
+        "conditions": list(CONDITIONS),
+        "errorTypes": list(ERROR_TYPES),
+        "imageChunk": chunk_of,
+        "studies": shown,
+    }
+    return {"data": script_json(data), "images": [script_json(chunk) for chunk in images], "note": note}
+
+
+def script_json(content: Any) -> str:
+    """JSON that cannot end or open a tag inside a script element, whatever the texts in it say."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    return text.translate(str.maketrans(escapes))
+
+
+def _browser_study(line: Mapping[str, Any], models: int) -> dict[str, Any]:
+    def image(name: str) -> str | None:
+        return f"{line['dataset']}/{line[name]}" if line.get(name) else None
+
+    return {
+        "id": line["study_id"],
+        "dataset": line["dataset"],
+        "encounter": line["encounter"],
+        "temporal": line["temporal"],
+        "sex": line["sex"],
+        "age": line["age"],
+        "race": line["race"],
+        "indication": line["indication"],
+        "comparison": line["comparison"],
+        "prior": line["prior_report"],
+        "reference": line["reference"],
+        "image": image("image"),
+        "priorImage": image("prior_image"),
+        # True labels where the data has them: then disagreements are with what the image shows.
+        "labels": line["labels"].get("truth") or line["labels"]["reference"],
+        "candidates": [None] * models,
+    }
+
+
+def _browser_candidate(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    judge = line.get("judge") or {}
+    return {
+        "text": line["candidate"],
+        "status": line["status"],
+        "metrics": [None if name not in line["metrics"] else round(line["metrics"][name], 4) for name in metrics],
+        "labels": line["labels"]["candidate"],
+        "significant": judge.get("significant"),
+        "insignificant": judge.get("insignificant"),
+    }
+
+
+def _image_chunks(
+    studies: Sequence[Mapping[str, Any]], folders: Mapping[str, Path | None]
+) -> tuple[list[dict[str, str]], dict[str, int], int]:
+    """Chunks {key: data URI}, each key's chunk, and how many images could not be read."""
+    keys = dict.fromkeys(s[name] for s in studies for name in ("image", "priorImage") if s[name])
+    chunks: list[dict[str, str]] = []
+    chunk_of: dict[str, int] = {}
+    unreadable = 0
+    for key in tqdm(keys, desc="images", unit="image"):
+        dataset, _, name = key.partition("/")
+        folder = folders.get(dataset)
+        uri = data_uri(folder, name) if folder else None
+        if uri is None:
+            unreadable += 1
+            continue
+        if not chunks or len(chunks[-1]) >= _IMAGES_A_CHUNK:
+            chunks.append({})
+        chunks[-1][key] = uri
+        chunk_of[key] = len(chunks) - 1
+    return chunks, chunk_of, unreadable
+
+
+def data_uri(root: Path, name: str) -> str | None:
+    """An image inside `root` as a small grey JPEG data URI; None where it is outside of it, absent or unreadable."""
+    try:
+        with Image.open(inside(root, name)) as image:
+            image.draft("L", (IMAGE_SIZE, IMAGE_SIZE))
+            grey = image.convert("L")
+            grey.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
+    except (OSError, EvaluationError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+    buffer = io.BytesIO()
+    grey.save(buffer, "JPEG", quality=72, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _lines(run: Run) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All scored studies, each with its model's number."""
+    for index, model in enumerate(run.models):
+        for folder in run.folders[model].values():
+            path = folder / "scores.jsonl"
+            try:
+                with path.open(encoding="utf-8") as file:
+                    for line in file:
+                        yield index, json.loads(line)
+            except (OSError, json.JSONDecodeError) as error:
+                raise EvaluationError(f"{path} is not a scores file ({error}); score again with --force") from error

@@ -1,0 +1,205 @@
+"""Generation on a tiny Qwen3-VL: greedy, in ReXrank's form, resumable study by study; inference.py and a submission."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from evaluation_files import make_data, make_studies, write_predictions
+from PIL import Image
+
+import inference
+from data_prep.study import read_studies
+from evaluation.errors import EvaluationError
+from evaluation.generate import GenerationSettings, generate, make_writer, open_images, partial_path, write_reports
+from evaluation.predictions import studies_of_data
+from evaluation.submission import DESCRIPTION, missing_files, pack
+from recipes.models import load_model_and_processor
+from recipes.prompts import build_prompt, prompt_images
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SETTINGS = GenerationSettings(max_new_tokens=12, engine="transformers")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "phantom_small", train=2, test=5)
+
+
+def run(model: Path, data: Path, out: Path, settings: GenerationSettings = SETTINGS, **options) -> dict:
+    return generate(str(model), data, "test", out, settings, batch_size=4, **options)
+
+
+def test_reports_are_the_models_greedy_ones_in_rexranks_form(tiny_base, data, tmp_path):
+    result = run(tiny_base, data, tmp_path)
+    entries = json.loads((tmp_path / "predictions.json").read_text())
+    studies = read_studies(data, "test").to_pylist()
+    assert list(entries) == [s["study_id"] for s in studies]
+    assert result["truncated"] == sum(1 for _ in entries)  # an untrained model does not stop by itself
+    model, processor = load_model_and_processor(str(tiny_base))
+    for study in (studies[0], studies[1]):  # without and with a prior
+        text = processor.apply_chat_template(build_prompt(study), tokenize=False, add_generation_prompt=True)
+        images = [Image.open(data / name).convert("RGB") for name in prompt_images(study, True)]
+        inputs = processor(text=[text], images=images, return_tensors="pt")
+        ids = inputs["input_ids"]
+        for _ in range(12):  # greedy by hand: the likeliest token each time
+            logits = model(
+                **{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids), **_types(inputs, ids)}
+            ).logits
+            ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        expected = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert entries[study["study_id"]]["model_prediction"] == expected.strip()
+
+
+def _types(inputs, ids) -> dict:
+    """Qwen3-VL tells image tokens from text by these; new tokens are text."""
+    if "mm_token_type_ids" not in inputs:
+        return {}
+    new = torch.zeros((1, ids.shape[1] - inputs["mm_token_type_ids"].shape[1]), dtype=torch.long)
+    return {"mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], new], dim=1)}
+
+
+def test_a_killed_run_goes_on_study_by_study(tiny_base, data, tmp_path):
+    studies = studies_of_data(data, "test")
+    path = partial_path(tmp_path)
+    written: list[str] = []
+
+    class Killed(Exception):
+        pass
+
+    def writer(limit):
+        def write(batch):
+            if len(written) + len(batch) > limit:
+                raise Killed
+            written.extend(study["study_id"] for study in batch)
+            return [(f"report of {study['study_id']}", False) for study in batch]
+
+        return write
+
+    with pytest.raises(Killed):
+        write_reports(studies, path, lambda: writer(limit=6), batch_size=2)
+    with path.open("a") as file:
+        file.write('{"study_id": "test00')  # killed while writing a line
+    write_reports(studies, path, lambda: writer(limit=100), batch_size=2)
+    assert sorted(written) == sorted(study["study_id"] for study in studies)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(line["model_prediction"] == f"report of {line['study_id']}" for line in lines)
+    # Done is done: not even the model is loaded again.
+    write_reports(studies, path, lambda: pytest.fail("loaded a model for nothing"), batch_size=2)
+
+
+def test_finished_predictions_are_kept_unless_forced(tiny_base, data, tmp_path, capsys):
+    run(tiny_base, data, tmp_path, max_studies=2)
+    first = (tmp_path / "predictions.json").read_bytes()
+    run(tiny_base, data, tmp_path, max_studies=2)
+    assert "finished already" in capsys.readouterr().out
+    run(tiny_base, data, tmp_path, max_studies=2, force=True)
+    assert (tmp_path / "predictions.json").read_bytes() == first  # greedy: the same again
+    with pytest.raises(EvaluationError, match="another max_new_tokens"):
+        run(tiny_base, data, tmp_path, GenerationSettings(max_new_tokens=5, engine="transformers"), max_studies=2)
+
+
+def test_settings_change_what_the_model_reads(tiny_base, data):
+    write = make_writer(str(tiny_base), SETTINGS)
+    study = next(s for s in studies_of_data(data, "test") if s["prior_image"])
+    texts = {
+        write_with(tiny_base, study, **changed)
+        for changed in ({}, {"longitudinal": False}, {"context": False}, {"sections": "findings"})
+    }
+    assert len(texts) > 1
+    assert write([study]) == write([study])
+    assert len(open_images(study, SETTINGS)) == 2
+    assert len(open_images(study, GenerationSettings(longitudinal=False))) == 1
+
+
+def write_with(model: Path, study: dict, **changed) -> str:
+    settings = GenerationSettings(max_new_tokens=12, engine="transformers", **changed)
+    return make_writer(str(model), settings)([study])[0][0]
+
+
+def test_a_missing_image_is_named_before_anything_is_generated(tiny_base, tmp_path):
+    data = make_data(tmp_path / "phantom_small", train=2, test=2)
+    (data / "images" / "test001_1.png").unlink()
+    with pytest.raises(EvaluationError, match=r"study test001_1: image .*test001_1.png is missing"):
+        run(tiny_base, data, tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_an_unreadable_image_is_named(tiny_base, tmp_path):
+    data = make_data(tmp_path / "phantom_small", train=2, test=2)
+    (data / "images" / "test001_1.png").write_bytes(b"no image")
+    with pytest.raises(EvaluationError, match="study test001_1: cannot read image"):
+        run(tiny_base, data, tmp_path / "out")
+
+
+def test_inference_answers_a_rexrank_file(tiny_base, tmp_path, monkeypatch):
+    studies = make_studies(3, encounters=1)
+    test_file = write_predictions(tmp_path / "test.json", studies)
+    entries = json.loads(test_file.read_text())
+    for i, entry in enumerate(entries.values()):
+        del entry["model_prediction"]
+        entry["key_image_path"] = f"/p10/s{i}/x.png"  # MIMIC's leading slash
+        entry["section_impression"] = float("nan")
+        (tmp_path / f"images/p10/s{i}").mkdir(parents=True)
+        Image.new("L", (900, 700), 60 * i).save(tmp_path / f"images/p10/s{i}/x.png")
+    test_file.write_text(json.dumps(entries))
+    out = tmp_path / "answer.json"
+    result = infer(tiny_base, test_file, out, tmp_path / "images")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(out.read_text(), parse_constant=lambda token: pytest.fail(f"{token} in the answer"))
+    assert list(answer) == list(entries)
+    for key, entry in answer.items():
+        assert isinstance(entry["model_prediction"], str)
+        assert entry["report"] == entries[key]["report"]
+        assert entry["section_impression"] is None
+    assert list(tmp_path.glob("*partial*")) == []
+    next(iter(entries.values()))["key_image_path"] = "/../../etc/passwd"
+    test_file.write_text(json.dumps(entries))
+    monkeypatch.setenv("MODEL_DIR", str(tiny_base))
+    with pytest.raises(EvaluationError, match="leaves"):
+        inference.infer(test_file, tmp_path / "other.json", tmp_path / "images")
+    assert not (tmp_path / "other.json").exists()
+
+
+def infer(model: Path, *arguments: Path) -> subprocess.CompletedProcess:
+    line = [sys.executable, str(REPOSITORY / "inference.py"), *map(str, arguments)]
+    return subprocess.run(
+        line, capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, "MODEL_DIR": str(model)}, check=False
+    )
+
+
+def test_a_submission_is_complete_or_refused(tiny_base, tmp_path):
+    studies = make_studies(3)
+    test_file = write_predictions(tmp_path / "test.json", studies)
+    answer = write_predictions(tmp_path / "answer.json", studies)
+    description = tmp_path / "description.yaml"
+    told = dict.fromkeys(DESCRIPTION, "x") | {"name": "Tiny model", "year": 2026}
+    description.write_text(yaml.safe_dump({k: v for k, v in told.items() if k != "paper"}))
+    arguments = (tiny_base, description, test_file, answer, tmp_path / "submission")
+    with pytest.raises(EvaluationError, match=r"lacks paper \(link to the paper\)"):
+        pack(*arguments)
+    description.write_text(yaml.safe_dump(told))
+    entries = json.loads(answer.read_text())
+    first, second = list(entries)[:2]
+    entries[first]["model_prediction"] = None
+    del entries[second]
+    answer.write_text(json.dumps(entries))
+    with pytest.raises(EvaluationError, match=f"1 missing .first: {second}.; 1 null .first: {first}."):
+        pack(*arguments)
+    assert not (tmp_path / "submission").exists()
+    write_predictions(answer, studies)
+    folder = pack(*arguments)
+    assert missing_files(folder) == []
+    environment = yaml.safe_load((folder / "environment.yaml").read_text())
+    assert environment["name"] == "tiny-model"
+    # What was packed runs by itself, on its own model.
+    result = subprocess.run([sys.executable, "inference.py"], capture_output=True, text=True, cwd=folder, check=False)
+    assert (result.returncode, "three arguments" in result.stderr) == (2, True)
+    with pytest.raises(EvaluationError, match="--force replaces it"):
+        pack(*arguments)

@@ -1,0 +1,126 @@
+"""Temporal categories: by rules, and by a language model over HTTP whose answers are checked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from evaluation.errors import EvaluationError
+from evaluation.scorers import open_scorers
+from evaluation.temporal import CATEGORIES, UNLABELLED, label_by_judge, label_by_rules, parse_label
+from rewards.chexprompt.governance import JudgeError
+from rewards.chexprompt.judge import Judge, JudgeSettings
+
+
+@pytest.mark.parametrize(
+    ("report", "category"),
+    [
+        ("Interval development of a left effusion.", "new development"),
+        ("New right basilar opacity. The effusion has improved.", "new development"),
+        ("The edema has worsened.", "progression"),
+        ("Increased size of the effusion.", "progression"),
+        ("Effusion is smaller. Pneumothorax has resolved.", "regression"),
+        ("The consolidation is no longer seen.", "regression"),
+        ("No new opacity. Unchanged cardiomegaly.", "no change"),
+        ("No significant worsening; the lungs are clear.", "no change"),
+        ("Stable appearance.", "no change"),
+        ("The heart is enlarged.", "no change"),
+    ],
+)
+def test_rules(report, category):
+    assert CATEGORIES[label_by_rules([report], [True])[0]] == category
+
+
+def test_without_a_prior_it_is_a_first_study_whatever_it_says():
+    assert CATEGORIES[label_by_rules(["New opacity."], [False])[0]] == "first study"
+
+
+def test_an_answer_is_a_label_or_nothing():
+    assert parse_label(' "No change". ') == "no change"
+    assert parse_label("PROGRESSION") == "progression"
+    assert parse_label("progression or regression") is None
+    assert parse_label("first study") is None
+    assert parse_label("") is None
+
+
+class Server:
+    """An OpenAI-compatible server that labels by a word in the report, and answers nonsense for some."""
+
+    def __enter__(self):
+        outer = self
+        self.asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                report = json.loads(body["messages"][-1]["content"])
+                outer.asked.append(report)
+                label = "nonsense" if "odd" in report else "progression" if "worse" in report else "no change"
+                message = {"role": "assistant", "content": label}
+                usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                answer = {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "m",
+                    "choices": [choice],
+                    "usage": usage,
+                }
+                content = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def test_labels_by_a_language_model_are_cached_and_failures_shown(tmp_path):
+    reports = ["Edema is worse.", "Stable.", "An odd report.", "First film.", "Edema is worse."]
+    priors = [True, True, True, False, True]
+    with Server() as server:
+        settings = JudgeSettings(
+            judge_base_url=server.url,
+            judge_model="m",
+            judge_cache_dir=str(tmp_path),
+            judge_max_retries=1,
+            judge_backoff=0.01,
+        )
+        with Judge.from_settings(settings) as judge:
+            labels = asyncio.run(label_by_judge(reports, priors, ["phantom_x"] * 5, judge))
+            assert labels == ["progression", "no change", UNLABELLED, "first study", "progression"]
+            assert sorted(server.asked) == ["An odd report."] * 2 + ["Edema is worse.", "Stable."]
+            again = asyncio.run(label_by_judge(reports[:2], priors[:2], ["phantom_x"] * 2, judge))
+        assert again == labels[:2]
+        assert len(server.asked) == 4
+
+
+def test_credentialed_reports_are_not_sent_away(monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "key")
+    settings = JudgeSettings(judge_base_url="https://api.example.com/v1", judge_model="m", judge_cache_dir=None)
+    with Judge.from_settings(settings) as judge, pytest.raises(JudgeError, match="mimic"):
+        asyncio.run(label_by_judge(["Stable."], [True], ["mimic"], judge))
+
+
+def test_the_stand_in_judge_cannot_label_change():
+    with (
+        pytest.raises(EvaluationError, match="language model"),
+        open_scorers("offline", judge={"judge_base_url": "offline"}, temporal_by_judge=True),
+    ):
+        pass
