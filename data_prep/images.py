@@ -6,6 +6,7 @@ Only Pillow and NumPy are imported here, so that worker processes start quickly.
 from __future__ import annotations
 
 import os
+import signal
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -184,8 +185,8 @@ def prepare_images(
             collect(*_prepare_chunk([job], settings, overwrite))
         return failures
     chunks = _chunks(jobs)
-    # spawn: forking a process that has threads (Arrow has) can deadlock.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # spawn: forking a process that has threads (Arrow has) can deadlock. Ctrl-C is for the main process to handle.
+    with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             # A bounded window of work, so that memory does not grow with the number of studies.
             pending: set[Future] = {

@@ -235,7 +235,10 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
     count = found.validation_studies if options.validation_studies is None else options.validation_studies
     if count and (studies["split"] == "train").any() and options.sample is None:
         studies["split"] = set_aside_validation(studies, count, options.seed)
-        notes.append(f"{count:,} training studies set aside for validation by patient, seed {options.seed}.")
+        notes.append(
+            f"{count:,} training studies set aside for validation by patient, seed {options.seed} (before images were "
+            "opened: one whose image is broken is among the rejects)."
+        )
         check_leakage(studies, options.dataset)
     if not len(studies):
         reasons = pd.concat(rejects)["reason"].value_counts().to_dict()
@@ -324,6 +327,8 @@ def write_tables(studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, made_f
     for split in SPLITS:
         write_studies(to_table(studies[studies["split"] == split]), out / f"{split}.parquet")
     write_rejects(rejects, out / "rejects.parquet")
+    for stale in (out / "images").glob("*/*.tmp"):  # of a run that was killed
+        stale.unlink()
     cards.write_card(studies, rejects, out, made_from, about)
     (out / STARTED).unlink(missing_ok=True)
 

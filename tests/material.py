@@ -12,6 +12,7 @@ import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -160,7 +161,8 @@ def mimic(root: Path, number: int = 24, zipped: bool = False) -> Material:
         for n, name in zip(range(len(views)), names, strict=False):
             path = root / "files" / folder / f"{name}.jpg"
             save(frontal(study) if n == key else other_view(study), path)
-            time = f"{int(when.strftime('%H%M%S'))}.{n}75"  # leading zeros lost; later images are later
+            taken = when + timedelta(minutes=11 * (len(views) - 1 - n))  # the first image by name is the last in time
+            time = f"{int(taken.strftime('%H%M%S'))}.{n}75"  # leading zeros lost
             metadata.append(
                 {
                     "dicom_id": name,
@@ -170,7 +172,7 @@ def mimic(root: Path, number: int = 24, zipped: bool = False) -> Material:
                     "ViewPosition": views[n],
                     "Rows": 96,
                     "Columns": 120,
-                    "StudyDate": when.strftime("%Y%m%d"),
+                    "StudyDate": taken.strftime("%Y%m%d"),
                     "StudyTime": time,
                     "ProcedureCodeSequence_CodeMeaning": procedure,
                     "ViewCodeSequence_CodeMeaning": "",

@@ -14,6 +14,8 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.check import check_folder
+from data_prep.sources.mimic_cxr import datetimes, views
+from data_prep.sources.rexrank import parse_context
 from data_prep.splits import frame_of
 from data_prep.study import SPLITS
 
@@ -89,6 +91,55 @@ def test_mimic(tmp_path: Path, zipped: bool) -> None:
     check_as_expected(made, studies, tmp_path / "out")
     check_priors(studies)
     assert studies["age"].notna().all()
+
+
+def test_study_times_that_have_lost_their_leading_zeros() -> None:
+    times = datetimes(pd.Series(["21100203"] * 3), pd.Series(["80556.875", "5.0", "235959.1"]))
+    assert times.dt.strftime("%Y-%m-%d %H:%M:%S").tolist() == [
+        "2110-02-03 08:05:56",
+        "2110-02-03 00:00:05",
+        "2110-02-03 23:59:59",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "view"),
+    [
+        (("AP", "", "CHEST (PA AND LAT)"), "AP"),
+        (("LL", "", "CHEST (PORTABLE AP)"), "lateral"),
+        (("", "postero-anterior", "CHEST (PA AND LAT)"), "PA"),
+        (("", "lateral", "CHEST (PORTABLE AP)"), "lateral"),
+        (("", "", "CHEST (PORTABLE AP)"), "AP"),
+        (("", "", "CHEST PORT. LINE PLACEMENT"), "AP"),
+        (("", "", "CHEST (PA AND LAT)"), None),
+        (("", "", "CHEST (SINGLE VIEW)"), None),
+        (("", "", ""), None),
+    ],
+)
+def test_views_without_a_view_position(row: tuple, view: str | None) -> None:
+    columns = ("ViewPosition", "ViewCodeSequence_CodeMeaning", "PerformedProcedureStepDescription")
+    images = pd.DataFrame([[value or None for value in row]], columns=columns, dtype="string")
+    found = views(images).iloc[0]
+    assert (None if pd.isna(found) else found) == view
+
+
+@pytest.mark.parametrize(
+    ("context", "parts"),
+    [
+        (
+            "Age:50-60.Gender:M.Indication: Cough, fever.Comparison: ___ radiograph.",
+            ("50-60", "M", "Cough, fever.", "___ radiograph."),
+        ),
+        ("Age:72.0.Gender:F.Indication:nanComparison: None.", ("72.0", "F", None, "None.")),
+        ("Age:50-60.Gender:M.Comparison: None.", ("50-60", "M", None, "None.")),
+        ("Indication: Pain Comparison: PA, dated XXXX.", (None, None, "Pain", "PA, dated XXXX.")),
+        ("Indication: Age: unknown", (None, None, "Age: unknown", None)),
+        ("", (None, None, None, None)),
+    ],
+)
+def test_rexrank_contexts(context: str, parts: tuple) -> None:
+    assert tuple(parse_context(context).values()) == parts
+    assert parse_context(f"Something else. {context}") is None
 
 
 def test_mimic_validates_on_the_official_split_when_asked(tmp_path: Path) -> None:

@@ -58,9 +58,11 @@ def read(root: Path, options: Options) -> Found:
     dataset = dataset_of(studies, root)
     if options.images is None:
         raise SourceError("rexrank needs --images DIR, the root that the file's image paths are below")
-    rows, without_image, other_view = [], [], 0
+    rows, without_image, other_view, unparsed = [], [], 0, 0
     for study_id, study in studies.items():
         context = parse_context(study.get("context"))
+        unparsed += context is None
+        context = context or dict.fromkeys(("age", "sex", "indication", "comparison"))
         row = {
             "study_id": study_id,
             "patient_id": patient_of(study_id, study),
@@ -91,6 +93,8 @@ def read(root: Path, options: Options) -> Found:
         found.notes.append(
             f"{other_view:,} studies have no image marked AP, PA or frontal; ReXrank's key image is used as it is."
         )
+    if unparsed:
+        found.notes.append(f"{unparsed:,} studies have a context of another form, which is left out.")
     if without_image:
         import pandas as pd
 
@@ -143,11 +147,12 @@ def is_validation(path: Path, study: Mapping[str, Any]) -> bool:
     return study.get("split") in ("val", "valid", "validate") or path.stem.endswith("_valid")
 
 
-def parse_context(context: str | None) -> dict[str, str | None]:
-    """Age, sex, indication and comparison in `Age:…Gender:…Indication: …Comparison: …`, any of which may be absent."""
-    match = CONTEXT.fullmatch(context or "")
-    parts = match.groupdict() if match else dict.fromkeys(("age", "sex", "indication", "comparison"))
-    parts = {name: blank_to_none(text) for name, text in parts.items()}
+def parse_context(context: str | None) -> dict[str, str | None] | None:
+    """Age, sex, indication and comparison in `Age:…Gender:…Indication: …Comparison: …`, any of which may be absent; None
+    where the text has another form."""
+    if not (match := CONTEXT.fullmatch(context or "")):
+        return None
+    parts = {name: blank_to_none(text) for name, text in match.groupdict().items()}
     if parts["indication"] == "nan":
         parts["indication"] = None
     return parts
