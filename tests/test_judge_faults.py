@@ -137,6 +137,28 @@ def test_kill_9_and_resume_spends_nothing_twice(server, tmp_path):
         assert tuple(row["insignificant"].values()) == expected.insignificant
 
 
+def test_an_interruption_is_one_line_and_keeps_what_was_paid_for(server, tmp_path):
+    candidates, references, _ = pairs(200)
+    rows = zip(candidates, references, strict=True)
+    lines = [json.dumps({"reference": r, "candidate": c, "source": "mimic_cxr"}) for c, r in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    server.configure(latency=0.1)
+    command = [sys.executable, "-m", "rewards", "judge", "--pairs", str(tmp_path / "pairs.jsonl")]
+    command += ["--out", str(tmp_path / "out.jsonl"), "--judge-base-url", server.base_url, "--judge-model", MODEL]
+    command += ["--judge-concurrency", "4", "--judge-cache-dir", str(tmp_path / "cache")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while server.stats()["requests"] < 30:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.strip().splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert not (tmp_path / "out.jsonl").exists()
+    assert sum(row["answers"] for row in cache_stats(tmp_path / "cache" / FILE_NAME)) >= 22
+
+
 def test_throughput_is_at_least_90_percent_of_ideal_and_a_second_run_makes_no_call(server, tmp_path):
     latency, concurrency = 0.2, 64
     wanted = 0.9 * concurrency / latency

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import httpx2
 import openai
 
 from rewards.chexprompt.governance import host_of, is_loopback
+
+log = logging.getLogger(__name__)
 
 # Causes of failure: a small fixed set, so that they can be counted. None holds text of a report or of a server.
 RATE_LIMIT = "rate limit"
@@ -35,6 +38,8 @@ WRONG_MODEL = "wrong model"
 BUDGET = "budget reached"
 BATCH_DEADLINE = "batch deadline"
 
+# Seconds of waiting at an endpoint's request from which on the user is told.
+LONG_WAIT = 10.0
 # Seconds between the first requests: a little more than one takes of this process's time (1.6 ms, measured).
 SLOT_SPACING = 0.002
 # English text has about four characters a token in common vocabularies; three keeps reservations on the safe side.
@@ -255,6 +260,8 @@ class ChatClient:
             seconds = _retry_after(error.response.headers)
             if seconds is not None and status in (429, 503):
                 # Limits hold for the account, so everybody waits, not only the call that was told.
+                if seconds > LONG_WAIT and self._not_before < time.monotonic():
+                    log.warning("%s asks to wait for %.0f seconds (status %d)", self._client.base_url, seconds, status)
                 self._not_before = max(self._not_before, time.monotonic() + seconds)
             if status in (401, 403):
                 raise CallError(WRONG_KEY, again=False, status=status) from None
