@@ -32,10 +32,10 @@ def prepare_phantoms(
     jobs = []
     for name in phantom.INSTITUTIONS if institution == "all" else [institution]:
         folder = out / f"phantom_{name}" if institution == "all" else out
-        default = phantom.DEFAULT_STUDIES
+        default = phantom.DEFAULT_STUDIES.get(name, {})
         if institution == "all" and name == ZERO_SHOT:
-            default = {split: default[split] if split == "test" else 0 for split in SPLITS}
-        number = {split: numbers.get(split, default[split]) for split in SPLITS}
+            default = {"test": default["test"]}
+        number = {split: numbers.get(split, default.get(split, 0)) for split in SPLITS}
         if not force and _is_done(folder, name, seed, number, image_size):
             print(f"{folder} is already drawn with these options; nothing to do (--force redoes it)")
         else:

@@ -241,7 +241,7 @@ def test_findings_appear_stay_grow_shrink_and_resolve(training: dict) -> None:
 
 
 def test_every_condition_of_the_phantom_is_neither_rare_nor_common(training: dict) -> None:
-    drawn = {spec.condition for spec in KINDS.values()}
+    drawn = {KINDS[kind].condition for kind in PhantomDifficulty().kinds}
     for of_one in training.values():
         for condition in CONDITIONS:
             share = np.mean([study.truth[condition] for study in of_one])
@@ -412,7 +412,7 @@ def test_words_are_few_and_reports_short(training: dict, complete: dict) -> None
     assert len({word for text in texts for word in re.findall(r"[A-Za-z]+", text)}) < 200
     for name, of_one in complete.items():
         words = [len(text_of(study).split()) for study in of_one]
-        assert 35 <= statistics.mean(words) <= 60, name
+        assert 30 <= statistics.mean(words) <= 60, name
         assert np.percentile(words, 95) <= 95, name
     assert statistics.mean(len(text_of(s).split()) for name in TERSE for s in training[name]) < 25
 
