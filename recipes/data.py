@@ -77,20 +77,8 @@ def completion_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, co
         [{"role": "assistant", "content": [{"type": "text", "text": reference}]}] for reference in columns["reference"]
     ]
     kept = {name: columns[name] for name in ("prompt", "images")}
-    features = {"prompt": _MESSAGES, "images": _FEATURES["images"], "completion": _MESSAGES, "length": Value("int32")}
-    return Dataset.from_dict(
-        {**kept, "completion": completion, "length": _lengths(columns)}, features=Features(features)
-    )
-
-
-def _lengths(columns: dict[str, list[Any]]) -> list[int]:
-    """Words of prompt and report, an image counting 100: for `train_sampling_strategy: group_by_length`."""
-    return [
-        sum(len((part.get("text") or "").split()) for part in prompt[0]["content"])
-        + 100 * len(images)
-        + len(report.split())
-        for prompt, images, report in zip(columns["prompt"], columns["images"], columns["reference"], strict=True)
-    ]
+    features = {"prompt": _MESSAGES, "images": _FEATURES["images"], "completion": _MESSAGES}
+    return Dataset.from_dict({**kept, "completion": completion}, features=Features(features))
 
 
 def _columns(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> dict[str, list[Any]]:

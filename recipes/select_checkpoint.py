@@ -44,13 +44,13 @@ def main() -> None:
     folder = Path(evaluation.run) / selection.stage
     checkpoints = find_checkpoints(folder)
     metric = load_metrics(["radcliq_v1"], evaluation.reward_backend, Path(evaluation.weights_dir))["radcliq_v1"]
-    results = []
+    results: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
         results.append(rate(checkpoint, evaluation, metric, folder / "selection"))
-        interval = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**results[-1]["inverse_radcliq_v1"])
-        announce(f"{selection.stage} {checkpoint.name}: 1/{metric.name} {interval}, n {results[-1]['studies']}")
+        interval = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**results[-1]["radcliq_v1"])
+        announce(f"{checkpoint.name}: {metric.name} {interval} (lower is better), {results[-1]['studies']} studies")
     # The lowest mean is the highest 1/mean wherever both are positive; near or below zero only the mean orders rightly.
-    best = min(results, key=lambda result: result["mean_radcliq_v1"])
+    best = min(results, key=lambda result: result["radcliq_v1"]["mean"])
     write_json(
         folder / "selection.json",
         {
@@ -78,7 +78,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def rate(checkpoint: Path, evaluation: EvaluationArguments, metric: Metric, out: Path) -> dict[str, Any]:
-    """1/mean(RadCliQ-v1) of one checkpoint over all validation studies, with its bootstrap interval over patients."""
+    """Mean and 1/mean of RadCliQ-v1 over all validation studies, with bootstrap intervals over patients."""
     candidates, references, patients = [], [], []
     for dataset in evaluation.validation_datasets or evaluation.datasets:
         data, split = Path(evaluation.data_dir) / dataset, evaluation.validation_split
@@ -99,13 +99,13 @@ def rate(checkpoint: Path, evaluation: EvaluationArguments, metric: Metric, out:
             references.append(study_report(study))
             patients.append((dataset, study["patient_id"]))
     scores = metric(candidates, references).astype(np.float64)
-    interval = statistics.bootstrap({"best": statistics.inverse_mean(scores)}, patients)["best"]
+    wanted = {"radcliq_v1": statistics.mean(scores), "inverse_radcliq_v1": statistics.inverse_mean(scores)}
+    intervals = statistics.bootstrap(wanted, patients)
     return {
         "checkpoint": checkpoint.name,
         "model_sha256": model_fingerprint(str(checkpoint)),
         "studies": len(candidates),
-        "inverse_radcliq_v1": interval.as_dict(),
-        "mean_radcliq_v1": float(scores.mean()),
+        **{name: interval.as_dict() for name, interval in intervals.items()},
     }
 
 
