@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.offline.judge_server import MODEL, count_errors, offline_judge_server
@@ -150,3 +152,25 @@ def test_a_taken_port_is_one_clear_line():
     assert run.returncode == 2
     assert port in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+def test_a_judge_that_cannot_be_made_leaves_no_server_behind(tmp_path):
+    before = set(_servers())
+    settings = JudgeSettings(judge_base_url="offline", judge_cache_dir=None, judge_prompt_file=str(tmp_path / "none"))
+    with pytest.raises(JudgeError, match="judge_prompt_file"):
+        Judge.from_settings(settings)
+    assert set(_servers()) <= before
+
+
+def _servers() -> list[int]:
+    """Process numbers of stand-in servers that this process started."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = path.read_text().rsplit(")", 1)[1].split()[1]
+            line = (path.parent / "cmdline").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        if parent == str(os.getpid()) and "rewards.offline.judge_server" in line:
+            pids.append(int(path.parent.name))
+    return pids

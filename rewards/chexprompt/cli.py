@@ -141,7 +141,12 @@ def _judge(arguments: argparse.Namespace) -> None:
         if any(judgement is not None for judgement in judgements):
             table = error_table(judgements)
             details = {"judge": judge.name, "prompt_version": judge.prompt_version, "fingerprint": judge.fingerprint}
-            details |= {"failures": dict(causes), "retries": dict(judge.retries), "table": table}
+            details |= {
+                "answer_format": judge.answer_format,
+                "failures": dict(causes),
+                "retries": dict(judge.retries),
+                "table": table,
+            }
             details["spending"] = {
                 "calls": judge.spending.calls,
                 "prompt_tokens": judge.spending.prompt_tokens,

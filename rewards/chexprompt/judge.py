@@ -142,6 +142,7 @@ class Judge:
         model: the model's name.
         prompt_version: name and hash of the prompt.
         fingerprint: sha256 over model, prompt and sampling settings.
+        answer_format: `json` or `list`, as asked for now; with `auto` it begins as json.
         spending: calls, tokens and money so far.
         failures: pairs left unjudged so far, by cause.
         retries: requests that had to be repeated so far, by cause.
@@ -193,7 +194,7 @@ class Judge:
         self.stopped: str | None = None
         self._stopped_cause = ""
         self._api_key = _api_key(settings, base_url)
-        self._answer_format = "list" if settings.judge_answer_format == "list" else "json"
+        self.answer_format = "list" if settings.judge_answer_format == "list" else "json"
         self._json_works = settings.judge_answer_format != "auto"  # known, or not to be questioned
         self._client: ChatClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -207,10 +208,10 @@ class Judge:
             JudgeError: the settings cannot work. Nothing is asked yet: see `check`.
         """
         if settings.judge_base_url == OFFLINE:
-            cleanup = contextlib.ExitStack()
-            base_url = cleanup.enter_context(judge_server.offline_judge_server())
-            judge = cls(settings, base_url, judge_server.MODEL)
-            judge._cleanup = cleanup
+            with contextlib.ExitStack() as cleanup:
+                base_url = cleanup.enter_context(judge_server.offline_judge_server())
+                judge = cls(settings, base_url, judge_server.MODEL)
+                judge._cleanup = cleanup.pop_all()
             atexit.register(judge.close)
             return judge
         if not settings.judge_model:
@@ -356,7 +357,7 @@ class Judge:
 
     async def _ask(self, reference: str, candidate: str, again: bool) -> Answer:
         """One attempt at one pair, in the answer format that the endpoint is known to support."""
-        answer_format = self._answer_format
+        answer_format = self.answer_format
         try:
             answer = await self._chat().complete(self._body(reference, candidate, answer_format, again))
         except CallError as error:
@@ -365,9 +366,9 @@ class Judge:
             if error.cause != chat.BAD_REQUEST or answer_format != "json" or self._json_works:
                 raise
             answer = await self._chat().complete(self._body(reference, candidate, "list", again))
-            if self._answer_format == "json":
+            if self.answer_format == "json":
                 log.warning("%s does not support JSON schema output: asking for the list format", self.base_url)
-                self._answer_format = "list"
+                self.answer_format = "list"
             return answer
         if answer_format == "json":
             self._json_works = True
