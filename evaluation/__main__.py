@@ -51,46 +51,73 @@ def _baseline(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from evaluation.compare import table
     from evaluation.score import score_file
     from evaluation.scorers import open_scorers
 
+    files = options.predictions
+    outs = [options.out] if len(files) == 1 else [options.out / name for name in _file_names(files)]
     with open_scorers(
-        options.backend, options.weights_dir, options.metrics.split(","), _judge_settings(options)
+        options.backend,
+        options.weights_dir,
+        options.metrics.split(","),
+        _judge_settings(options),
+        options.temporal == "judge",
     ) as scorers:
-        result = score_file(
-            options.predictions,
-            scorers,
-            options.out,
-            references=options.references,
-            data=options.data,
-            split=options.split,
-            dataset=options.dataset,
-            sections=options.sections,
-            resamples=options.resamples,
-            seed=options.seed,
-            force=options.force,
-        )
-    print(table({**result, "means": {options.out.name: result["metrics"]}, "pairs": [], "not_compared": []}))
-    for name, ids in result["listed"].items():
-        print(f"{result['counts'][name]} {name.replace('_', ' ')}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}")
+        for file, out in zip(files, outs, strict=True):
+            result = score_file(
+                file,
+                scorers,
+                out,
+                references=options.references,
+                data=options.data,
+                split=options.split,
+                dataset=options.dataset,
+                sections=options.sections,
+                resamples=options.resamples,
+                seed=options.seed,
+                force=options.force,
+            )
+            _print_scores(out.name, result)
+    if len(outs) > 1:
+        _compare_folders(outs, options.out / "comparison.json", options.resamples, options.seed)
+
+
+def _print_scores(name: str, result: dict[str, Any]) -> None:
+    from evaluation.compare import table
+
+    print(table({**result, "means": {name: result["metrics"]}, "pairs": [], "not_compared": []}))
+    for problem, ids in result["listed"].items():
+        count = result["counts"][problem]
+        print(f"{count} {problem.replace('_', ' ')}: {', '.join(ids[:5])}{', …' if count > 5 else ''}")
     for cause, count in result["judge_failures"].items():
         print(f"{count} judge calls failed: {cause}; their errors are not counted")
 
 
+def _file_names(files: Sequence[Path]) -> list[str]:
+    """A distinct folder name for each prediction file: its own, or its folder's."""
+    for names in ([file.stem for file in files], [file.resolve().parent.name for file in files]):
+        if len(set(names)) == len(files):
+            return names
+    raise EvaluationError("the prediction files have the same names; rename them, or score them one by one")
+
+
 def _compare(options: argparse.Namespace) -> None:
+    if len(options.folders) < 2:
+        raise EvaluationError("compare needs at least two folders with scores.jsonl")
+    _compare_folders(options.folders, options.out, options.resamples, options.seed)
+
+
+def _compare_folders(paths: Sequence[Path], out: Path | None, resamples: int, seed: int) -> None:
     from evaluation.compare import compare, named_folders, read_result, table
     from evaluation.predictions import write_json
     from evaluation.score import Scores
 
-    if len(options.folders) < 2:
-        raise EvaluationError("compare needs at least two folders with scores.jsonl")
-    folders = named_folders(options.folders)
+    folders = named_folders(paths)
     described = {name: read_result(folder)["made_by"]["scorers"] for name, folder in folders.items()}
     models = {name: Scores.read(folder / "scores.jsonl") for name, folder in folders.items()}
-    result = compare(models, described, resamples=options.resamples, seed=options.seed)
-    if options.out:
-        write_json(options.out, result)
+    result = compare(models, described, resamples=resamples, seed=seed)
+    if out:
+        write_json(out, result)
     print(table(result))
 
 
@@ -204,7 +231,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True)
 
     made = command("score", _score, "score a file of predictions in ReXrank's form")
-    made.add_argument("--predictions", type=Path, required=True)
+    made.add_argument(
+        "--predictions", type=Path, nargs="+", required=True, help="one file, or several to score and compare"
+    )
     made.add_argument("--references", type=Path, help="ReXrank test file (default: the references in --predictions)")
     add_data(made, required=False)
     made.add_argument("--dataset", help="the data set's name, where neither --data nor the file says it")

@@ -389,3 +389,44 @@ def test_the_command_line_scores(data, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "24 studies of 12 patients" in result.stdout
     assert (tmp_path / "copy_prior" / "scores.jsonl").is_file()
+
+
+def test_several_files_are_scored_and_compared_in_one_command(data, tmp_path):
+    for name, report in (("clear", "Findings: The lungs are clear."), ("edema", "Findings: There is pulmonary edema.")):
+        write_predictions(tmp_path / f"{name}.json", studies_of(data), dict.fromkeys(perfect(data), report))
+    result = command(
+        "score", "--predictions", tmp_path / "clear.json", tmp_path / "edema.json", "--data", data,
+        "--out", tmp_path / "out", "--backend", "offline", "--resamples", 100,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "clear" / "scores.json").is_file()
+    pairs = json.loads((tmp_path / "out" / "comparison.json").read_text())["pairs"]
+    assert {(row["first"], row["second"]) for row in pairs} == {("clear", "edema")}
+    assert "clear − edema: bleu2" in result.stdout
+
+
+@pytest.mark.slow
+def test_ten_thousand_studies_and_three_models_in_flat_memory(tmp_path):
+    def peak_mib(patients: int) -> float:
+        """Peak memory of scoring three files of `patients` × 2 studies."""
+        folder = tmp_path / str(patients)
+        folder.mkdir()
+        studies = make_studies(patients, seed=1)
+        for name in "abc":
+            reports = {s["study_id"]: f"{s['findings']} {name}" for s in studies}
+            write_predictions(folder / f"{name}.json", studies, reports)
+        script = (
+            "import resource, sys; from evaluation.__main__ import main; main(sys.argv[1:]); "
+            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        )
+        arguments = ["score", "--predictions", *(str(folder / f"{n}.json") for n in "abc"), "--backend", "offline"]
+        result = subprocess.run(
+            [sys.executable, "-c", script, *arguments, "--out", str(folder / "out")],
+            capture_output=True, text=True, cwd=REPOSITORY, check=True,
+        )  # fmt: skip
+        assert f"{2 * patients} studies of {patients} patients" in result.stdout
+        return float(result.stdout.split("peak ")[1])
+
+    small, large = peak_mib(500), peak_mib(5_000)
+    # Ten times the studies: the files' own text and the columns of numbers grow, resampling does not.
+    assert large < small + 250
