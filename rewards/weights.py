@@ -29,7 +29,7 @@ SCORERS = "StanfordAIMI/RRG_scorers"
 RADGRAPH_MODELS = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
 # Small files only: CheXbert's and RadGraph's encoders are inside their own checkpoints.
 _CONFIGURATION = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_ENCODERS = {
+ENCODERS = {
     "bert-base-uncased": ("google-bert/bert-base-uncased", _CONFIGURATION),
     "BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext": (
         "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext",
@@ -186,7 +186,7 @@ def download(folder: Path, radgraph: str = "radgraph") -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(SCORERS, "chexbert.pth", folder), (SCORERS, f"{radgraph}.tar.gz", folder)]
-    for name, (repository, files) in _ENCODERS.items():
+    for name, (repository, files) in ENCODERS.items():
         wanted += [(repository, file, folder / name) for file in files]
     for repository, file, target in wanted:
         if (target / file).exists():
