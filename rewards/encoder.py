@@ -101,15 +101,17 @@ class PackedEncoder:
         return functional.layer_norm(x, (self.hidden_size,), *parameters, self.eps)
 
     def _layer(self, x: Tensor, layer: dict, runs: list[tuple[int, int, int]], first_only: bool) -> Tensor:
+        """One transformer layer; works in place where it can, as passes over memory are what a CPU has to spare least:
+        biases and residuals are accumulated by the matrix products themselves."""
         weight, bias = layer["qkv"]
         width = self.hidden_size
         if first_only:
             starts = torch.tensor([start + i * n for start, count, n in runs for i in range(count)], device=self.device)
             x, source = x[starts], x
-            query = functional.linear(x, weight[:width], bias[:width])
-            key_value = functional.linear(source, weight[width:], bias[width:])
+            query = (x @ weight[:width].T).add_(bias[:width])
+            key_value = (source @ weight[width:].T).add_(bias[width:])
         else:
-            projected = functional.linear(x, weight, bias)
+            projected = (x @ weight.T).add_(bias)
             query, key_value = projected[:, :width], projected[:, width:]
         attended = torch.empty_like(x)
         row = 0
@@ -120,11 +122,17 @@ class PackedEncoder:
             block = key_value[start : start + count * n]
             k, v = (part.view(shape).transpose(1, 2) for part in (block[:, :width], block[:, width:]))
             output = functional.scaled_dot_product_attention(q, k, v)
-            attended[row : row + rows] = output.transpose(1, 2).reshape(rows, width)
+            attended[row : row + rows].view(shape).copy_(output.transpose(1, 2))
             row += rows
-        x = self._norm(functional.linear(attended, *layer["out"]) + x, layer["norm1"])
-        hidden = functional.gelu(functional.linear(x, *layer["up"]))
-        return self._norm(functional.linear(hidden, *layer["down"]) + x, layer["norm2"])
+        x = self._norm(_add_product(x, attended, *layer["out"]), layer["norm1"])
+        weight, bias = layer["up"]
+        hidden = functional.gelu((x @ weight.T).add_(bias))
+        return self._norm(_add_product(x, hidden, *layer["down"]), layer["norm2"])
+
+
+def _add_product(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x + y · weightᵀ + bias, in place of x."""
+    return x.add_(bias).addmm_(y, weight.T)
 
 
 class PaddedEncoder:
