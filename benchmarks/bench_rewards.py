@@ -1,0 +1,318 @@
+"""The reward engine against the packages used as their authors show: same weights, same GRPO-shaped batch, one run.
+
+    python -m benchmarks.bench_rewards                      # base-size encoders, 16 prompts × 16 rollouts, 63% unique
+    python -m benchmarks.bench_rewards --prompts 2          # the same, an eighth of it
+    python -m benchmarks.bench_rewards --weights weights    # published weights instead of random ones of their format
+    python -m benchmarks.bench_rewards --stream 100000      # also: memory while many pairs are scored (tiny encoders)
+
+Every part runs in its own process, on `--threads` threads, so that its peak memory is its own. Speed is given in pairs a
+CPU second as well as a second of wall clock: the first is the one to compare on a machine with other work. Random weights
+do the same arithmetic as trained ones; RadGraph's biases are shifted until graphs are about as dense as real ones.
+
+Writes benchmarks/rewards.json and benchmarks/rewards.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+PARTS = ("radgraph", "sembscore", "bertscore", "composite")
+# What each side's composite is made of: the paper's step-1 reward, BLEU-2 left out as it costs nothing.
+WEIGHTS = {"bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
+
+
+# --- one measurement, in a process of its own ---------------------------------------------------------------------------
+
+
+def _packages(part: str, weights: Path, candidates: list[str], references: list[str]) -> Callable[[], Any]:
+    """The part as the packages do it: models loaded, the scoring returned as a function."""
+    from random_weights import PUBMEDBERT, MendedCheXbert, bertscore_oracle, radgraph_oracle
+
+    from rewards.weights import radgraph_folder
+
+    work: list[Callable[[], Any]] = []
+    if part in ("radgraph", "composite"):
+        from radgraph.rewards import compute_reward
+
+        folder = Path(tempfile.mkdtemp())
+        source = radgraph_folder(weights, "radgraph")
+        (folder / "radgraph").mkdir()
+        for path in source.iterdir():
+            target = folder / "radgraph" / path.name
+            shutil.copy(path, target) if path.name == "config.json" else target.symlink_to(path.resolve())
+        package = radgraph_oracle(folder, "radgraph", weights / PUBMEDBERT.split("/")[1])
+        shutil.rmtree(folder)
+
+        def radgraph() -> None:  # F1RadGraph.forward
+            graphs = package(candidates + references)
+            for i in range(len(candidates)):
+                compute_reward(graphs[str(i)], graphs[str(len(candidates) + i)], "all")
+
+        work.append(radgraph)
+    if part in ("sembscore", "composite"):
+        chexbert = MendedCheXbert(weights)
+        # CXR-Report-Metric's SembScore: one forward pass a report (labels would be another).
+        work.append(lambda: [chexbert.vector(text) for text in candidates + references])
+    if part in ("bertscore", "composite"):
+        work.append(lambda: bertscore_oracle(weights, candidates, references))
+    return lambda: [step() for step in work]
+
+
+def _ours(
+    part: str, weights: Path, candidates: list[str], references: list[str]
+) -> tuple[Callable[[], Any], list[Any]]:
+    from rewards.composite import CompositeReward
+    from rewards.engine import EngineSettings
+    from rewards.registry import load_metrics
+
+    names = list(WEIGHTS) if part == "composite" else [part]
+    budget = os.environ.get("TOKENS_PER_BATCH")
+    settings = EngineSettings(device="cpu", tokens_per_batch=int(budget) if budget else None)
+    metrics = load_metrics(names, "real", weights, settings)
+    models = {
+        "radgraph": lambda: metrics["radgraph"].annotate.__self__,
+        "sembscore": lambda: metrics["sembscore"].vectors.__self__,
+        "bertscore": lambda: metrics["bertscore"].model,
+    }
+    composite = CompositeReward({name: WEIGHTS[name] for name in names}, metrics)
+    return (lambda: composite.local_scores(candidates, references)), [models[name]() for name in names]
+
+
+def measure(side: str, part: str, weights: Path, prompts: int, rollouts: int, threads: int) -> dict[str, Any]:
+    """Seconds, memory and, for our side, the encoders' share of one pass over the batch."""
+    import torch
+    from synthetic_reports import grpo_batch, reports
+
+    torch.set_num_threads(threads)
+    candidates, references = grpo_batch(prompts, rollouts)
+    warm_up = reports(4, seed=999)
+    models: list[Any] = []
+    if side == "packages":
+        _packages(part, weights, warm_up[:2], warm_up[2:])()
+        run = _packages(part, weights, candidates, references)
+    else:
+        run, models = _ours(part, weights, candidates, references)
+        for model in models:
+            model.values(warm_up)
+            model.encoder_seconds, model.flops = 0.0, 0.0
+            _count_flops(model)
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    result = {
+        "pairs": len(candidates),
+        "wall_seconds": wall,
+        "cpu_seconds": cpu,
+        "pairs_per_second": len(candidates) / wall,
+        "pairs_per_cpu_second": len(candidates) / cpu,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    if models:
+        encoders = sum(model.encoder_seconds for model in models)
+        result |= {
+            "encoder_cpu_seconds": encoders,
+            "not_encoder_share": 1 - encoders / cpu,
+            "encoder_gflops": sum(model.flops for model in models) / encoders / 1e9,
+            "texts_encoded": sum(model.texts_encoded for model in models) - 4 * len(models),
+        }
+    return result
+
+
+def _count_flops(model: Any) -> None:
+    """Let `model` count the arithmetic of its forward passes, and their CPU time instead of wall clock."""
+    encode = model.encode
+
+    def counted(encoder: Any, ids: list[list[int]], first_only: bool = False) -> Any:
+        width = encoder.hidden_size
+        inner = encoder.layers[0]["up"][0].shape[0]
+        for number in range(len(encoder.layers)):
+            last = first_only and number == len(encoder.layers) - 1
+            for text in ids:
+                n = len(text)
+                rows = 1 if last else n  # positions with a query, an output and a feed-forward
+                model.flops += 2 * width * (2 * n * width + 2 * rows * width + 2 * rows * inner) + 4 * rows * n * width
+        start = time.process_time()
+        hidden = encode(encoder, ids, first_only)
+        seconds = time.process_time() - start
+        model.encoder_seconds = model.cpu_seconds = getattr(model, "cpu_seconds", 0.0) + seconds
+        return hidden
+
+    model.encode = counted
+
+
+def matrix_rate(threads: int) -> float:
+    """This machine's float32 matrix rate in GFLOP/s: the best of many products in BERT-base's own shapes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
+    rows = 1024
+    flops = seconds = 0.0
+    for width, out in shapes:
+        x, weight = torch.randn(rows, width), torch.randn(out, width)
+        best = float("inf")
+        for _ in range(12):
+            start = time.process_time()
+            torch.nn.functional.linear(x, weight)
+            best = min(best, time.process_time() - start)
+        flops, seconds = flops + 2 * rows * width * out, seconds + best
+    return flops / seconds / 1e9
+
+
+def stream(weights: Path, pairs: int, threads: int) -> list[tuple[int, float]]:
+    """(pairs scored, resident MB) while `pairs` different pairs go through the composite."""
+    import psutil
+    import torch
+    from synthetic_reports import reports
+
+    from rewards.engine import EngineSettings
+    from rewards.registry import load_metrics
+
+    torch.set_num_threads(threads)
+    settings = EngineSettings(device="cpu", cache_megabytes=64, tokens_per_batch=8192)
+    metrics = load_metrics([*WEIGHTS, "bleu2"], "real", weights, settings)
+    process, points, chunk = psutil.Process(), [], max(1, pairs // 20)
+    for start in range(0, pairs, chunk):
+        candidates, references = reports(chunk, seed=2 * start), reports(chunk, seed=2 * start + 1)
+        for metric in metrics.values():
+            metric(candidates, references)
+        points.append((start + chunk, process.memory_info().rss / 2**20))
+        print(f"{start + chunk} pairs, {points[-1][1]:.0f} MB", file=sys.stderr, flush=True)
+    return points
+
+
+# --- the whole benchmark ------------------------------------------------------------------------------------------------
+
+
+def _child(arguments: argparse.Namespace, *task: str) -> Any:
+    command = [sys.executable, "-m", "benchmarks.bench_rewards", "--task", *task, "--threads", str(arguments.threads)]
+    command += ["--weights", str(arguments.weights), "--prompts", str(arguments.prompts)]
+    command += ["--rollouts", str(arguments.rollouts), "--stream", str(arguments.stream)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _random_weights(size: str) -> Path:
+    from random_weights import write_weights
+
+    folder = Path(tempfile.gettempdir()) / f"reward-bench-{size}"
+    if not (folder / "radgraph.tar.gz").exists():
+        print(f"writing {size}-size random weights to {folder}", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_weights(folder, size)
+    return folder
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Pairs a CPU second of both sides, metric by metric."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parts = [part for part in PARTS if part in results["parts"]]
+    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    for offset, side, colour in ((0.2, "packages", "#9aa5b1"), (-0.2, "ours", "#1f6feb")):
+        speeds = [results["parts"][part][side]["pairs_per_cpu_second"] for part in parts]
+        bars = axes.barh([i + offset for i in range(len(parts))], speeds, 0.38, color=colour, label=side)
+        axes.bar_label(bars, [f"{speed:.2f}" for speed in speeds], padding=3, fontsize=8)
+    axes.set_yticks(range(len(parts)), [f"{part}  ×{results['parts'][part]['ratio']:.1f}" for part in parts])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"pairs a CPU second, {results['size']} encoders, {results['threads']} thread(s)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, help="a weights folder; random weights of the same format where absent")
+    parser.add_argument("--size", choices=("base", "tiny"), default="base", help="of the random encoders")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--stream", type=int, default=0, metavar="PAIRS", help="also watch memory over so many pairs")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of rewards.json and rewards.png")
+    parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        kind, *rest = arguments.task
+        if kind == "rate":
+            value: Any = matrix_rate(arguments.threads)
+        elif kind == "stream":
+            value = stream(arguments.weights, arguments.stream, arguments.threads)
+        else:
+            value = measure(*rest, arguments.weights, arguments.prompts, arguments.rollouts, arguments.threads)
+        print(json.dumps(value))
+        return
+
+    published = arguments.weights is not None
+    arguments.weights = arguments.weights or _random_weights(arguments.size)
+    results: dict[str, Any] = {
+        "size": "published" if published else arguments.size,
+        "threads": arguments.threads,
+        "prompts": arguments.prompts,
+        "rollouts": arguments.rollouts,
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "radgraph", "f1chexbert", "bert-score")},
+        "matrix_gflops": _child(arguments, "rate"),
+        "parts": {},
+    }
+    print(f"matrix products: {results['matrix_gflops']:.0f} GFLOP/s on {arguments.threads} thread(s)")
+    print(
+        f"{'':10} {'packages':>14} {'ours':>14} {'ratio':>6} {'not encoder':>12} {'of matrix rate':>15} {'memory MB':>16}"
+    )
+    for part in arguments.parts:
+        ours = _child(arguments, "measure", "ours", part)
+        packages = _child(arguments, "measure", "packages", part)
+        ratio = packages["cpu_seconds"] / ours["cpu_seconds"]
+        share = ours["encoder_gflops"] / results["matrix_gflops"]
+        results["parts"][part] = {"ours": ours, "packages": packages, "ratio": ratio, "share_of_matrix_rate": share}
+        print(
+            f"{part:10} {packages['pairs_per_cpu_second']:10.2f}/s {ours['pairs_per_cpu_second']:10.2f}/s {ratio:6.1f} "
+            f"{ours['not_encoder_share']:12.1%} {share:15.0%} {packages['peak_memory_mb']:7.0f} → {ours['peak_memory_mb']:.0f}",
+            flush=True,
+        )
+    if arguments.stream:
+        arguments.weights = _random_weights("tiny")
+        results["memory_over_pairs"] = _child(arguments, "stream")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "rewards.json"
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(temporary, path)
+    plot(results, arguments.out / "rewards.png")
+    print(f"{path}, {path.with_suffix('.png')}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
