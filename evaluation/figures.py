@@ -28,7 +28,8 @@ INK = "#1a2430"  # text and axes; the report turns it into the page's own text c
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C6D1F", "#4B4B9B")
 _GREYS = ("#7d8590", "#a3aab3", "#5c636b")
 _PUBLISHED = "#b9a7d6"
-_PART = re.compile(r"^(?:reward_)?parts?/(.+)$")
+_PART = re.compile(r"^reward_parts/(?!judge_)(.+)$")  # judge_errors and judge_failed are counts beside the parts
+_NEAR_ZERO = 0.2
 
 Means = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # model → number → {mean, low, high}
 
@@ -82,24 +83,39 @@ def single_against_combined(means: Means, numbers: Sequence[str], start: str = "
     return figure
 
 
-def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+def training_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], selections: Mapping[str, Mapping[str, Any]]
+) -> Figure | None:
     """Paper, figures 2c and 2d: 1/RadCliQ-v1 and the judge's errors a report over the steps of each RL stage.
 
-    From the logged reward parts of the rollouts: 1/RadCliQ-v1 of a step is exact, because RadCliQ is linear in its parts;
-    errors a report are 1/part − 1 of the mean part 1/(errors + 1), a lower bound of the mean (Jensen).
+    Lines are of the rollouts: RadCliQ of a step follows from its mean parts, because it is linear in them. Points with
+    intervals are greedy reports of the validation studies at saved checkpoints (`selections`: selection.json by stage).
+    Where RadCliQ comes near zero, 1/RadCliQ jumps, and RadCliQ itself is drawn instead.
     """
-    quality = {stage: _radcliq_curve(history) for stage, history in histories.items()}
-    errors = {stage: _error_curve(history) for stage, history in histories.items()}
-    quality, errors = ({s: c for s, c in curves.items() if len(c[0])} for curves in (quality, errors))
-    panels = [("1/RadCliQ-v1 of rollouts", quality), ("errors a report of rollouts", errors)]
-    panels = [(title, curves) for title, curves in panels if curves]
+    quality = {stage: curve for stage, history in histories.items() if (curve := _radcliq_curve(history))[0]}
+    points = {stage: rated for stage, selection in selections.items() if (rated := _rated_checkpoints(selection))}
+    errors = {stage: curve for stage, h in histories.items() if (curve := logged(h, "reward_parts/judge_errors"))[0]}
+    means = [v for _, values in quality.values() for v in values]
+    means += [value["mean"] for rated in points.values() for _, value in rated]
+    inverse = bool(means) and min(means) > _NEAR_ZERO
+    panels = (1 if means else 0) + (1 if errors else 0)
     if not panels:
         return None
-    with _figure(4.6 * len(panels), 3.1, 1, len(panels)) as (figure, axes):
-        for axis, (title, curves) in zip(axes, panels, strict=True):
-            for stage, (steps, values) in curves.items():
-                axis.plot(steps, values, marker="o", markersize=3, label=stage, color=_colour(stage, list(histories)))
-            axis.set_title(title)
+    with _figure(4.6 * panels, 3.1, 1, panels) as (figure, axes):
+        if means:
+            for stage, (steps, values) in quality.items():
+                drawn = [1 / v if inverse else v for v in values]
+                axes[0].plot(steps, drawn, label=f"{stage}, rollouts", color=_colour(stage, list(histories)))
+            for stage, rated in points.items():
+                values = [_inverted(value) if inverse else value for _, value in rated]
+                _points(axes[0], [step for step, _ in rated], values, stage, list(histories), line=False)
+                axes[0].containers[-1].set_label(f"{stage}, validation")
+            axes[0].set_title("1/RadCliQ-v1" if inverse else "RadCliQ-v1 (lower is better)")
+        if errors:
+            for stage, (steps, values) in errors.items():
+                axes[-1].plot(steps, values, label=stage, color=_colour(stage, list(histories)))
+            axes[-1].set_title("judge errors a report, rollouts")
+        for axis in axes:
             axis.set_xlabel("step")
             _legend(axis)
     return figure
@@ -408,18 +424,24 @@ def _hide_rest(axes: Sequence[Axes], used: int) -> None:
 
 
 def _radcliq_curve(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Steps and RadCliQ-v1 of a stage's rollouts, from the logged means of its parts."""
     parts = {name.split("[")[0]: curve for name, curve in logged_parts(history).items()}
     if not set(PARTS) <= set(parts):
         return [], []
     by_step = [dict(zip(*parts[name], strict=True)) for name in PARTS]
     steps = [step for step in by_step[0] if all(step in part for part in by_step)]
-    values = [1 / float(radcliq_v1(*(part[step] for part in by_step))) for step in steps]
-    return steps, values
+    return steps, [float(radcliq_v1(*(part[step] for part in by_step))) for step in steps]
 
 
-def _error_curve(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    for name, (steps, values) in logged_parts(history).items():
-        if name.startswith("chexprompt") and "errors" not in name:
-            kept = [(step, 1 / value - 1) for step, value in zip(steps, values, strict=True) if value > 0]
-            return [step for step, _ in kept], [value for _, value in kept]
-    return [], []
+def _rated_checkpoints(selection: Mapping[str, Any]) -> list[tuple[int, Mapping[str, float | None]]]:
+    """Step and RadCliQ-v1 (mean, low, high) of each checkpoint that was rated on validation."""
+    rated = [(int(c["checkpoint"].rpartition("-")[2]), c["radcliq_v1"]) for c in selection.get("checkpoints", [])]
+    return [(step, value) for step, value in rated if value["mean"] is not None]
+
+
+def _inverted(value: Mapping[str, float | None]) -> dict[str, float | None]:
+    """1/x of a positive mean and its interval; no interval where that holds zero."""
+    low, high = value["low"], value["high"]
+    if low is None or high is None or low <= 0:
+        return {"mean": 1 / value["mean"], "low": None, "high": None}
+    return {"mean": 1 / value["mean"], "low": 1 / high, "high": 1 / low}

@@ -67,6 +67,7 @@ class Material:
     judge: dict[str, dict[str, dict[str, float | None]]]
     words: dict[str, dict[str, float | None]]
     histories: dict[str, list[dict[str, Any]]]
+    selections: dict[str, dict[str, Any]]
     comparison: dict[str, Any] | None
     headline: str  # the number that breakdowns are drawn by
 
@@ -153,6 +154,7 @@ def collect(run: Run, summary: Mapping[str, Any], resamples: int, seed: int) -> 
         judge=judge,
         words=words,
         histories=run.stage_files("log_history.json"),
+        selections=run.stage_files("selection.json"),
         comparison=compare(trained, described, resamples, seed) if len(trained) > 1 else None,
         headline=next((n for start in wanted for n in names if n.startswith(start)), names[0]),
     )
@@ -190,10 +192,11 @@ def report_parts(material: Material) -> list[Part]:
         _figure_part(
             "training",
             "Training: quality and errors over the steps",
-            "Of the rollouts sampled in training (temperature 1), not of greedy test reports. "
-            "Errors a report are 1/r − 1 of the mean judge reward r, which is a lower bound of their mean.",
-            figures.training_curves(rl),
+            "Lines: rollouts sampled in training (temperature 1). Points with intervals: greedy reports of the validation "
+            "studies at saved checkpoints, by which the best one is chosen.",
+            figures.training_curves(rl, m.selections),
             "No RL stage of this run has logged its reward parts.",
+            [_selection_table(m.selections)] if m.selections else [],
         )
     )
     parts.append(
@@ -366,6 +369,23 @@ def _pairs_table(comparison: Mapping[str, Any]) -> Table:
     ]
     folded = f"All pairs of models on their {comparison['studies']:,} common studies, Holm-corrected over the table"
     return Table(["", "number", "difference", "p", "p (Holm)"], rows, folded=folded)
+
+
+def _selection_table(selections: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        [
+            f"{shown_name(stage)}, {c['checkpoint']}",
+            f"{c['studies']:,}",
+            cell(c["radcliq_v1"]),
+            cell(c["inverse_radcliq_v1"]),
+            "best" if c["checkpoint"] == selection["best"] else "",
+        ]
+        for stage, selection in selections.items()
+        for c in selection["checkpoints"]
+    ]
+    header = ["checkpoint", "studies", "RadCliQ-v1", "1/RadCliQ-v1", ""]
+    backends = " and ".join(sorted({s["backend"] for s in selections.values()}))
+    return Table(header, rows, caption=f"Validation, backend {backends}")
 
 
 def _parts_table(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:

