@@ -101,7 +101,7 @@ STAGE_NAME ?= rl_step1
 select: setup ## the best checkpoint of a stage on validation (STAGE_NAME=rl_step1)
 	@$(STAGE) --stage select_$(STAGE_NAME) --title "best checkpoint of $(STAGE_NAME) on validation" --done $(OUT)/$(STAGE_NAME)/selection.json -- \
 	  $(PYTHON) -m recipes.select_checkpoint --config $(YAML)/eval.yaml --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) \
-	  $(if $(DATASET),--datasets $(DATASET) --validation_datasets $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)
+	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)
 
 rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
 	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
@@ -113,7 +113,7 @@ SPLIT  ?=
 eval: setup ## generate and score: DATASET=mimic [MODELS="sft rl_step2 name=path"] [SPLIT=test]
 	@$(STAGE) --stage eval --title "evaluation" -- \
 	  $(PYTHON) -m recipes.evaluate --config $(YAML)/eval.yaml --run $(OUT) --data_dir $(DATA) $(JUDGE) \
-	  $(if $(DATASET),--datasets $(DATASET) --zero_shot_datasets) $(if $(SPLIT),--split $(SPLIT)) \
+	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(SPLIT),--split $(SPLIT)) \
 	  $(if $(MODELS),--models $(MODELS)) $(if $(FORCE),--force true) $(EVAL_ARGS)
 
 summary: setup ## the run's principal numbers: summary.json

@@ -54,6 +54,12 @@ class RewardArguments:
         default=0.0, metadata={"help": "Weight of RadCliQ-v1; negative, as lower is better."}
     )
     weight_chexprompt: float = field(default=0.0, metadata={"help": "Weight of 1/(CheXprompt errors + 1)."})
+    reward_normalize_parts: bool = field(
+        default=False,
+        metadata={
+            "help": "Normalise each part within a study's rollouts before the weighted sum; with scale_rewards: batch."
+        },
+    )
     weights_total: float | None = field(
         default=None, metadata={"help": "What the weights should sum to; a different sum is refused before training."}
     )
@@ -84,6 +90,9 @@ class EvaluationArguments:
     )
     zero_shot_datasets: list[str] = field(
         default_factory=list, metadata={"help": "Data sets that training never saw, evaluated beside `datasets`."}
+    )
+    only_dataset: str | None = field(
+        default=None, metadata={"help": "Evaluate, and select checkpoints, on this data set alone."}
     )
     data_dir: str = field(default="data", metadata={"help": "Folder that holds the prepared data sets."})
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
@@ -129,6 +138,10 @@ class EvaluationArguments:
     )
     force: bool = field(default=False, metadata={"help": "Do finished work again."})
 
+    def __post_init__(self) -> None:
+        if self.only_dataset:
+            self.datasets, self.zero_shot_datasets, self.validation_datasets = [self.only_dataset], [], []
+
 
 @dataclass
 class StageArguments:
@@ -162,6 +175,80 @@ class RolloutArguments:
             raise RecipeError(f"batch_counts is {self.batch_counts!r}; choose prompts or completions")
         if self.updates_per_generation < 1:
             raise RecipeError(f"updates_per_generation is {self.updates_per_generation}; it must be at least 1")
+
+
+@dataclass
+class MonitorArguments:
+    """Limits that stop an RL run which goes wrong (null: watched and logged only), and the sample of rollouts kept."""
+
+    monitor_max_length: float | None = field(
+        default=None, metadata={"help": "Limit on the mean length of completions, in tokens."}
+    )
+    monitor_max_length_drift: float | None = field(
+        default=None,
+        metadata={
+            "help": "Limit on the change of the mean length since the run's start, as a share of it (0.5: ±50%)."
+        },
+    )
+    monitor_min_unique: float | None = field(
+        default=None, metadata={"help": "Least share of different reports among the rollouts of a study."}
+    )
+    monitor_max_truncated: float | None = field(
+        default=None, metadata={"help": "Limit on the share of completions cut at max_completion_length."}
+    )
+    monitor_max_prior_copies: float | None = field(
+        default=None,
+        metadata={"help": "Limit on the share of longitudinal rollouts that copy the prior report (90% of 4-grams)."},
+    )
+    monitor_max_zero_spread: float | None = field(
+        default=None, metadata={"help": "Limit on the share of groups whose rewards are all equal: nothing to learn."}
+    )
+    monitor_min_entropy: float | None = field(
+        default=None, metadata={"help": "Least mean entropy of the policy, in nats a token."}
+    )
+    monitor_max_kl: float | None = field(
+        default=None, metadata={"help": "Limit on the KL to the reference policy, in nats a token (with beta above 0)."}
+    )
+    monitor_max_negation_flips: float | None = field(
+        default=None,
+        metadata={
+            "help": "Limit on the share of findings that a rollout affirms and its reference denies, or inversely."
+        },
+    )
+    monitor_heldout: str = field(
+        default="label_f1",
+        metadata={
+            "help": "What is watched and not optimised: label_f1 (micro, 14 conditions) or a metric, e.g. ratescore."
+        },
+    )
+    monitor_max_heldout_drop: float | None = field(
+        default=None,
+        metadata={"help": "Limit on the fall of monitor_heldout since the run's start while the reward does not fall."},
+    )
+    monitor_max_logp_difference: float | None = field(
+        default=0.1,
+        metadata={
+            "help": "Limit on the mean difference of log-probabilities between vLLM and the trainer. Above it, the "
+            "rollouts are not the policy's. Stops at the first log."
+        },
+    )
+    monitor_patience: int = field(
+        default=3, metadata={"help": "Logs in a row that must be beyond a limit before the run stops."}
+    )
+    rollouts_logged: int = field(
+        default=16, metadata={"help": "Rollouts kept at each log in <stage>/rollouts/ as Parquet; 0 for none."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.monitor_patience < 1:
+            raise RecipeError(f"monitor_patience is {self.monitor_patience}; it must be at least 1")
+        if self.rollouts_logged < 0:
+            raise RecipeError(f"rollouts_logged is {self.rollouts_logged}; it must be 0 or more")
+        for name in ("unique", "truncated", "prior_copies", "zero_spread", "negation_flips"):
+            key = f"monitor_min_{name}" if name == "unique" else f"monitor_max_{name}"
+            value = getattr(self, key)
+            if value is not None and not 0 <= value <= 1:
+                raise RecipeError(f"{key} is {value}; it is a share, from 0 to 1")
 
 
 def set_global_batch(

@@ -41,7 +41,12 @@ def test_findings_prompt_is_the_papers_word_for_word():
 
 @pytest.mark.parametrize(
     ("findings", "impression", "sections"),
-    [("a", "b", ("findings", "impression")), ("a", None, ("findings",)), (None, "b", ("impression",)), ("", "b", ("impression",))],
+    [
+        ("a", "b", ("findings", "impression")),
+        ("a", None, ("findings",)),
+        (None, "b", ("impression",)),
+        ("", "b", ("impression",)),
+    ],
 )
 def test_template_follows_the_sections_of_the_reference(findings, impression, sections):
     study = {**STUDY, "findings": findings, "impression": impression}
@@ -59,7 +64,11 @@ def test_longitudinal_prompt_shows_both_images_in_order_and_the_prior_report():
 
 
 def test_without_longitudinal_or_without_a_prior_there_is_one_image_and_no_prior_report():
-    for study, longitudinal in ((STUDY, False), ({**STUDY, "prior_image": None}, True), ({**STUDY, "prior_report": None}, True)):
+    for study, longitudinal in (
+        (STUDY, False),
+        ({**STUDY, "prior_image": None}, True),
+        ({**STUDY, "prior_report": None}, True),
+    ):
         assert prompt_images(study, longitudinal) == ["images/a.png"]
         assert "Prior" not in flat(build_prompt(study, longitudinal))
 

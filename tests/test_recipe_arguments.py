@@ -18,11 +18,11 @@ from recipes.arguments import (
     set_global_batch,
 )
 from recipes.errors import RecipeError
-from rewards.chexprompt.judge import JudgeSettings
+from recipes.grpo import ARGUMENTS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SFT = (DataArguments, StageArguments, ModelConfig, SFTConfig)
-GRPO = (DataArguments, RewardArguments, JudgeSettings, StageArguments, RolloutArguments, ModelConfig, GRPOConfig)
+GRPO = ARGUMENTS
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
@@ -39,18 +39,20 @@ def test_every_shipped_sft_recipe_loads(path):
 
 @pytest.mark.parametrize("path", shipped("rl*.yaml"))
 def test_every_shipped_rl_recipe_loads_and_samples_16_rollouts(path):
-    data, reward, _, _, _, _, training = parse_recipe(GRPO, ["--config", str(REPOSITORY / path), *CPU])
+    data, reward, *_, training = parse_recipe(GRPO, ["--config", str(REPOSITORY / path), *CPU])
     assert data.datasets
     assert training.num_generations == 16
     assert any(reward.metric_weights.values())
 
 
 def test_step_1_and_step_2_differ_by_judge_and_kl_as_in_the_paper():
-    for recipe in ("demo",):
+    for recipe in ("demo", "unirg_cxr"):
         parsed = [
             parse_recipe(GRPO, ["--config", str(REPOSITORY / f"recipes/{recipe}/rl_step{step}.yaml"), *CPU])
             for step in (1, 2)
         ]
+        for _, _, _, stage, rollouts, *_, training in parsed:
+            set_global_batch(stage, training, rollouts)
         (_, reward1, *_, grpo1), (_, reward2, *_, grpo2) = parsed
         expected = {"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
         assert reward1.metric_weights == reward2.metric_weights == expected
@@ -137,7 +139,7 @@ def test_user_mistakes_at_the_command_line_are_one_line_and_status_2(tmp_path, c
     command = [part.replace("{tmp}", str(tmp_path)) for part in command]
     if "--data_dir" in command:
         (tmp_path / "base").mkdir()
-        (tmp_path / "base" / "config.json").write_text("{}")
+        (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
         command += ["--model_name_or_path", str(tmp_path / "base")]
     command += ["--output_dir", str(tmp_path / "out")]
     run = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)

@@ -1,0 +1,52 @@
+"""Which data and models an evaluation is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.study import study_table, write_studies
+from recipes.arguments import EvaluationArguments, parse_recipe
+from recipes.errors import RecipeError
+from recipes.evaluate import available_split, resolve_models
+from rewards.chexprompt.judge import JudgeSettings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("path", sorted(str(p) for p in (REPOSITORY / "recipes").glob("*/eval.yaml")))
+def test_every_shipped_evaluation_recipe_loads(path):
+    evaluation, _ = parse_recipe((EvaluationArguments, JudgeSettings), ["--config", path])
+    assert evaluation.datasets
+    assert not set(evaluation.zero_shot_datasets) & set(evaluation.datasets)
+
+
+def test_one_data_set_alone_replaces_those_of_the_recipe():
+    evaluation = EvaluationArguments(datasets=["a", "b"], zero_shot_datasets=["c"], only_dataset="iu_xray")
+    assert evaluation.datasets == ["iu_xray"]
+    assert evaluation.zero_shot_datasets == []
+
+
+def test_an_empty_test_split_gives_way_to_validation_aloud(tmp_path, capsys):
+    write_studies(study_table([]), tmp_path / "test.parquet")
+    assert available_split(tmp_path, "test", "validation") == "validation"
+    assert "no test studies" in capsys.readouterr().out
+    assert available_split(tmp_path, "validation", "validation") == "validation"
+
+
+def test_the_last_trained_stage_is_the_default_model(tmp_path):
+    with pytest.raises(RecipeError, match="no trained model"):
+        resolve_models(tmp_path, [])
+    (tmp_path / "sft" / "final").mkdir(parents=True)
+    assert resolve_models(tmp_path, []) == {"sft": str(tmp_path / "sft" / "final")}
+    (tmp_path / "rl_step1" / "best").mkdir(parents=True)
+    assert resolve_models(tmp_path, []) == {"rl_step1": str(tmp_path / "rl_step1" / "best")}
+
+
+def test_models_are_stages_or_named_paths(tmp_path):
+    assert resolve_models(tmp_path, ["theirs=/models/theirs"]) == {"theirs": "/models/theirs"}
+    with pytest.raises(RecipeError, match="none of"):
+        resolve_models(tmp_path, ["unknown"])
+    with pytest.raises(RecipeError, match="train that stage first"):
+        resolve_models(tmp_path, ["rl_step2"])
