@@ -172,7 +172,7 @@ def report_parts(material: Material) -> list[Part]:
         Part(
             "metrics",
             "Metrics",
-            f"Mean with 95% interval over the test studies of {_listed(m.run.seen)}. Lower is better for errors.",
+            f"Mean with 95% interval over the studies of {_listed(m.run.seen)}. Lower is better for errors.",
             figures.metrics_against_published(m.means, metrics, []),
             [_means_table(m.means)],
         )
@@ -297,7 +297,7 @@ def _summary_part(m: Material) -> Part:
             for s, v in seconds.items()
         ]
         tables.append(Table(["stage", "time", "peak memory"], rows, folded="Time and memory of each stage"))
-    text = f"Over the test studies of {_listed(m.run.seen)}; mean with 95% interval over patients."
+    text = f"Over the studies of {_listed(m.run.seen)}; mean with 95% interval over patients."
     return Part("summary", "Summary", text, None, tables)
 
 
@@ -468,7 +468,7 @@ def _figure_part(
 def _lead(m: Material) -> str:
     total = max(len(s.study_id) for s in m.scores.values())
     trained = [model for model in m.run.models if model not in BASELINES]
-    return f"{_listed(list(map(shown_name, trained)))}; {total:,} test studies of {_listed(m.run.datasets)}."
+    return f"{_listed(list(map(shown_name, trained or m.run.models)))}; {total:,} studies of {_listed(m.run.datasets)}."
 
 
 def _notices(m: Material) -> list[str]:
