@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
+from trl import GRPOConfig, ModelConfig, get_peft_config
 
 from recipes.arguments import (
     DataArguments,
+    MonitorArguments,
     RewardArguments,
     RolloutArguments,
     StageArguments,
@@ -22,62 +25,112 @@ from recipes.arguments import (
 )
 from recipes.data import load_studies, rollout_dataset
 from recipes.errors import RecipeError, run_command
-from recipes.models import check_model_folder, load_processor
+from recipes.models import check_model_folder, load_processor, merged_checkpoint
+from recipes.monitors import RolloutMonitors, build_monitors
 from recipes.stage import (
-    add_progress,
     announce,
+    check_report_to,
     data_fingerprint,
     finish_stage,
     is_finished,
-    last_checkpoint,
     quiet_logs,
+    run_training,
     stage_settings,
+    start_or_resume,
 )
+from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
+from recipes.vllm_guards import check_vllm, forbid_image_tokens
 from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
 from rewards.composite import CompositeReward, JudgeFailureRateError
 from rewards.grpo_reward import GrpoReward
 from rewards.registry import MetricError, load_metrics
 
+ARGUMENTS = (
+    DataArguments,
+    RewardArguments,
+    JudgeSettings,
+    StageArguments,
+    RolloutArguments,
+    MonitorArguments,
+    ModelConfig,
+    GRPOConfig,
+)
+
 
 def main() -> None:
-    types = (DataArguments, RewardArguments, JudgeSettings, StageArguments, RolloutArguments, ModelConfig, GRPOConfig)
-    data, reward, judge_settings, stage, rollouts, model, training = parse_recipe(types)
+    data, reward, judge_settings, stage, rollouts, watched, model, training = parse_recipe(ARGUMENTS)
     quiet_logs()
     set_global_batch(stage, training, rollouts)
+    check_vllm(training)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is not set: name the model to start from")
     check_model_folder(model.model_name_or_path)
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
+    sources = {study["dataset"] for study in studies}
+    check_report_to(training, sources)
     data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
-    settings = stage_settings(model.model_name_or_path, data_sha256, data, reward, judge_settings, model, training)
+    settings = stage_settings(
+        model.model_name_or_path, data_sha256, data, reward, judge_settings, rollouts, watched, model, training
+    )
     output_dir = Path(training.output_dir)
     if is_finished(output_dir, settings, stage.force):
         return
     name = output_dir.name
     with contextlib.ExitStack() as resources:
-        composite = build_composite(reward, judge_settings, {study["dataset"] for study in studies}, resources)
+        composite = build_composite(reward, judge_settings, sources, resources)
+        monitors = build_monitors(watched, reward, composite, output_dir)
+        checkpoint = start_or_resume(output_dir, settings)
         announce(f"{name}: {len(studies):,} studies of {', '.join(data.datasets)}; from {model.model_name_or_path}")
         announce(f"{name}: reward = {describe(composite)}")
-        training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
-        trainer = GRPOTrainer(
-            model=model.model_name_or_path,
-            reward_funcs=GrpoReward(
-                composite, judge_settings.judge_max_failure_rate, judge_settings.judge_failure_window
-            ),
-            args=training,
-            train_dataset=rollout_dataset(studies, data.longitudinal, data.context),
-            processing_class=load_processor(model.model_name_or_path),
-            peft_config=get_peft_config(model),
-        )
-        add_progress(trainer, name)
+        unscored = keep_rows_out_of_logs()
+        trainer = build_trainer(data, reward, judge_settings, model, training, studies, composite, monitors)
         try:
-            trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
+            run_training(trainer, name, checkpoint)
         except JudgeFailureRateError as error:
             trainer._save_checkpoint(trainer.model, trial=None)
             raise RecipeError(
                 f"{error}; checkpoint of step {trainer.state.global_step} saved in {output_dir}"
             ) from error
-        finish_stage(trainer, name, settings, {"studies": len(studies), "reward": describe(composite)})
+        monitors.raise_if_tripped()
+        extra = {
+            "studies": len(studies),
+            "reward": describe(composite),
+            "batches_with_unscored_rollouts": unscored.count,
+        }
+        finish_stage(trainer, name, settings, extra)
+
+
+def build_trainer(
+    data: DataArguments,
+    reward: RewardArguments,
+    judge_settings: JudgeSettings,
+    model: ModelConfig,
+    training: GRPOConfig,
+    studies: Sequence[dict[str, Any]],
+    composite: CompositeReward,
+    monitors: RolloutMonitors,
+) -> RolloutTrainer:
+    """The trainer of a GRPO stage; with `beta` above 0 its reference policy is the model that it starts from."""
+    start = merged_checkpoint(model.model_name_or_path)
+    processor = load_processor(start)
+    forbid_image_tokens(training, processor)
+    training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    trainer = RolloutTrainer(
+        model=start,
+        reward_funcs=GrpoReward(
+            composite,
+            judge_settings.judge_max_failure_rate,
+            judge_settings.judge_failure_window,
+            observers=[monitors.observe],
+            normalize_groups_of=training.num_generations if reward.reward_normalize_parts else None,
+        ),
+        args=training,
+        train_dataset=rollout_dataset(studies, data.longitudinal, data.context),
+        processing_class=processor,
+        peft_config=get_peft_config(model),
+    )
+    trainer.add_callback(monitors)
+    return trainer
 
 
 def build_composite(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Qwen3VLConfig, Qwen3VLProcessor
 
 from recipes.errors import RecipeError
+
+MODEL_TYPE = Qwen3VLConfig.model_type  # `qwen3_vl`
 
 
 class ImageQwen3VLProcessor(Qwen3VLProcessor):
@@ -37,10 +43,67 @@ def check_model_folder(path: str) -> None:
     folder = Path(path)
     looks_local = folder.is_absolute() or path.startswith((".", "outputs", "weights")) or path.count("/") != 1
     if folder.is_dir():
+        if is_adapter(path):
+            return
         if not (folder / "config.json").is_file():
             raise RecipeError(f"{path} is not a checkpoint (no config.json in it); check model_name_or_path")
+        _check_architecture(folder)
+    elif folder.name == "best":
+        run = folder.parent.parent.name
+        raise RecipeError(
+            f"no {path}: the best checkpoint of {folder.parent.name} is not selected yet; make it with: "
+            f"make select STAGE_NAME={folder.parent.name} {'RECIPE' if Path('recipes', run).is_dir() else 'RUN'}={run} "
+            "(or name another checkpoint in model_name_or_path)"
+        )
     elif looks_local:
         raise RecipeError(f"no model in {path}; run the stage that makes it first, or set model_name_or_path")
+
+
+def is_adapter(path: str) -> bool:
+    """Whether `path` is a folder with a LoRA adapter, which needs its base model."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def merged_checkpoint(path: str) -> str:
+    """`path`, or for an adapter the folder `merged` in it: base and adapter as one model, made where it is not there.
+
+    A next stage starts from it with an adapter of its own; without that adapter it is the policy of this stage.
+    """
+    if not is_adapter(path):
+        return path
+    folder = Path(path).resolve() / "merged"
+    state = PartialState()
+    if state.is_main_process and not folder.is_dir():
+        merge_adapter(path, folder)
+    state.wait_for_everyone()
+    return str(folder)
+
+
+def merge_adapter(path: str, output_dir: Path) -> None:
+    """Write the base model of the adapter in `path`, with the adapter added to its weights, to `output_dir` (atomically).
+
+    Raises:
+        RecipeError: the base model is not where the adapter says.
+    """
+    base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(load_model(base), path).merge_and_unload()
+    temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
+    model.save_pretrained(temporary)
+    load_processor(path).save_pretrained(temporary)
+    os.replace(temporary, output_dir)
+
+
+def _check_architecture(folder: Path) -> None:
+    """Raise `RecipeError` for the checkpoint of a model that is not a Qwen3-VL."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{folder / 'config.json'} is not JSON ({error}); the checkpoint is damaged") from error
+    if found != MODEL_TYPE:
+        raise RecipeError(
+            f"{folder} is a checkpoint of another model (model_type {found!r}, not {MODEL_TYPE!r}); "
+            "set model_name_or_path to a Qwen3-VL"
+        )
 
 
 def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:

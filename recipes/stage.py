@@ -8,13 +8,17 @@ import logging
 import os
 import resource
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
 from transformers import (
@@ -28,7 +32,8 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from recipes.errors import RecipeError
-from recipes.models import model_fingerprint
+from recipes.models import is_adapter, merge_adapter, model_fingerprint
+from rewards.chexprompt.governance import is_open
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
 # Settings that do not change what is learned: a finished stage is not "made with other settings" for these.
@@ -44,7 +49,25 @@ _IRRELEVANT = (
     "dataloader",
     "force",
     "judge_",
+    "rollouts_logged",
+    "monitor_",
 )
+# Settings of the machine: a run that was interrupted may go on with others of these (the global batch stays the same).
+_MACHINE = (
+    "per_device_",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "steps_per_generation",
+    "generation_batch_size",
+    "use_cpu",
+    "vllm_",
+    "deepspeed",
+    "fsdp",
+    "accelerator_config",
+    "ddp_",
+    "max_steps",
+)
+TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}  # report_to → package
 
 _PROGRESS_KEYS = {
     "loss": "loss",
@@ -58,9 +81,14 @@ _PROGRESS_KEYS = {
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically (temporary name, then rename)."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (temporary name, then rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -103,22 +131,138 @@ def is_finished(output_dir: Path, settings: dict[str, Any], force: bool) -> bool
     if not result_path.is_file():
         return False
     before = json.loads(result_path.read_text(encoding="utf-8"))["settings"]
-    changed = [key for key in settings if key in before and before[key] != settings[key]]
-    if changed:
-        shown = ", ".join(f"{key}: {_short(before[key])} → {_short(settings[key])}" for key in changed[:3])
+    if changed := _differences(before, settings, [key for key in settings if key in before]):
         raise RecipeError(
-            f"{output_dir} was finished with other settings ({shown}); FORCE=1 trains it again, RUN=name starts another run"
+            f"{output_dir} was finished with other settings ({changed}); FORCE=1 trains it again, RUN=name starts another run"
         )
     announce(f"{output_dir}: finished already (FORCE=1 trains it again)")
     return True
 
 
-def last_checkpoint(output_dir: Path) -> str | None:
-    """The checkpoint to go on from, or None; says which."""
-    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from, or None for a fresh start; says which, and notes the settings of the run.
+
+    A checkpoint whose writing was cut short (a kill, a full disk) lacks its last file, is said so and removed.
+
+    Raises:
+        RecipeError: what is in `output_dir` was begun with other settings, such as another model or other data.
+    """
+    state = PartialState()
+    path = output_dir / "settings.json"
+    checkpoints = [folder for folder in output_dir.glob("checkpoint-*") if folder.is_dir()]
+    if checkpoints and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        relevant = [key for key in settings if key in before and not key.startswith(_MACHINE)]
+        if changed := _differences(before, settings, relevant):
+            raise RecipeError(
+                f"{output_dir} holds checkpoints of a run with other settings ({changed}); "
+                "FORCE=1 starts it again, RUN=name starts another run"
+            )
+    if state.is_main_process:
+        for folder in checkpoints:
+            if not _is_complete(folder):
+                print(f"{folder}: incomplete, its writing was cut short; removed", flush=True)
+                shutil.rmtree(folder)
+        write_json(path, settings)
+    state.wait_for_everyone()
+    checkpoint = get_last_checkpoint(str(output_dir))
     if checkpoint:
         announce(f"{output_dir}: going on from {Path(checkpoint).name}")
     return checkpoint
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether the trainer finished writing it: `trainer_state.json` is its last file."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def check_report_to(training: TrainingArguments, sources: Sequence[str] = ()) -> None:
+    """Raise `RecipeError` unless the trackers of `report_to` are installed and get no credentialed report text.
+
+    Curves are numbers; text leaves only with `log_completions`, which TRL also sends to wandb.
+    """
+    for name in training.report_to or []:
+        package = TRACKERS.get(name, name)
+        if find_spec(package) is None:
+            raise RecipeError(f"report_to: {name} needs a package; pip install {package}, or set report_to: none")
+    sends_text = getattr(training, "log_completions", False)
+    wandb_is_remote = "wandb" in (training.report_to or []) and os.environ.get("WANDB_MODE") not in (
+        "offline",
+        "disabled",
+    )
+    trackio_is_remote = "trackio" in (training.report_to or []) and training.trackio_space_id
+    closed = sorted(source for source in set(sources) if not is_open(source))
+    if sends_text and closed and (wandb_is_remote or trackio_is_remote):
+        raise RecipeError(
+            f"log_completions would send reports of {', '.join(closed)} to {', '.join(training.report_to)}; "
+            "set log_completions: false (rollouts are kept as Parquet in <stage>/rollouts), or WANDB_MODE=offline"
+        )
+
+
+class SaveOnSignal(TrainerCallback):
+    """SIGTERM or SIGUSR1 (Slurm's warning): the step in progress is finished, a checkpoint saved, training stops.
+
+    Attributes:
+        received: the signal that stopped training, or None. A signal to one process stops all.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self.received = self._of_any_process()
+        if self.received:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = number
+
+    def _of_any_process(self) -> int | None:
+        state = PartialState()
+        if state.num_processes == 1:
+            return self.received
+        told = torch.tensor(self.received or 0, device=state.device)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+        return int(told) or None
+
+
+def run_training(trainer: transformers.Trainer, stage: str, checkpoint: str | None) -> None:
+    """`trainer.train`, with readable progress, from `checkpoint` if there is one; saves first when told to stop.
+
+    Raises:
+        SystemExit: with 128 + the signal's number, once the checkpoint is saved.
+    """
+    add_progress(trainer, stage)
+    on_signal = SaveOnSignal()
+    trainer.add_callback(on_signal)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    step = trainer.state.global_step
+    if on_signal.received and step < trainer.state.max_steps:
+        name = signal.Signals(on_signal.received).name
+        announce(f"{stage}: {name} received; checkpoint-{step} saved; the same command goes on from there")
+        raise SystemExit(128 + on_signal.received)
 
 
 def announce(line: str) -> None:
@@ -196,6 +340,11 @@ def finish_stage(trainer: transformers.Trainer, stage: str, settings: dict[str, 
     if not trainer.is_world_process_zero():
         return
     trainer.processing_class.save_pretrained(output_dir / "final")
+    if is_adapter(str(output_dir / "final")):  # the next stage and the evaluation take whole models
+        adapter = output_dir / "adapter"
+        shutil.rmtree(adapter, ignore_errors=True)
+        (output_dir / "final").rename(adapter)
+        merge_adapter(str(adapter), output_dir / "final")
     history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
     write_json(output_dir / "log_history.json", history)
     result = {
@@ -215,6 +364,12 @@ def finish_stage(trainer: transformers.Trainer, stage: str, settings: dict[str, 
     }
     write_json(output_dir / "result.json", result)
     print(f"{stage}: {result['steps']} steps, model in {output_dir / 'final'}")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> str:
+    """The first differences between two settings, in words; empty where there is none."""
+    changed = [key for key in keys if before[key] != now[key]]
+    return ", ".join(f"{key}: {_short(before[key])} → {_short(now[key])}" for key in changed[:3])
 
 
 def _short(value: Any) -> str:

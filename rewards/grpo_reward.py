@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rewards.composite import CompositeReward, JudgeFailureRateError
+from rewards.composite import CompositeReward, CompositeScores, JudgeFailureRateError
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,35 @@ def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
     if isinstance(content, str):
         return content
     return "".join(block.get("text", "") for block in content if block.get("type") == "text")
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What one call of the reward saw: n rollouts of this process, those of one study side by side.
+
+    Attributes:
+        step: optimiser steps done when they were generated.
+        lengths: tokens of each completion.
+        image_paths: of each study, in the order of its prompt: current, then prior.
+        prior_reports: None where the study has none or the prompt does not show it.
+    """
+
+    step: int
+    study_ids: list[str]
+    sources: list[str]
+    references: list[str]
+    prior_reports: list[str | None]
+    image_paths: list[list[str]]
+    candidates: list[str]
+    lengths: list[int]
+    scores: CompositeScores
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+
+# Sees each batch of rollouts once it is scored; what it returns is logged (TRL averages it over processes and steps).
+Observer = Callable[[Rollouts], Mapping[str, float]]
 
 
 class GrpoReward:
@@ -44,8 +74,14 @@ class GrpoReward:
         judge_max_failure_rate: float = 0.1,
         window: int = 256,
         minimum: int = 32,
+        observers: Sequence[Observer] = (),
+        normalize_groups_of: int | None = None,
     ) -> None:
         """Stop when more than `judge_max_failure_rate` of the last `window` rollouts, once there are `minimum`, failed.
+
+        Each of `observers` is called with every batch; it needs the data set's columns `study_id`, `prior_report` and
+        `image_paths` too. With `normalize_groups_of` (the number of rollouts a study, side by side), each part is
+        normalised within its group before the weighted sum; the reward is then a sum of z-scores.
 
         Raises:
             ValueError: a rate outside [0, 1].
@@ -56,6 +92,8 @@ class GrpoReward:
         self.judge_max_failure_rate = judge_max_failure_rate
         self.recent: deque[bool] = deque(maxlen=window)
         self.failures: dict[str, int] = {}
+        self.observers = list(observers)
+        self.normalize_groups_of = normalize_groups_of
 
     async def __call__(
         self,
@@ -64,7 +102,7 @@ class GrpoReward:
         source: Sequence[str],
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list], None] | None = None,
-        **_: Any,
+        **columns: Any,
     ) -> list[float | None]:
         """Rewards of the rollouts; TRL passes the data set's columns repeated once for each rollout.
 
@@ -87,8 +125,32 @@ class GrpoReward:
             log_extra("reference", list(reference))
             for name, values in scores.parts.items():
                 log_extra(name, [None if np.isnan(value) else round(float(value), 4) for value in values])
+        if self.observers:
+            rollouts = _rollouts(candidates, reference, source, scores, columns)
+            for observer in self.observers:
+                for name, value in observer(rollouts).items():
+                    if log_metric is not None:
+                        log_metric(name, value)
         self._check_failures(failed, scores.failures)
-        return scores.total
+        if self.normalize_groups_of is None:
+            return scores.total
+        return self._normalized(scores)
+
+    def _normalized(self, scores: CompositeScores) -> list[float | None]:
+        """Σ weight · (part − mean of its group) / (spread of its group + 1e-4), as TRL's `normalize_then_sum`."""
+        composite = self.composite
+        weights = {composite.metrics[name].name: weight for name, weight in composite.weights.items()}
+        if composite.judge is not None:
+            weights[composite.judge.name] = composite.judge_weight
+        failed = np.array([total is None for total in scores.total]).reshape(-1, self.normalize_groups_of)
+        total = np.zeros(failed.shape)
+        for name, weight in weights.items():
+            part = np.where(failed, np.nan, scores.parts[name].astype(np.float64).reshape(failed.shape))
+            for row, rollouts in enumerate(part):
+                judged = rollouts[~np.isnan(rollouts)]
+                if len(judged) > 1:
+                    total[row] += weight * (rollouts - judged.mean()) / (judged.std(ddof=1) + 1e-4)
+        return [None if lost else float(value) for lost, value in zip(failed.ravel(), total.ravel(), strict=True)]
 
     def _check_failures(self, failed: list[bool], causes: dict[str, int]) -> None:
         self.recent.extend(failed)
@@ -104,3 +166,23 @@ class GrpoReward:
                 f"judge_max_failure_rate {self.judge_max_failure_rate:.0%} ({reasons}); see that the judge at "
                 "judge_base_url answers, then start again: training resumes from the last checkpoint"
             )
+
+
+def _rollouts(
+    candidates: list[str],
+    references: Sequence[str],
+    sources: Sequence[str],
+    scores: CompositeScores,
+    columns: Mapping[str, Any],
+) -> Rollouts:
+    return Rollouts(
+        step=columns["trainer_state"].global_step,
+        study_ids=list(columns["study_id"]),
+        sources=list(sources),
+        references=list(references),
+        prior_reports=list(columns["prior_report"]),
+        image_paths=[list(paths) for paths in columns["image_paths"]],
+        candidates=candidates,
+        lengths=[len(ids) for ids in columns["completion_ids"]],
+        scores=scores,
+    )

@@ -30,7 +30,9 @@ def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("data")
     for institution in ("harbor", "prairie"):
-        prepare(folder / f"phantom_{institution}", institution, seed=5, studies={"train": 64, "validation": 16, "test": 16})
+        prepare(
+            folder / f"phantom_{institution}", institution, seed=5, studies={"train": 64, "validation": 16, "test": 16}
+        )
     return folder
 
 
@@ -43,3 +45,11 @@ def tiny_base(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     texts = training_texts(["phantom_harbor", "phantom_prairie"], str(phantom_data))
     save_tiny_model(texts, folder, vocabulary_size=700)
     return folder
+
+
+@pytest.fixture(scope="session")
+def step_1(tiny_base: Path, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A short GRPO run of the demo's step 1 (`rl_runs.Run`): four updates, checkpoints 2 and 4. Read-only."""
+    from rl_runs import grpo_run
+
+    return grpo_run(tmp_path_factory.mktemp("rl") / "rl_step1", tiny_base, phantom_data)

@@ -1,0 +1,297 @@
+"""Watching RL: signs that a run goes wrong, logged as curves, each with a limit that can stop it.
+
+What the reward sees (`RolloutMonitors.observe`) and what TRL logs come together in one entry of the log. A monitor is one
+row of `MONITORS`: a key of the log, a limit of the YAML, and which rollouts show the trouble. A limit passed at
+`monitor_patience` logs in a row saves a checkpoint, writes those rollouts as Parquet, and stops the run with a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from recipes.arguments import MonitorArguments, RewardArguments
+from recipes.errors import RecipeError
+from recipes.rollouts import best_and_worst, groups, write_rollouts
+from recipes.stage import write_json
+from rewards.composite import CompositeReward
+from rewards.conditions import NEGATIVE, POSITIVE, Labeler
+from rewards.grpo_reward import Rollouts
+from rewards.label_f1 import label_f1
+from rewards.metric import Metric
+from rewards.registry import load_labeler, load_metrics
+
+COPIED_SHARE = 0.9  # our choice: a rollout of whose word 4-grams this share is in the prior report is a copy of it
+HELDOUT = "monitor/heldout/"  # prefix of the held-out measure's key, before its full name
+SHOWN = 32  # rollouts written when a monitor trips
+
+Log = Mapping[str, Any]
+
+
+# ---- what the rollouts say -------------------------------------------------------------------------------------------
+
+
+def unique_share(rollouts: Rollouts) -> float:
+    """Mean over studies of different reports / rollouts, in (0, 1]; 1/16 where all 16 rollouts of each are one."""
+    shares = [len({rollouts.candidates[row] for row in group}) / len(group) for group in groups(rollouts)]
+    return float(np.mean(shares))
+
+
+def copied_share(candidate: str, prior: str) -> float:
+    """Share of the candidate's word 4-grams that are in the prior report too, in [0, 1]; 0 below four words."""
+    grams = _four_grams(candidate)
+    return len(grams & _four_grams(prior)) / len(grams) if grams else 0.0
+
+
+def prior_copies(rollouts: Rollouts) -> list[int]:
+    """Row numbers of the rollouts that copy the prior report shown in their prompt."""
+    copied = {
+        pair: copied_share(*pair) >= COPIED_SHARE
+        for pair in set(zip(rollouts.candidates, rollouts.prior_reports, strict=True))
+        if pair[1]
+    }
+    pairs = zip(rollouts.candidates, rollouts.prior_reports, strict=True)
+    return [row for row, pair in enumerate(pairs) if copied.get(pair)]
+
+
+def negation_flips(candidates: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Where one side affirms a condition and the other denies it: bool [n, 14], from class labels int [n, 14]."""
+    return ((candidates == POSITIVE) & (references == NEGATIVE)) | ((candidates == NEGATIVE) & (references == POSITIVE))
+
+
+def _four_grams(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return set(zip(words, words[1:], words[2:], words[3:], strict=False))
+
+
+# ---- the monitors ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """One sign of trouble.
+
+    Attributes:
+        limit: its key in the YAML; `monitor_max_…` or `monitor_min_…` says on which side trouble lies.
+        what: the quantity, for the message.
+        series: its values at the entries of the log that have it, oldest first. Updates that reuse a generation have
+            no new rollouts, hence no value of what is measured on rollouts.
+        shows: orders row numbers by how well they show the trouble, best first.
+        patient: False where the first value beyond the limit stops the run.
+    """
+
+    limit: str
+    what: str
+    series: Callable[[Sequence[Log]], list[float]]
+    shows: Callable[[Rollouts], list[int]] = lambda rollouts: best_and_worst(rollouts, SHOWN)
+    patient: bool = True
+
+    def trips(self, log: Sequence[Log], limit: float, patience: int) -> float | None:
+        """The last value where the last `patience` values are all beyond `limit`, else None."""
+        needed = patience if self.patient else 1
+        values = self.series(log)[-needed:]
+        if len(values) < needed:
+            return None
+        low = self.limit.startswith("monitor_min_")
+        beyond = all(value < limit if low else value > limit for value in values)
+        return values[-1] if beyond else None
+
+
+def _of(key: str) -> Callable[[Sequence[Log]], list[float]]:
+    return lambda log: [float(entry[key]) for entry in log if entry.get(key) is not None]
+
+
+def _length_drift(log: Sequence[Log]) -> list[float]:
+    """|length / length at the start − 1|."""
+    lengths = _of("completions/mean_length")(log)
+    return [abs(length / max(lengths[0], 1.0) - 1) for length in lengths]
+
+
+def _heldout_drop(log: Sequence[Log]) -> list[float]:
+    """How far the held-out measure is below its start; 0 where the reward is below its own start too."""
+    key = next((key for entry in log for key in entry if key.startswith(HELDOUT)), None)
+    entries = [entry for entry in log if entry.get(key) is not None and entry.get("reward") is not None]
+    return [0.0 if entry["reward"] < entries[0]["reward"] else entries[0][key] - entry[key] for entry in entries]
+
+
+def _longest(rollouts: Rollouts) -> list[int]:
+    return sorted(range(len(rollouts)), key=lambda row: -rollouts.lengths[row])
+
+
+def _most_alike(rollouts: Rollouts) -> list[int]:
+    by_variety = sorted(groups(rollouts), key=lambda group: len({rollouts.candidates[row] for row in group}))
+    return [row for group in by_variety for row in group]
+
+
+MONITORS = (
+    Monitor("monitor_max_length", "mean length in tokens", _of("completions/mean_length"), _longest),
+    Monitor("monitor_max_length_drift", "change of the mean length since the start", _length_drift, _longest),
+    Monitor(
+        "monitor_min_unique",
+        "share of different reports among a study's rollouts",
+        _of("monitor/unique"),
+        _most_alike,
+    ),
+    Monitor("monitor_max_truncated", "share of truncated completions", _of("completions/clipped_ratio"), _longest),
+    Monitor(
+        "monitor_max_prior_copies",
+        "share of rollouts that copy the prior report",
+        _of("monitor/prior_copies"),
+        prior_copies,
+    ),
+    Monitor(
+        "monitor_max_zero_spread",
+        "share of groups with equal rewards",
+        _of("frac_reward_zero_std"),
+        _most_alike,
+    ),
+    Monitor("monitor_min_entropy", "entropy in nats a token", _of("entropy"), _most_alike),
+    Monitor("monitor_max_kl", "KL to the reference policy in nats a token", _of("kl")),
+    Monitor(
+        "monitor_max_negation_flips",
+        "share of findings affirmed against a denying reference or inversely",
+        _of("monitor/negation_flips"),
+    ),
+    Monitor("monitor_max_heldout_drop", "fall of the held-out measure while the reward held", _heldout_drop),
+    Monitor(
+        "monitor_max_logp_difference",
+        "difference of log-probabilities between vLLM and the trainer",
+        _of("sampling/sampling_logp_difference/mean"),
+        patient=False,
+    ),
+)
+
+
+class RolloutMonitors(TrainerCallback):
+    """Observer of `GrpoReward` and trainer callback in one: measures, keeps a sample of rollouts, and stops the run.
+
+    Attributes:
+        tripped: the message once a limit was passed, else None. All processes come to the same answer, because TRL's log
+            entries are the same on all.
+    """
+
+    def __init__(
+        self, settings: MonitorArguments, output_dir: Path, labeler: Labeler, heldout: Metric | None = None
+    ) -> None:
+        """`heldout` is the metric watched in place of the label F1."""
+        self.settings, self.output_dir = settings, output_dir
+        self.labeler, self.heldout = labeler, heldout
+        self.tripped: str | None = None
+        self.latest: Rollouts | None = None
+        self.flips: np.ndarray | None = None
+
+    def observe(self, rollouts: Rollouts) -> dict[str, float]:
+        """What the rollouts say, for the log: shares in [0, 1] and the held-out measure."""
+        candidates, references = self._labels(rollouts.candidates), self._labels(rollouts.references)
+        flips = negation_flips(candidates, references)
+        decided = np.isin(candidates, (POSITIVE, NEGATIVE)) & np.isin(references, (POSITIVE, NEGATIVE))
+        self.latest, self.flips = rollouts, flips
+        if self.heldout is None:
+            stand_in = f"[{self.labeler.backend}]" if self.labeler.backend.startswith("offline") else ""
+            heldout = {f"{HELDOUT}label_f1{stand_in}": label_f1(candidates, references)["micro_14"]}
+        else:
+            scores = self.heldout(rollouts.candidates, rollouts.references)
+            heldout = {f"{HELDOUT}{self.heldout.name}": float(scores.mean())}
+        found = {"monitor/unique": unique_share(rollouts), **heldout}
+        if decided.any():
+            found["monitor/negation_flips"] = float(flips.sum() / decided.sum())
+        if longitudinal := sum(prior is not None for prior in rollouts.prior_reports):
+            found["monitor/prior_copies"] = len(prior_copies(rollouts)) / longitudinal
+        return found
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            (self.output_dir / "stopped.json").unlink(missing_ok=True)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        log = [entry for entry in state.log_history if "loss" in entry]
+        if not log or log[-1].get("step") != state.global_step:  # the closing summary
+            return control
+        if state.is_world_process_zero:
+            self._keep_sample(state.global_step)
+        for monitor in MONITORS:
+            limit = getattr(self.settings, monitor.limit)
+            value = None if limit is None else monitor.trips(log, limit, self.settings.monitor_patience)
+            if value is not None:
+                self._trip(monitor, value, limit, state)
+                control.should_save = control.should_training_stop = True
+                break
+        return control
+
+    def raise_if_tripped(self) -> None:
+        """Raise `RecipeError` with the message of the monitor that stopped the run, if one did."""
+        if self.tripped:
+            raise RecipeError(self.tripped)
+
+    def _labels(self, texts: Sequence[str]) -> np.ndarray:
+        """Class labels int [n, 14]; each different text is labelled once."""
+        different = list(dict.fromkeys(texts))
+        labels = dict(zip(different, self.labeler.label(different), strict=True))
+        return np.array([labels[text] for text in texts])
+
+    def _keep_sample(self, step: int) -> None:
+        if self.latest is not None and self.settings.rollouts_logged:
+            rows = best_and_worst(self.latest, self.settings.rollouts_logged)
+            write_rollouts(self.output_dir / "rollouts" / f"step-{step:06d}.parquet", self.latest, rows)
+
+    def _trip(self, monitor: Monitor, value: float, limit: float, state: TrainerState) -> None:
+        name = monitor.limit.removeprefix("monitor_max_").removeprefix("monitor_min_")
+        side = "below" if monitor.limit.startswith("monitor_min_") else "above"
+        shown = self.output_dir / "rollouts" / f"tripped-{name}-{state.global_step:06d}.parquet"
+        self.tripped = (
+            f"stopped at step {state.global_step}: {monitor.what} is {value:.4g}, {side} {monitor.limit} {limit:g}; "
+            f"see {shown}; checkpoint-{state.global_step} is saved: mend the cause, or set {monitor.limit} to null or "
+            "another limit, and the same command goes on from there"
+        )
+        if not state.is_world_process_zero:
+            return
+        if self.latest is not None:
+            rows = self._flipped() if name == "negation_flips" else monitor.shows(self.latest)
+            write_rollouts(shown, self.latest, rows[:SHOWN])
+        write_json(
+            self.output_dir / "stopped.json",
+            {
+                "monitor": monitor.limit,
+                "step": state.global_step,
+                "value": value,
+                "limit": limit,
+                "rollouts": shown.name,
+                "message": self.tripped,
+                "settings": asdict(self.settings),
+            },
+        )
+
+    def _flipped(self) -> list[int]:
+        counts = self.flips.sum(axis=1)
+        return [int(row) for row in np.argsort(-counts, kind="stable") if counts[row]]
+
+
+def build_monitors(
+    settings: MonitorArguments, reward: RewardArguments, composite: CompositeReward, output_dir: Path
+) -> RolloutMonitors:
+    """The monitors of a stage, on the labeler that SembScore loaded anyway (or the same backend's own).
+
+    Raises:
+        RecipeError: the held-out metric is part of the reward.
+        MetricError: there is no such metric on this backend.
+    """
+    heldout = None
+    if settings.monitor_heldout != "label_f1":
+        if reward.metric_weights.get(settings.monitor_heldout):
+            raise RecipeError(
+                f"monitor_heldout is {settings.monitor_heldout}, which the reward optimises; name another, e.g. label_f1"
+            )
+        loaded = load_metrics([settings.monitor_heldout], reward.reward_backend, Path(reward.weights_dir))
+        heldout = loaded[settings.monitor_heldout]
+    semantic = composite.metrics.get("sembscore")
+    labeler = semantic.labeler if semantic else load_labeler(reward.reward_backend, Path(reward.weights_dir))
+    return RolloutMonitors(settings, output_dir, labeler, heldout)

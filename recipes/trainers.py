@@ -1,0 +1,89 @@
+"""TRL's trainers, with what a resumed run and vLLM with images need on top.
+
+Both: the order of the studies depends on seed and epoch alone. TRL and transformers draw it from a generator that a
+resumed run has not advanced, so that a run resumed in its second epoch would see some studies twice and others never.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl import GRPOTrainer, SFTTrainer
+from trl.trainer.utils import RepeatSampler
+
+from recipes.vllm_guards import mend_vllm
+
+
+class _SeedEachEpoch(TrainerCallback):
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.generator.manual_seed(args.seed + int(state.epoch or 0))
+
+
+class _OrderBySeedAndEpoch:
+    """Mixin for a trainer whose sampler has a generator of its own."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, (RepeatSampler, LengthGroupedSampler)):
+            sampler.generator = torch.Generator()
+            self.add_callback(_SeedEachEpoch(sampler.generator))
+        return sampler
+
+
+class ReportTrainer(_OrderBySeedAndEpoch, SFTTrainer):
+    """SFTTrainer that a kill does not disturb."""
+
+
+class RolloutTrainer(_OrderBySeedAndEpoch, GRPOTrainer):
+    """GRPOTrainer that a kill does not disturb, and whose colocated vLLM sees the images that the policy sees."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.use_vllm:
+            mend_vllm(self)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        # TRL counts its micro-steps from 0 after a resume; the place within a generation must be that of the data.
+        if self.model.training and self._buffered_inputs is None:
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        return super()._prepare_inputs(generation_batch)
+
+
+class UnscoredRows(logging.Filter):
+    """Drops TRL's warning for a rollout without reward, which prints the whole row, patient text included.
+
+    The reward itself warns of failed judge calls with their causes, and logs their share.
+
+    Attributes:
+        count: warnings dropped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "All reward functions returned None" not in record.getMessage():
+            return True
+        self.count += 1
+        return False
+
+
+def keep_rows_out_of_logs() -> UnscoredRows:
+    """Install `UnscoredRows` on TRL's logger (once) and return it."""
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+    for installed in logger.filters:
+        if isinstance(installed, UnscoredRows):
+            return installed
+    installed = UnscoredRows()
+    logger.addFilter(installed)
+    return installed

@@ -1,0 +1,122 @@
+"""Guards for GRPO with vLLM and images: three faults of TRL 1.16 that raise nothing, each mended or made to raise.
+
+1. Colocated vLLM gets prompts whose image tokens are expanded already, and expands them again: the sampler sees other
+   prompts than the trainer. Mended: each run of image tokens becomes one before vLLM sees it.
+2. A weight sync resets vLLM's prefix cache but not its encoder cache: where the vision tower trains, image embeddings of
+   an older policy are used. Mended: the encoder cache is reset at each sync.
+3. vLLM may sample an image token into a report. Mended: `logit_bias` forbids it.
+
+What these do not catch shows as `sampling/sampling_logp_difference/mean`; `monitor_max_logp_difference` stops the run.
+"""
+
+from __future__ import annotations
+
+import functools
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from transformers import Qwen3VLProcessor
+from trl import GRPOConfig, GRPOTrainer
+
+from recipes.errors import RecipeError
+
+FORBIDDEN = -100.0  # logit bias, OpenAI's "never"
+
+
+def check_vllm(training: GRPOConfig) -> None:
+    """Raise `RecipeError` where `use_vllm` cannot work, before a model is loaded.
+
+    Without the correction for importance sampling TRL does not compare the sampler with the trainer at all.
+    """
+    if not training.use_vllm:
+        return
+    if find_spec("vllm") is None and training.vllm_mode == "colocate":
+        raise RecipeError(
+            "use_vllm: true with vllm_mode: colocate needs vLLM in this environment (pip install 'vllm>=0.22,<0.32'); "
+            "set use_vllm: false to generate with transformers"
+        )
+    if not training.vllm_importance_sampling_correction:
+        raise RecipeError(
+            "vllm_importance_sampling_correction: false would train on vLLM's rollouts without comparing them with the "
+            "policy; leave it true"
+        )
+
+
+def forbid_image_tokens(training: GRPOConfig, processor: Qwen3VLProcessor) -> None:
+    """Add a logit bias to `generation_kwargs` that keeps vLLM from sampling image and video tokens.
+
+    TRL does this itself where transformers generates.
+    """
+    if not training.use_vllm:
+        return
+    tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    ids = [token_id for token_id in processor.tokenizer.convert_tokens_to_ids(list(tokens)) if token_id is not None]
+    kwargs = dict(training.generation_kwargs or {})
+    kwargs["logit_bias"] = {**{token_id: FORBIDDEN for token_id in ids}, **kwargs.get("logit_bias", {})}
+    training.generation_kwargs = kwargs
+
+
+def collapse_image_tokens(prompt_ids: Sequence[int], image_token_id: int) -> list[int]:
+    """The prompt with each run of image tokens as one token, which vLLM expands itself."""
+    collapsed: list[int] = []
+    for token_id in prompt_ids:
+        if not (token_id == image_token_id and collapsed and collapsed[-1] == image_token_id):
+            collapsed.append(token_id)
+    return collapsed
+
+
+def mend_vllm(trainer: GRPOTrainer) -> None:
+    """Mend faults 1 and 2 on a trainer's `vllm_generation`.
+
+    Raises:
+        RecipeError: this vLLM has no way to reset its encoder cache.
+    """
+    generation = trainer.vllm_generation
+    if generation.mode == "colocate":
+        image_token_id = trainer.processing_class.image_token_id
+        generate = generation.generate
+
+        @functools.wraps(generate)
+        def generate_collapsed(prompts: list[list[int]], images: Any, *args: Any, **kwargs: Any) -> Any:
+            if images is not None:
+                prompts = [collapse_image_tokens(ids, image_token_id) for ids in prompts]
+            return generate(prompts, images, *args, **kwargs)
+
+        generation.generate = generate_collapsed
+    if generation.mode == "server" and not trainer.accelerator.is_main_process:
+        return
+    reset = _encoder_cache_reset(generation)
+    sync = generation.sync_weights
+
+    @functools.wraps(sync)
+    def sync_and_reset() -> None:
+        sync()
+        reset()
+
+    generation.sync_weights = sync_and_reset
+
+
+def _encoder_cache_reset(generation: Any) -> Callable[[], None]:
+    if generation.mode == "colocate":
+        reset = getattr(generation.llm.llm_engine, "reset_encoder_cache", None)
+        if reset is None:
+            raise RecipeError(
+                "this vLLM cannot reset its encoder cache, so image embeddings would be of an older policy; "
+                "install vllm>=0.22,<0.32, or set use_vllm: false"
+            )
+        return reset
+    url = f"{generation.vllm_client.base_url.rstrip('/')}/reset_encoder_cache"
+
+    def reset_server() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=60).close()
+        except urllib.error.URLError as error:
+            raise RecipeError(
+                f"{url}: {error}; without it vLLM's image embeddings are of an older policy. "
+                "Start the server with VLLM_SERVER_DEV_MODE=1"
+            ) from error
+
+    return reset_server

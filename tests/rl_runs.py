@@ -1,0 +1,107 @@
+"""Small GRPO runs of the demo's recipe on the untrained tiny model, with all that passes through them recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.arguments import parse_recipe, set_global_batch
+from recipes.data import load_studies
+from recipes.grpo import ARGUMENTS, build_composite, build_trainer
+from recipes.monitors import build_monitors
+from recipes.stage import run_training
+from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
+from rewards.composite import CompositeReward
+from rewards.grpo_reward import Rollouts
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# 2 prompts × 4 rollouts an update, each generation used for 2 updates; steps large enough that the policy moves.
+SMALL = {
+    "datasets": "phantom_prairie",
+    "num_generations": 4,
+    "global_batch_size": 2,
+    "updates_per_generation": 2,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 16,
+    "max_steps": 4,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "seed": 3,
+}
+
+
+@dataclass
+class Run:
+    """A finished run: what the reward saw, what the loss got, what was logged."""
+
+    trainer: RolloutTrainer
+    seen: list[Rollouts] = field(default_factory=list)
+    batches: list[dict[str, Any]] = field(default_factory=list)  # of TRL's tensors, one a generation
+    generated: list[list[list[int]]] = field(default_factory=list)  # completion ids, one list a generation
+    prompts: list[Sequence[Any]] = field(default_factory=list)  # what the processor's chat template was given
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.trainer.state.log_history if "loss" in entry]
+
+    @property
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.log]
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+
+
+def grpo_run(
+    out: Path,
+    model: Path,
+    data: Path,
+    recipe: str = "rl_step1",
+    judge: Any = None,
+    checkpoint: str | None = None,
+    end_bias: float = 4.0,
+    **settings: Any,
+) -> Run:
+    """Train as `recipes.grpo` does; `end_bias` lets the untrained model end some of its reports."""
+    given = {"model_name_or_path": model, "data_dir": data, "output_dir": out, **SMALL, **settings}
+    arguments = ["--config", str(REPOSITORY / f"recipes/demo/{recipe}.yaml"), *options(given)]
+    data_, reward, judge_settings, stage, rollouts, watched, model_, training = parse_recipe(ARGUMENTS, arguments)
+    set_global_batch(stage, training, rollouts)
+    reward.weight_chexprompt = 0.0  # the judge, if any, is the caller's
+    composite = build_composite(reward, judge_settings, set(), contextlib.ExitStack())
+    if judge is not None:
+        composite = CompositeReward(composite.weights, composite.metrics, judge=judge, judge_weight=0.5)
+    studies = load_studies(data_.datasets, data_.data_dir, "train", (), training.seed)
+    monitors = build_monitors(watched, reward, composite, out)
+    keep_rows_out_of_logs()
+    trainer = build_trainer(data_, reward, judge_settings, model_, training, studies, composite, monitors)
+    end = trainer.processing_class.tokenizer.eos_token_id
+    trainer.generation_config.sequence_bias = [[[end], end_bias]]
+    trainer.generation_kwargs["sequence_bias"] = [[[end], end_bias]]
+    run = Run(trainer)
+    trainer.reward_funcs[0].observers.append(lambda seen: run.seen.append(seen) or {})
+    score, single_turn = trainer._generate_and_score_completions, trainer._generate_single_turn
+
+    def recorded_score(inputs):
+        batch = score(inputs)
+        run.batches.append({key: value.clone() for key, value in batch.items() if isinstance(value, torch.Tensor)})
+        return batch
+
+    def recorded_turn(prompt_ids, images, *args, **kwargs):
+        run.prompts.append(list(zip(prompt_ids, images, strict=True)))
+        completion_ids, logprobs = single_turn(prompt_ids, images, *args, **kwargs)
+        run.generated.append(completion_ids)
+        return completion_ids, logprobs
+
+    trainer._generate_and_score_completions = recorded_score
+    trainer._generate_single_turn = recorded_turn
+    run_training(trainer, recipe, checkpoint)
+    return run

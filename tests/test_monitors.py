@@ -1,0 +1,216 @@
+"""The monitors measure what they say, trip where they should, and stop a run with what shows why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rl_runs import grpo_run
+
+from recipes.arguments import MonitorArguments, RewardArguments
+from recipes.errors import RecipeError
+from recipes.grpo import build_composite
+from recipes.monitors import MONITORS, build_monitors, copied_share, prior_copies, unique_share
+from recipes.rollouts import best_and_worst, read_rollouts, write_rollouts
+from rewards.chexprompt.judge import JudgeSettings
+from rewards.chexprompt.judgement import Judgement
+from rewards.composite import CompositeScores
+from rewards.grpo_reward import Rollouts
+
+PRIOR = "Findings: The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen."
+
+
+def rollouts(
+    candidates: list[str],
+    reference: str = "Findings: The lungs are clear.",
+    prior: str | None = None,
+    totals: list[float | None] | None = None,
+    group: int = 4,
+) -> Rollouts:
+    """Rollouts of studies s0, s1, … with `group` candidates each."""
+    n = len(candidates)
+    totals = totals or [float(row) for row in range(n)]
+    judgements = [
+        None if total is None else Judgement((row, 0, 0, 0, 0, 0), (0,) * 6) for row, total in enumerate(totals)
+    ]
+    parts = {"bleu2": np.arange(n, dtype=np.float32), "judge": np.array([np.nan if t is None else t for t in totals])}
+    return Rollouts(
+        step=5,
+        study_ids=[f"s{row // group}" for row in range(n)],
+        sources=["phantom_test"] * n,
+        references=[reference] * n,
+        prior_reports=[prior] * n,
+        image_paths=[["now.png", "before.png"] if prior else ["now.png"]] * n,
+        candidates=candidates,
+        lengths=[len(text.split()) for text in candidates],
+        scores=CompositeScores(totals, parts, judgements, {}),
+    )
+
+
+def monitors(folder: Path, **settings):
+    import contextlib
+
+    reward = RewardArguments(reward_backend="offline", weight_bertscore=1.0)
+    composite = build_composite(reward, JudgeSettings(), set(), contextlib.ExitStack())
+    return build_monitors(MonitorArguments(**settings), reward, composite, folder)
+
+
+def limit(name: str):
+    return next(monitor for monitor in MONITORS if monitor.limit == name)
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+def test_unique_share_is_taken_within_each_study() -> None:
+    assert unique_share(rollouts(["a", "a", "a", "a", "b", "c", "d", "e"])) == pytest.approx((1 / 4 + 1) / 2)
+    assert unique_share(rollouts(["a", "b", "a", "b"], group=2)) == 1.0
+
+
+def test_a_copy_of_the_prior_is_seen_whatever_its_case_and_spacing() -> None:
+    assert copied_share(PRIOR.upper().replace(" ", "  "), PRIOR) == 1.0
+    assert copied_share("Findings: The heart is normal in size. The lungs are clear.", PRIOR) < 0.3
+    assert copied_share("Clear.", PRIOR) == 0.0
+    seen = rollouts([PRIOR, "Findings: The lungs are clear and the heart is normal."], prior=PRIOR, group=2)
+    assert prior_copies(seen) == [0]
+    assert prior_copies(rollouts([PRIOR, PRIOR], prior=None, group=2)) == []
+
+
+def test_negation_flips_and_heldout_f1_come_from_the_labels(tmp_path: Path) -> None:
+    reference = "Findings: There is a left pleural effusion. There is no pneumothorax."
+    right = monitors(tmp_path).observe(rollouts([reference] * 4, reference))
+    flipped = "Findings: There is no pleural effusion. There is a left pneumothorax."
+    wrong = monitors(tmp_path).observe(rollouts([flipped] * 4, reference))
+    heldout = "monitor/heldout/label_f1[offline-rules]"
+    assert right["monitor/negation_flips"] == 0.0
+    assert wrong["monitor/negation_flips"] == 1.0
+    assert right[heldout] == 1.0
+    assert wrong[heldout] == 0.0
+
+
+def test_another_metric_can_be_held_out_but_none_that_the_reward_optimises(tmp_path: Path) -> None:
+    found = monitors(tmp_path, monitor_heldout="bleu2").observe(
+        rollouts(["the lungs are clear"] * 4, "the lungs are clear")
+    )
+    assert found["monitor/heldout/bleu2"] == pytest.approx(1.0)
+    with pytest.raises(RecipeError, match="bertscore, which the reward optimises"):
+        monitors(tmp_path, monitor_heldout="bertscore")
+
+
+# ---- when a limit trips ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "bound", "good", "bad"),
+    [
+        ("monitor_max_length", "completions/mean_length", 100, 99, 101),
+        ("monitor_min_unique", "monitor/unique", 0.3, 0.4, 0.2),
+        ("monitor_max_truncated", "completions/clipped_ratio", 0.5, 0.4, 0.6),
+        ("monitor_max_prior_copies", "monitor/prior_copies", 0.5, 0.4, 0.6),
+        ("monitor_max_zero_spread", "frac_reward_zero_std", 0.5, 0.4, 0.6),
+        ("monitor_min_entropy", "entropy", 0.1, 0.2, 0.05),
+        ("monitor_max_kl", "kl", 1.0, 0.9, 1.1),
+        ("monitor_max_negation_flips", "monitor/negation_flips", 0.2, 0.1, 0.3),
+    ],
+)
+def test_a_limit_trips_when_passed_several_logs_in_a_row(
+    name: str, key: str, bound: float, good: float, bad: float
+) -> None:
+    def trips(values: list[float | None]) -> float | None:
+        return limit(name).trips([{key: value, "loss": 0.0} for value in values], bound, patience=3)
+
+    assert trips([good, bad, bad, bad]) == bad
+    assert trips([bad, bad, good, bad]) is None
+    assert trips([bad, bad]) is None
+    assert trips([bad, None, bad, None, bad]) == bad  # updates that reuse a generation have no new rollouts
+    assert trips([bad] * 3 + [bound]) is None
+
+
+def test_length_drift_is_against_the_start_in_either_direction() -> None:
+    def trips(*lengths: float) -> float | None:
+        log = [{"completions/mean_length": length} for length in lengths]
+        return limit("monitor_max_length_drift").trips(log, 0.5, patience=1)
+
+    assert trips(100, 140, 60) is None
+    assert trips(100, 151) == pytest.approx(0.51)
+    assert trips(100, 49) == pytest.approx(0.51)
+
+
+def test_heldout_drop_trips_only_while_the_reward_holds() -> None:
+    def trips(*pairs: tuple[float, float]) -> float | None:
+        log = [{"reward": reward, "monitor/heldout/label_f1": heldout} for reward, heldout in pairs]
+        return limit("monitor_max_heldout_drop").trips(log, 0.1, patience=1)
+
+    assert trips((0.3, 0.6), (0.5, 0.45)) == pytest.approx(0.15)  # the reward was hacked
+    assert trips((0.3, 0.6), (0.2, 0.45)) is None  # all fell: the reward does not disagree
+    assert trips((0.3, 0.6), (0.5, 0.55)) is None
+
+
+def test_a_sampler_that_is_not_the_policy_stops_the_run_at_once() -> None:
+    monitor = limit("monitor_max_logp_difference")
+    default = MonitorArguments().monitor_max_logp_difference
+    key = "sampling/sampling_logp_difference/mean"
+    assert monitor.trips([{key: 0.02}], default, patience=3) is None
+    assert monitor.trips([{key: 0.12}], default, patience=3) == 0.12  # image tokens expanded twice gave this
+
+
+def test_every_limit_of_the_settings_has_its_monitor() -> None:
+    limits = {
+        name for name in MonitorArguments.__dataclass_fields__ if name.startswith(("monitor_max_", "monitor_min_"))
+    }
+    assert limits == {monitor.limit for monitor in MONITORS}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"monitor_patience": 0}, {"rollouts_logged": -1}, {"monitor_max_truncated": 50.0}]
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict) -> None:
+    with pytest.raises(RecipeError, match=next(iter(settings))):
+        MonitorArguments(**settings)
+
+
+# ---- rollouts as Parquet ---------------------------------------------------------------------------------------------
+
+
+def test_the_sample_holds_the_best_and_the_worst_of_each_study() -> None:
+    seen = rollouts(list("abcdefgh"), totals=[0.5, None, 0.9, 0.1, None, None, None, 0.2])
+    assert best_and_worst(seen, 16) == [3, 2, 7] or best_and_worst(seen, 16) == [2, 3, 7]
+    assert len(best_and_worst(seen, 1)) == 1
+
+
+def test_rollouts_survive_the_way_through_parquet(tmp_path: Path) -> None:
+    seen = rollouts(["a b", "c", "d", "e"], prior=PRIOR, totals=[0.5, None, 0.25, 0.75])
+    write_rollouts(tmp_path / "rollouts" / "step-000005.parquet", seen, [0, 1])
+    first, second = read_rollouts(tmp_path).to_pylist()
+    assert first["candidate"] == "a b"
+    assert (first["image"], first["prior_image"]) == ("now.png", "before.png")
+    assert first["prior_report"] == PRIOR
+    assert (first["tokens"], first["reward"], first["part/bleu2"]) == (2, 0.5, 0.0)
+    assert first["judge_significant"] == [0] * 6
+    assert (second["reward"], second["part/judge"], second["judge_significant"]) == (None, None, None)
+    assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["step-000005.parquet"]
+
+
+# ---- in a run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_tripped_monitor_saves_says_which_and_shows_the_rollouts(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rl_step1"
+    run = grpo_run(out, tiny_base, phantom_data, monitor_max_truncated=0.0, monitor_patience=1, max_steps=4)
+    assert run.trainer.state.global_step == 1
+    assert (out / "checkpoint-1" / "trainer_state.json").is_file()
+    stopped = json.loads((out / "stopped.json").read_text())
+    assert (stopped["monitor"], stopped["step"]) == ("monitor_max_truncated", 1)
+    assert stopped["value"] == run.log[0]["completions/clipped_ratio"] > 0
+    assert "monitor_max_truncated 0" in stopped["message"]
+    shown = pq.read_table(out / "rollouts" / stopped["rollouts"]).to_pylist()
+    assert shown[0]["tokens"] == 16  # max_completion_length: a truncated one comes first
+    assert {row["study_id"] for row in shown} <= set(run.seen[0].study_ids)
+    monitor = next(callback for callback in run.trainer.callback_handler.callbacks if hasattr(callback, "tripped"))
+    with pytest.raises(RecipeError, match="stopped at step 1: share of truncated completions"):
+        monitor.raise_if_tripped()
