@@ -420,6 +420,8 @@ class Judge:
             "one that it serves",
             chat.UNREACHABLE: f"no judge answers at {self.base_url}; start its server, or set judge_base_url (offline "
             "starts the rule-based stand-in)",
+            chat.TIMEOUT: f"the judge at {self.base_url} did not answer within {self.settings.judge_timeout:g} seconds; see "
+            "that its server is up and idle enough, or raise judge_timeout",
             chat.BUDGET: f"the judge's budget is reached ({self.spending}); raise judge_budget_calls, judge_budget_tokens "
             "or judge_budget_dollars to go on; answers so far are in the cache",
         }.get(cause, f"the judge at {self.base_url} cannot be asked: {cause}")

