@@ -57,7 +57,11 @@ class Run:
 
 
 def options(settings: dict[str, Any]) -> list[str]:
-    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    """Settings as command-line flags; a list becomes several values."""
+    flags = []
+    for key, value in settings.items():
+        flags += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return flags
 
 
 def grpo_run(
