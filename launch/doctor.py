@@ -1,0 +1,544 @@
+"""Is this machine ready? What each stage of a recipe needs, what is there, and the command that mends what is missing.
+
+    python -m launch.doctor [--recipe unirg_cxr] [--stage sft] [--gpus 8] [--json]
+
+Exit status: 0 the stage (without --stage: every stage, earlier stages' models left aside) can run here, 1 it cannot,
+2 the question was wrong. Nothing is changed and no report is sent anywhere. Standard library at the top: it also runs
+where nothing is installed yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import machine
+from launch.machine import GIB, MachineError, format_bytes
+
+STAGES = ("data", "sft", "rl_step1", "rl_step2", "eval")
+REPOSITORY = Path(__file__).resolve().parent.parent
+# TRL 1.16 refuses other versions of vLLM for generation in GRPO.
+VLLM_RANGE = ((0, 22, 0), (0, 31, 0))
+# Disk that a stage needs beside its checkpoints: data sets' prepared images, logs, predictions.
+_SPARE_DISK = 5 * GIB
+_TRAINING = ("sft", "rl_step1", "rl_step2")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that stages need.
+
+    Attributes:
+        status: ok, missing (its stages cannot run) or warning (they can, with what `found` says).
+        mend: the command or change that mends it; empty where nothing is to be mended.
+        stages: those that need it.
+    """
+
+    name: str
+    status: str
+    found: str
+    mend: str = ""
+    stages: tuple[str, ...] = STAGES
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a recipe on this machine.
+
+    Attributes:
+        recipes: stage → the keys of its YAML (flat), empty where that is not there.
+        stage: the one stage that is to run, or None for all.
+    """
+
+    recipe: str
+    recipes: dict[str, dict[str, Any]]
+    stage: str | None
+    gpus: int | None
+    data_dir: Path
+    weights_dir: Path
+    run: Path
+    network: bool = True
+
+    def asked(self, stages: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of `stages` that are asked about."""
+        return tuple(stage for stage in stages if self.stage in (None, stage))
+
+    def stages_where(self, key: str, *values: Any) -> tuple[str, ...]:
+        """The asked stages whose YAML gives `key` one of `values`."""
+        return tuple(stage for stage in self.asked(STAGES) if self.recipes.get(stage, {}).get(key) in values)
+
+
+# ---- this machine -----------------------------------------------------------------------------------------------------
+
+
+def check_python(question: Question) -> Iterator[Check]:
+    """Python 3.10 or newer."""
+    version = platform.python_version()
+    if sys.version_info < (3, 10):  # noqa: UP036 - this is what is being asked
+        yield Check(
+            "Python", "missing", version, "install Python 3.10 or newer, then: make setup SYSTEM_PYTHON=python3.11"
+        )
+    else:
+        yield Check("Python", "ok", version)
+
+
+def pinned(path: Path) -> dict[str, str]:
+    """Package → version of the `name==version` lines of a requirements file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(
+        match.groups() for line in lines if (match := re.match(r"([A-Za-z0-9_.-]+)(?:\[.*\])?==([^\s;#]+)", line))
+    )
+
+
+def installed(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_packages(question: Question) -> Iterator[Check]:
+    """The pinned packages, and that the versions that are there were made for each other."""
+    pins = pinned(REPOSITORY / "requirements.txt")
+    there = {name: installed(name) for name in pins}
+    # torch 2.13.0+cpu is torch 2.13.0 built for CPUs
+    good = [name for name, version in pins.items() if (there[name] or "").split("+")[0] == version]
+    absent = [f"{name} {pins[name]}" for name in pins if there[name] is None]
+    other = [f"{name} {there[name]} instead of {pins[name]}" for name in pins if there[name] and name not in good]
+    if absent:
+        yield Check("packages", "missing", f"not installed: {', '.join(absent)}", "make setup")
+    elif other:
+        yield Check("packages", "warning", f"{', '.join(other)}; tested with the pinned versions only", "make setup")
+    else:
+        versions = ", ".join(f"{name} {there[name]}" for name in ("torch", "trl", "transformers") if name in pins)
+        yield Check("packages", "ok", f"{len(pins)} as pinned: {versions}")
+    conflicts = version_conflicts([name for name, version in there.items() if version])
+    if conflicts:
+        shown = "; ".join(conflicts[:3])
+        yield Check("versions together", "warning", shown, "make setup in a fresh .venv (rm -rf .venv)")
+
+
+def version_conflicts(packages: list[str]) -> list[str]:
+    """Requirements of the given installed packages that what is installed does not meet (extras left out)."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # nothing is installed yet, which check_packages says
+        return []
+    found = []
+    for package in packages:
+        for line in importlib.metadata.requires(package) or []:
+            requirement = Requirement(line)
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            version = installed(requirement.name)
+            if version and not requirement.specifier.contains(version, prereleases=True):
+                found.append(f"{package} wants {requirement.name}{requirement.specifier}, {version} is there")
+    return found
+
+
+def check_gpus(question: Question) -> Iterator[Check]:
+    """GPUs where the YAML does not say `use_cpu: true`: how many, how large, bfloat16, a torch built for them."""
+    wanting = tuple(s for s in question.asked(_TRAINING) if question.recipes.get(s, {}).get("use_cpu") is not True)
+    try:
+        gpus = machine.gpus()
+    except MachineError as error:
+        yield Check("GPUs", "missing", str(error), "nvidia-smi", wanting)
+        return
+    if not gpus:
+        status, mend = ("missing", "use a machine with NVIDIA GPUs; without one: make demo") if wanting else ("ok", "")
+        yield Check("GPUs", status, "none" if wanting else "none, none needed", mend, wanting or STAGES)
+        return
+    names = sorted({gpu.name for gpu in gpus})
+    yield Check("GPUs", "ok", f"{len(gpus)} × {' / '.join(names)}, {format_bytes(min(g.memory for g in gpus))} each")
+    if question.gpus and question.gpus > len(gpus):
+        yield Check("GPUS=", "missing", f"{question.gpus} asked for, {len(gpus)} here", f"GPUS={len(gpus)}", wanting)
+    capability = min(gpu.compute_capability for gpu in gpus)
+    bfloat = tuple(stage for stage in wanting if question.recipes[stage].get("bf16"))
+    if bfloat and capability < 8.0:
+        mend = 'ARGS="--bf16 false --fp16 true --dtype float32", or a GPU from Ampere on'
+        yield Check("bfloat16", "missing", f"compute capability {capability}; bf16 needs 8.0", mend, bfloat)
+    version = installed("torch")
+    if version and "+cpu" in version:
+        mend = (
+            ".venv/bin/pip install --force-reinstall torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+        )
+        yield Check("CUDA", "missing", f"torch {version} is built for CPUs", mend, wanting)
+    elif version:
+        yield from _check_cuda(wanting, len(gpus))
+
+
+def _check_cuda(stages: tuple[str, ...], count: int) -> Iterator[Check]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Check("CUDA", "ok", f"{torch.version.cuda}, torch sees {torch.cuda.device_count()} GPU(s)", "", stages)
+    else:
+        found = f"torch (CUDA {torch.version.cuda}) sees none of the {count} GPUs"
+        yield Check("CUDA", "missing", found, "update the NVIDIA driver to one for this CUDA version", stages)
+
+
+def check_gpu_packages(question: Question) -> Iterator[Check]:
+    """vLLM in TRL's range where the YAML generates with it; DeepSpeed where several GPUs train."""
+    with_vllm = question.stages_where("use_vllm", True)
+    version = installed("vllm")
+    if with_vllm:
+        low, high = (".".join(map(str, bound)) for bound in VLLM_RANGE)
+        mend = ".venv/bin/pip install -r requirements-gpu.txt -c constraints.txt"
+        if version is None:
+            mend += '; or slower, without: ARGS="--use_vllm false"'
+            yield Check("vLLM", "missing", f"not installed; TRL takes {low} to {high}", mend, with_vllm)
+        elif not VLLM_RANGE[0] <= version_numbers(version) <= VLLM_RANGE[1]:
+            yield Check("vLLM", "missing", f"{version}; TRL takes {low} to {high}", mend, with_vllm)
+        else:
+            yield Check("vLLM", "ok", version, "", with_vllm)
+    several = question.asked(_TRAINING) if (question.gpus or 1) > 1 else ()
+    if several and installed("deepspeed") is None:
+        mend = ".venv/bin/pip install -r requirements-gpu.txt -c constraints.txt; or PARALLEL=fsdp2, which needs none"
+        yield Check("DeepSpeed", "warning", "not installed; ZeRO needs it", mend, several)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version: `0.31.0rc1+cu130` is (0, 31, 0)."""
+    return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def check_memory(question: Question) -> Iterator[Check]:
+    """Memory of the machine, and shared memory, by which data loader workers hand over batches."""
+    total = machine.memory_bytes()
+    needed = 4 * GIB if all(r.get("use_cpu", True) for r in question.recipes.values()) else 64 * GIB
+    if total < needed:
+        yield Check("memory", "warning", f"{format_bytes(total)}; {format_bytes(needed)} is comfortable", "", _TRAINING)
+    else:
+        yield Check("memory", "ok", f"{format_bytes(total)}, {os.cpu_count()} CPU cores")
+    shared = Path("/dev/shm")
+    workers = tuple(s for s in question.asked(_TRAINING) if question.recipes.get(s, {}).get("dataloader_num_workers"))
+    if workers and shared.is_dir() and machine.free_disk(shared) < GIB:
+        found = f"{format_bytes(machine.free_disk(shared))} free in /dev/shm"
+        yield Check(
+            "shared memory",
+            "warning",
+            found,
+            'start the container with --shm-size=16g, or ARGS="--dataloader_num_workers 0"',
+            workers,
+        )
+
+
+def check_disk(question: Question) -> Iterator[Check]:
+    """Room for the checkpoints that the YAML keeps, before the first is written."""
+    from launch.models import checkpoint_bytes, parameter_count
+
+    for stage in question.asked(_TRAINING):
+        values = question.recipes.get(stage, {})
+        name = str(values.get("model_name_or_path", ""))
+        parameters = parameter_count(name) or parameter_count(_base_model(question))
+        if parameters is None:
+            continue
+        kept = int(values.get("save_total_limit") or 3) + 1  # one more while the next is written
+        needed = kept * checkpoint_bytes(parameters, values) + _SPARE_DISK
+        folder = Path(str(values.get("output_dir", question.run)))
+        free = machine.free_disk(folder)
+        found = f"{format_bytes(free)} free at {folder}; {kept} checkpoints of {format_bytes((needed - _SPARE_DISK) / kept)}"
+        if free < needed:
+            mend = (
+                'make room, another disk (ARGS="--output_dir …"), or ARGS="--save_only_model true --save_total_limit 1"'
+            )
+            yield Check(f"disk for {stage}", "missing", found, mend, (stage,))
+        else:
+            yield Check(f"disk for {stage}", "ok", found, "", (stage,))
+
+
+# ---- what the recipe reads --------------------------------------------------------------------------------------------
+
+
+def _base_model(question: Question) -> str:
+    return str(question.recipes.get("sft", {}).get("model_name_or_path", ""))
+
+
+def check_base_model(question: Question) -> Iterator[Check]:
+    """The model that SFT starts from: a folder, or a hub name that is in the weights folder or the hub's cache."""
+    name = _base_model(question)
+    stages = question.asked(("sft",))
+    if not name or not stages:
+        return
+    local = next(
+        (p for p in (Path(name), question.weights_dir / Path(name).name) if (p / "config.json").is_file()), None
+    )
+    if local is not None and list(local.glob("*.safetensors")):
+        size = sum(file.stat().st_size for file in local.glob("*.safetensors"))
+        yield Check(
+            "base model", "ok", f"{local}, {format_bytes(size)}{_locked(question, local.name + '/')}", "", stages
+        )
+    elif question.recipe == "demo" or name.startswith("outputs/"):
+        yield Check(
+            "base model", "warning", f"{name} is not built yet; the stage builds it", "make base RECIPE=demo", stages
+        )
+    elif _in_hub_cache(name):
+        yield Check("base model", "ok", f"{name}, in the hub's cache", "", stages)
+    else:
+        yield Check("base model", "missing", f"{name} is not on this machine", "make weights", stages)
+
+
+def _in_hub_cache(name: str) -> bool:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    return name.count("/") == 1 and isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _locked(question: Question, prefix: str) -> str:
+    from launch.weights import lock_fingerprint, read_lock
+
+    if any(name.startswith(prefix) for name in read_lock(question.weights_dir).files):
+        return f", fingerprint {lock_fingerprint(question.weights_dir, prefix)[:12]}"
+    return ""
+
+
+def check_metric_weights(question: Question) -> Iterator[Check]:
+    """CheXbert, RadGraph and distilroberta where `reward_backend: real`; sizes as in the lock file."""
+    stages = question.stages_where("reward_backend", "real")
+    if not stages:
+        if question.asked(("rl_step1", "rl_step2", "eval")):
+            yield Check("metric weights", "ok", "none needed: the recipe scores with offline stand-ins")
+        return
+    from launch.weights import FetchError, lock_fingerprint, problems, read_lock
+
+    folder = question.weights_dir
+    mend = f"make weights WEIGHTS_DIR={folder}"
+    names = ("chexbert.pth", "bert-base-uncased/vocab.txt", "distilroberta-base/model.safetensors")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not (folder / "radgraph").is_dir() and not list(folder.glob("*radgraph*.tar.gz")):
+        missing.append("radgraph.tar.gz")
+    try:
+        damaged = problems(folder)
+        locked = read_lock(folder).files
+    except FetchError as error:
+        yield Check("metric weights", "missing", str(error), mend, stages)
+        return
+    if missing or damaged:
+        yield Check("metric weights", "missing", f"{folder}: " + "; ".join([*missing, *damaged][:4]), mend, stages)
+    elif locked:
+        yield Check("metric weights", "ok", f"{folder}, fingerprint {lock_fingerprint(folder)[:12]}", "", stages)
+    else:
+        yield Check("metric weights", "warning", f"{folder}: not fetched by make weights, sums unknown", mend, stages)
+
+
+def check_data(question: Question) -> Iterator[Check]:
+    """Each prepared data set that a stage of the recipe reads, with the split it reads."""
+    reads: dict[tuple[str, str], list[str]] = {}
+    for stage in question.asked(STAGES):
+        values = question.recipes.get(stage, {})
+        split = values.get("split", "test") if stage == "eval" else values.get("train_split", "train")
+        for name in [*(values.get("datasets") or []), *(values.get("zero_shot_datasets") or [])]:
+            reads.setdefault((name, split), []).append(stage)
+    for (name, split), stages in reads.items():
+        status, found, mend = _table(question.data_dir / name, split)
+        yield Check(f"data {name}/{split}", status, found, mend, tuple(stages))
+
+
+def _table(folder: Path, split: str) -> tuple[str, str, str]:
+    """Status, what was found and what mends it, of one split of a prepared folder."""
+    path, name = folder / f"{split}.parquet", folder.name
+    mend = f"make data DATASET={name} SOURCE=/path/to/{name}"
+    if name.startswith("phantom_"):
+        mend = "make demo-data RECIPE=demo"
+    if not path.is_file():
+        return "missing", f"no {path}", mend
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_metadata(path).num_rows
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        return "missing", f"{path} cannot be read: {error}", f"{mend} FORCE=1"
+    if rows == 0 and split == "test":
+        return "warning", "no studies; its validation split is evaluated instead", ""
+    return ("ok", f"{rows:,} studies", "") if rows else ("missing", f"{path} has no studies", mend)
+
+
+def check_earlier_stage(question: Question) -> Iterator[Check]:
+    """The model of the stage before, where one stage is asked about."""
+    if question.stage not in ("rl_step1", "rl_step2"):
+        return
+    name = str(question.recipes.get(question.stage, {}).get("model_name_or_path", ""))
+    mend = f"make {'sft' if question.stage == 'rl_step1' else 'rl-step1'} RECIPE={question.recipe}"
+    if (Path(name) / "config.json").is_file():
+        yield Check("earlier stage", "ok", name, "", (question.stage,))
+    else:
+        yield Check("earlier stage", "missing", f"no model in {name}", mend, (question.stage,))
+
+
+def check_judge(question: Question) -> Iterator[Check]:
+    """The judge answers a listing of its models: one call, no report in it."""
+    for stage in question.asked(("rl_step2", "eval")):
+        values = question.recipes.get(stage, {})
+        url = values.get("judge_base_url")
+        if not url:
+            continue
+        if url == "offline":
+            yield Check(
+                f"judge of {stage}", "ok", "offline: the rule-based stand-in, started by the stage", "", (stage,)
+            )
+            continue
+        try:
+            import asyncio
+
+            from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
+
+            settings = JudgeSettings.from_mapping(dict(values) | {"judge_cache_dir": None, "judge_max_retries": 0})
+            with Judge.from_settings(settings) as judge:
+                asyncio.run(judge.check())
+        except ImportError as error:
+            yield Check(f"judge of {stage}", "missing", f"not asked: {error}", "make setup", (stage,))
+        except JudgeError as error:
+            mend = f"make judge-server JUDGE_MODEL={values.get('judge_model')}, or JUDGE_URL=…"
+            yield Check(f"judge of {stage}", "missing", str(error), mend, (stage,))
+        else:
+            yield Check(f"judge of {stage}", "ok", f"{values.get('judge_model')} at {url}", "", (stage,))
+
+
+def check_hub(question: Question) -> Iterator[Check]:
+    """Access to the hub, which only `make weights` needs."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if not question.network or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        yield Check("hub", "ok", "not asked (offline mode)")
+        return
+    try:
+        request = urllib.request.Request(f"{endpoint}/api/models?limit=1", headers={"User-Agent": "unirg-recipes"})
+        urllib.request.urlopen(request, timeout=5).close()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        mend = "make weights MIRROR=https://… or copy a weights folder here (WEIGHTS_DIR=)"
+        yield Check("hub", "warning", f"{endpoint} does not answer ({reason}); make weights needs it", mend)
+    else:
+        yield Check("hub", "ok", f"{endpoint} answers")
+
+
+def check_ports(question: Question) -> Iterator[Check]:
+    """The port of a generation server that the YAML wants on this machine, where no server is there yet."""
+    for stage in question.stages_where("vllm_mode", "server"):
+        values = question.recipes[stage]
+        port = int(values.get("vllm_server_port", 8000))
+        if machine.port_is_free(port):
+            yield Check("generation server", "missing", f"nothing listens on port {port}", "make vllm-server", (stage,))
+        else:
+            yield Check("generation server", "ok", f"port {port} answers", "", (stage,))
+
+
+CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
+    check_python,
+    check_packages,
+    check_gpus,
+    check_gpu_packages,
+    check_memory,
+    check_disk,
+    check_base_model,
+    check_metric_weights,
+    check_data,
+    check_earlier_stage,
+    check_judge,
+    check_ports,
+    check_hub,
+)
+
+
+def examine(question: Question) -> list[Check]:
+    """All checks of one question, in order."""
+    return [check for function in CHECKS for check in function(question)]
+
+
+def can_run(checks: list[Check], stage: str) -> bool:
+    """Whether nothing that `stage` needs is missing."""
+    return not any(check.status == "missing" and stage in check.stages for check in checks)
+
+
+def read_recipe(recipe: str) -> dict[str, dict[str, Any]]:
+    """Stage → YAML keys of a recipe; without PyYAML (nothing installed yet) no keys.
+
+    Raises:
+        MachineError: no such recipe, or a file that is no YAML mapping.
+    """
+    folder = REPOSITORY / "recipes" / recipe
+    known = sorted(path.parent.name for path in (REPOSITORY / "recipes").glob("*/*.yaml"))
+    if recipe not in known:
+        raise MachineError(f"no recipe {recipe!r}; one of {', '.join(sorted(set(known)))}")
+    try:
+        import yaml
+    except ImportError:
+        return {}
+    recipes = {}
+    for stage in STAGES:
+        path = folder / f"{stage}.yaml"
+        if path.is_file():
+            try:
+                recipes[stage] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise MachineError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+            if not isinstance(recipes[stage], dict):
+                raise MachineError(f"{path} must hold a mapping of keys to values")
+    return recipes
+
+
+def table(checks: list[Check]) -> str:
+    """The checks for a screen: status, name, what was found, and below it what mends it."""
+    marks = {"ok": "ok     ", "missing": "MISSING", "warning": "warning"}
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{marks[check.status]}  {check.name:<{width}}  {check.found}")
+        if check.mend and check.status != "ok":
+            lines.append(f"{'':7}  {'':<{width}}  → {check.mend}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.doctor"
+    )
+    parser.add_argument("--recipe", default="unirg_cxr", help="folder under recipes/")
+    parser.add_argument("--stage", choices=STAGES, help="the stage that is to run; default: all")
+    parser.add_argument("--gpus", type=int, help="GPUs that it is to use")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--weights_dir", type=Path, default=Path(os.environ.get("WEIGHTS_DIR", "weights")))
+    parser.add_argument("--run", type=Path, help="the run's folder; default: outputs/<recipe>")
+    parser.add_argument("--judge_base_url", help="a judge other than the YAML's")
+    parser.add_argument("--no-network", action="store_true", help="do not ask the hub")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+    try:
+        recipes = read_recipe(given.recipe)
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.judge_base_url:
+        for stage in ("rl_step2", "eval"):
+            recipes.setdefault(stage, {})["judge_base_url"] = given.judge_base_url
+    run = given.run or Path("outputs") / given.recipe
+    question = Question(
+        given.recipe, recipes, given.stage, given.gpus, given.data_dir, given.weights_dir, run, not given.no_network
+    )
+    checks = examine(question)
+    ready = {stage: can_run(checks, stage) for stage in question.asked(STAGES)}
+    if given.json:
+        print(json.dumps({"recipe": given.recipe, "checks": [asdict(c) for c in checks], "can_run": ready}, indent=1))
+    else:
+        print(table(checks))
+        print()
+        print(" · ".join(f"{stage}: {'ready' if good else 'not ready'}" for stage, good in ready.items()))
+    return 0 if all(ready.values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
