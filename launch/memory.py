@@ -1,0 +1,130 @@
+"""The memory of one GPU, in parts: what training a Qwen3-VL holds there, and what vLLM holds.
+
+Model states follow Rajbhandari et al. 2020 (ZeRO, section 3.1). Activations count what PyTorch saves for the backward
+pass of transformers' Qwen3-VL with scaled-dot-product attention; tests compare them with what it does save, and with
+published peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launch.machine import GIB
+from launch.models import Architecture
+
+PARALLEL = ("single", "ddp", "zero2", "zero3", "fsdp2")
+# CUDA context, NCCL and cuBLAS workspaces, fragmentation.
+_CONTEXT = 2.0 * GIB
+# A CPU process before any model: the interpreter with torch, transformers, TRL and datasets imported (measured).
+_CPU_PROCESS = 700 * 2**20
+# Parameters that ZeRO-3 and FSDP2 keep gathered at once beside their shard: the embedding and a few layers.
+_GATHERED_LAYERS = 3
+# CheXbert, RadGraph's and BERTScore's encoders in float32 with one batch's activations.
+_REWARD_MODELS = 2.5 * GIB
+# Logits are made for this many tokens at a time (TRL's chunked loss), each in up to 16 bytes with its gradient.
+_LOGIT_TOKENS, _LOGIT_BYTES = 256, 16
+# Share of its memory that vLLM needs beside weights and cache: activations of the profiling run, CUDA graphs.
+_VLLM_OVERHEAD = 1.5 * GIB
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward and backward pass on one GPU sees.
+
+    Attributes:
+        tokens: of a row, images, prompt and report together.
+        images: of a row.
+        image_pixels: a side.
+    """
+
+    rows: int
+    tokens: float
+    images: float = 0
+    image_pixels: int = 512
+
+
+def training_memory(
+    arch: Architecture,
+    parallel: str,
+    gpus: int,
+    bytes_each: int,
+    batch: Batch,
+    trainable: float = 1.0,
+    checkpointing: bool = True,
+    reference: bool = False,
+    reward_models: bool = False,
+    on_gpu: bool = True,
+) -> dict[str, float]:
+    """Bytes of one GPU (or CPU process) while training with AdamW, by part.
+
+    Args:
+        bytes_each: of a weight as it is loaded and computed with: 2 (bfloat16) or 4 (float32).
+        trainable: share of the parameters that train (LoRA: about 0.02).
+        reference: a frozen copy of the model is there too (GRPO with beta above 0).
+
+    single, ddp: weights, gradients and both moments all in the weights' type. zero2, zero3, fsdp2: besides, a float32
+    copy and float32 moments; zero2 shards gradients and optimiser, zero3 and fsdp2 the weights too.
+    """
+    n = arch.parameters
+    sharded = gpus if parallel in ("zero2", "zero3", "fsdp2") else 1
+    weights_shards = gpus if parallel in ("zero3", "fsdp2") else 1
+    mixed = parallel in ("zero2", "zero3", "fsdp2")
+    states = n * trainable * (4 + 8 if mixed else 2 * bytes_each) / sharded
+    parts = {
+        "weights": n * bytes_each / weights_shards,
+        "gradients": n * trainable * bytes_each / sharded,
+        "optimiser": states,
+        "activations": activation_bytes(arch, batch, bytes_each, checkpointing),
+    }
+    if weights_shards > 1:
+        layer = (arch.text_parameters - arch.vocab_size * arch.hidden_size) / max(arch.num_hidden_layers, 1)
+        parts["gathered"] = bytes_each * (arch.vocab_size * arch.hidden_size + _GATHERED_LAYERS * layer)
+    if parallel == "ddp":
+        parts["gradients"] *= 2  # its communication buckets
+    if reference:
+        parts["reference"] = n * bytes_each / weights_shards
+    if reward_models:
+        parts["reward models"] = _REWARD_MODELS
+    parts["overhead"] = _CONTEXT if on_gpu else _CPU_PROCESS
+    return parts
+
+
+def activation_bytes(arch: Architecture, batch: Batch, bytes_each: int, checkpointing: bool) -> float:
+    """Bytes that one forward pass keeps for its backward pass, with the logits of one chunk.
+
+    With checkpointing only each layer's input stays, and one layer's activations with their gradients come on top.
+    """
+    tokens = batch.rows * batch.tokens
+    patches = batch.rows * batch.images * (batch.image_pixels / arch.vision_patch_size) ** 2
+    text_layer = tokens * text_layer_bytes(arch, bytes_each)
+    vision_layer = patches * vision_layer_bytes(arch, bytes_each)
+    logits = min(tokens, _LOGIT_TOKENS) * arch.vocab_size * _LOGIT_BYTES
+    if not checkpointing:
+        return arch.num_hidden_layers * text_layer + arch.vision_depth * vision_layer + logits
+    kept = tokens * arch.num_hidden_layers * arch.hidden_size * bytes_each
+    kept += patches * arch.vision_depth * arch.vision_hidden_size * bytes_each
+    return kept + 2 * max(text_layer, vision_layer) + logits
+
+
+def text_layer_bytes(arch: Architecture, bytes_each: int) -> float:
+    """Bytes that a decoder layer saves for each token.
+
+    Each of the two RMSNorms saves its input in float32, the normalised input and its output (what the linear layers
+    read); those of query and key the first two. Attention saves the rotated query and key, the value and its output;
+    the MLP its gate, the activated gate, up and their product.
+    """
+    h, a, k = arch.hidden_size, arch.attention_width, arch.key_value_width
+    norms = 2 * h * (4 + 2 * bytes_each) + (a + k) * (4 + bytes_each)
+    return norms + (2 * a + 2 * k + 4 * arch.intermediate_size) * bytes_each
+
+
+def vision_layer_bytes(arch: Architecture, bytes_each: int) -> float:
+    """Bytes that a vision block saves for each patch: two LayerNorms, attention (rotated in float32), the MLP."""
+    h, m = arch.vision_hidden_size, arch.vision_intermediate_size
+    return (4 * h + 4 * h + h + 2 * m) * bytes_each
+
+
+def generation_memory(arch: Architecture, share: float, tensor_parallel: int = 1) -> dict[str, float]:
+    """Bytes of vLLM's `share` of a GPU: weights (bfloat16), overhead, and the KV cache that is left (may be negative)."""
+    weights = 2 * arch.parameters / tensor_parallel
+    return {"weights": weights, "overhead": _VLLM_OVERHEAD, "cache": share - weights - _VLLM_OVERHEAD}

@@ -1,0 +1,642 @@
+"""What a recipe will cost, before anything is downloaded: memory a GPU, steps, tokens, hours, judge calls, disk.
+
+    python -m launch.plan --recipe unirg_cxr --gpus 8 --gpu h100 [--parallel zero3] [--json]
+
+Every YAML of the recipe is parsed as its stage parses it, so a wrong key, reward weights that do not sum, or a batch
+that does not divide by the GPUs ends here with one line (exit status 2). Exit status 1: a stage does not fit. Figures
+that are not known before a run are assumptions, and printed with the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch import machine
+from launch.machine import format_bytes
+from launch.memory import PARALLEL, Batch, generation_memory, training_memory
+from launch.models import ARCHITECTURES, Architecture, architecture, checkpoint_bytes
+from recipes.errors import RecipeError, run_command
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class GpuKind:
+    """A GPU: memory in bytes, dense bfloat16 FLOP/s, memory bandwidth in bytes/s."""
+
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+# Memory as nvidia-smi gives it.
+GPUS = {
+    "rtx4090": GpuKind(24564 * MIB, 165e12, 1.01e12),
+    "l40s": GpuKind(46068 * MIB, 362e12, 0.86e12),
+    "a100-40": GpuKind(40960 * MIB, 312e12, 1.56e12),
+    "a100": GpuKind(81920 * MIB, 312e12, 2.04e12),
+    "h100": GpuKind(81559 * MIB, 989e12, 3.35e12),
+    "h200": GpuKind(143771 * MIB, 989e12, 4.8e12),
+    "b200": GpuKind(183359 * MIB, 2250e12, 8.0e12),
+}
+
+# Training studies where a data set is not prepared yet: published counts, before those without a report are dropped.
+PUBLISHED_STUDIES = {"mimic": 222_758, "chexpert_plus": 187_511, "rexgradient": 140_000, "iu_xray": 2_069}
+PUBLISHED_TEST = {"mimic": 2_347, "chexpert_plus": 200, "rexgradient": 10_000, "iu_xray": 590}
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What is not known before a run. `--assume name=value` changes one."""
+
+    image_pixels: int = 512  # a side (paper, Tasks)
+    template_tokens: int = 75  # the paper's prompt, with chat markers
+    context_tokens: int = 40  # indication and comparison
+    report_tokens: int = 140
+    tokens_per_word: float = 1.6  # of radiology English in Qwen's vocabulary, with punctuation
+    prior_share: float = 0.5  # studies with a prior image and report
+    training_utilisation: float = 0.35  # share of the data sheet's FLOP/s that training reaches
+    prefill_utilisation: float = 0.4
+    decode_utilisation: float = 0.5  # share of the bandwidth that decoding reaches
+    max_concurrent: int = 256  # sequences that vLLM decodes at once on one GPU
+    reward_seconds: float = 0.004  # of one GPU, for the metrics of one rollout
+    image_bytes: int = 160_000  # of a prepared image
+    judge_rubric_tokens: int = 2_600  # instructions and examples, the same in each call
+    judge_answer_tokens: int = 60
+    judge_parameters: float = 32.8e9  # Qwen3-32B
+
+
+@dataclass
+class StagePlan:
+    """One stage's figures. Memory in bytes for one GPU: parts while training, parts while vLLM generates beside it."""
+
+    stage: str
+    file: str
+    studies: int
+    steps: int = 0
+    rollouts: int = 0
+    tokens_trained: float = 0
+    tokens_generated: float = 0
+    memory: dict[str, float] = field(default_factory=dict)
+    generating: dict[str, float] = field(default_factory=dict)
+    peak: float = 0
+    fits: bool = True
+    gpu_hours: float = 0
+    hours: float = 0
+    hours_by: str = "assumed utilisation"
+    judge: str = ""
+    judge_calls: int = 0
+    judge_tokens_in: float = 0
+    judge_tokens_out: float = 0
+    judge_dollars: float | None = None
+    checkpoints: int = 0
+    checkpoint_bytes: float = 0
+    advice: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the recipe is to run."""
+
+    gpus: int
+    kind_name: str
+    parallel: str
+    data_dir: Path
+    assume: Assumptions
+    batch_overrides: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> GpuKind:
+        return GPUS[self.kind_name]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Mean sizes of a study, in tokens of the language model."""
+
+    studies: int
+    prompt: float
+    report: float
+    images: float
+    measured: bool
+
+
+# ---- reading the recipe -----------------------------------------------------------------------------------------------
+
+
+def recipe_files(recipe: str) -> list[Path]:
+    """The YAML files of a recipe, in the order of its stages.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    order = {"sft": 0, "rl": 1, "eval": 2}
+    files = sorted(
+        (REPOSITORY / "recipes" / recipe).glob("*.yaml"),
+        key=lambda path: (order.get(path.stem.split("_")[0], 3), path.stem),
+    )
+    if not files:
+        known = sorted({path.parent.name for path in (REPOSITORY / "recipes").glob("*/*.yaml")})
+        raise RecipeError(f"no recipe {recipe!r} in recipes/; there are {', '.join(known)}")
+    return files
+
+
+def parse(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, ...]:
+    """A YAML as its own stage reads it, on a machine without its GPUs.
+
+    Raises:
+        RecipeError: what the stage itself would refuse.
+    """
+    from trl import GRPOConfig, ModelConfig, SFTConfig
+
+    from recipes import arguments as our
+    from rewards.chexprompt.judge import JudgeSettings
+
+    try:
+        shown = path.relative_to(REPOSITORY)
+    except ValueError:
+        shown = path
+    kind = path.stem.split("_")[0]
+    on_cpu = ["--use_cpu", "true", "--bf16", "false", *overrides]
+    # As recipes/sft.py, recipes/grpo.py and recipes/evaluate.py read them.
+    types: dict[str, tuple[type, ...]] = {
+        "sft": (our.DataArguments, our.StageArguments, ModelConfig, SFTConfig),
+        "rl": (
+            our.DataArguments,
+            our.RewardArguments,
+            JudgeSettings,
+            our.StageArguments,
+            our.RolloutArguments,
+            our.MonitorArguments,
+            ModelConfig,
+            GRPOConfig,
+        ),
+        "eval": (our.EvaluationArguments, JudgeSettings),
+    }
+    if kind in types:
+        given = ["--config", str(path), *([] if kind == "eval" else on_cpu)]
+        return our.parse_recipe(types[kind], given)
+    raise RecipeError(f"{shown}: a recipe's files are named sft*.yaml, rl*.yaml and eval*.yaml")
+
+
+def find(parsed: Sequence[Any], name: str) -> Any:
+    """The parsed part of class `name`."""
+    return next(part for part in parsed if type(part).__name__ == name)
+
+
+def with_processes(training: Any, processes: int) -> Any:
+    """`training` as it would be among `processes` processes: its world size decides how a batch divides."""
+    training.__class__ = type("Planned", (type(training),), {"world_size": processes})
+    return training
+
+
+def sizes(datasets: Sequence[str], split: str, longitudinal: bool, target: Target, arch: Architecture) -> Sizes:
+    """Studies and their mean tokens: counted where the data set is prepared, else published counts and assumptions.
+
+    Raises:
+        RecipeError: a data set that is neither prepared nor known.
+    """
+    assume = target.assume
+    image = arch.image_tokens(image_pixels(arch, assume))
+    total, prompt, report, images, measured = 0, 0.0, 0.0, 0.0, True
+    for name in datasets:
+        path = target.data_dir / name / f"{split}.parquet"
+        if path.is_file():
+            n, words, prior_words, context_words, priors = _counted(path)
+            report_tokens, context = words * assume.tokens_per_word, context_words * assume.tokens_per_word
+            prior_tokens = prior_words * assume.tokens_per_word
+        else:
+            published = PUBLISHED_TEST if split == "test" else PUBLISHED_STUDIES
+            if name not in published:
+                raise RecipeError(
+                    f"{path} is not there, and no published size of {name} is known; prepare it first: "
+                    f"make data DATASET={name} SOURCE=/path/to/it"
+                )
+            n, measured, priors = published[name], False, assume.prior_share
+            report_tokens, context, prior_tokens = assume.report_tokens, assume.context_tokens, assume.report_tokens
+        shown = (1 + priors) if longitudinal else 1.0
+        total += n
+        report += n * report_tokens
+        images += n * shown
+        prompt += n * (
+            assume.template_tokens + context + image * shown + (priors * prior_tokens if longitudinal else 0)
+        )
+    if not total:
+        raise RecipeError(f"{', '.join(datasets)}: no studies in the split {split}")
+    return Sizes(total, prompt / total, report / total, images / total, measured)
+
+
+def image_pixels(arch: Architecture, assume: Assumptions) -> int:
+    """Pixels a side of an image: as assumed, at most what the model's position embeddings were made for (tiny models)."""
+    return min(assume.image_pixels, math.isqrt(arch.vision_num_position_embeddings) * arch.vision_patch_size)
+
+
+def _counted(path: Path) -> tuple[int, float, float, float, float]:
+    """Studies; mean words of report, of prior report (where there is one) and of context; share with a prior."""
+    import pyarrow.parquet as pq
+
+    columns = ["findings", "impression", "indication", "comparison", "prior_report"]
+    table = pq.read_table(path, columns=columns).to_pydict()
+    n = len(table["findings"])
+    words = {name: sum(len((text or "").split()) for text in table[name]) for name in columns}
+    priors = sum(text is not None for text in table["prior_report"])
+    reports, context = words["findings"] + words["impression"], words["indication"] + words["comparison"]
+    return n, reports / max(n, 1), words["prior_report"] / max(priors, 1), context / max(n, 1), priors / max(n, 1)
+
+
+# ---- one stage --------------------------------------------------------------------------------------------------------
+
+
+def plan_training(path: Path, target: Target) -> StagePlan:
+    """Figures of an SFT or GRPO stage.
+
+    Raises:
+        RecipeError: the YAML is wrong, or its batch does not divide by the GPUs.
+    """
+    from recipes.arguments import set_global_batch
+
+    parsed = parse(path, target.batch_overrides)
+    data, stage, model, training = (
+        find(parsed, "DataArguments"),
+        find(parsed, "StageArguments"),
+        find(parsed, "ModelConfig"),
+        parsed[-1],
+    )
+    grpo = path.stem.startswith("rl")
+    processes = target.gpus or 1
+    with_processes(training, processes)
+    set_global_batch(stage, training, find(parsed, "RolloutArguments") if grpo else None)
+    arch = _architecture(model.model_name_or_path, path)
+    size = sizes(data.datasets, data.train_split, data.longitudinal, target, arch)
+    plan = StagePlan(path.stem, str(path), size.studies)
+    rows = training.per_device_train_batch_size * processes * training.gradient_accumulation_steps
+    per_study = training.num_generations if grpo else 1
+    epochs = training.num_train_epochs
+    plan.steps = (
+        training.max_steps
+        if training.max_steps > 0
+        else math.ceil(size.studies * per_study * epochs * (training.num_iterations if grpo else 1) / rows)
+    )
+    rows_seen = plan.steps * rows
+    completion = min(size.report, training.max_completion_length) if grpo else size.report
+    plan.tokens_trained = rows_seen * (size.prompt + completion)
+    trainable = 0.02 if model.use_peft else 1.0
+    batch = Batch(
+        rows=training.per_device_train_batch_size,
+        tokens=math.ceil(size.prompt + (training.max_completion_length if grpo else 2 * size.report)),
+        images=size.images,
+        image_pixels=image_pixels(arch, target.assume),
+    )
+    plan.memory = training_memory(
+        arch,
+        parallel=target.parallel,
+        gpus=processes,
+        bytes_each=4 if model.dtype == "float32" else 2,
+        trainable=trainable,
+        batch=batch,
+        checkpointing=bool(training.gradient_checkpointing),
+        reference=grpo and training.beta > 0 and not model.use_peft,
+        on_gpu=bool(target.gpus),
+        reward_models=grpo and find(parsed, "RewardArguments").reward_backend == "real",
+    )
+    plan.peak = sum(plan.memory.values())
+    flops = _flops_per_token(arch, bool(training.gradient_checkpointing), trainable) * plan.tokens_trained
+    if grpo:
+        plan.rollouts = rows_seen // training.num_iterations  # the steps that reuse a generation each take a part of it
+        plan.tokens_generated = plan.rollouts * completion
+        flops += 2 * arch.parameters * plan.tokens_trained * (1 + (training.beta > 0))  # old and reference log-probs
+    seconds = flops / (target.kind.flops * target.assume.training_utilisation) if target.gpus else 0.0
+    if grpo and target.gpus:
+        seconds += _generation_seconds(plan, arch, size, training, target)
+        if find(parsed, "RewardArguments").reward_backend == "real":
+            seconds += plan.rollouts * target.assume.reward_seconds
+    plan.gpu_hours = seconds / 3600
+    plan.hours = plan.gpu_hours / processes
+    _use_measurement(plan, target)
+    if grpo and find(parsed, "RewardArguments").weight_chexprompt:
+        _judge(plan, size, find(parsed, "JudgeSettings"), target)
+    _checkpoints(plan, training, model, arch)
+    if target.gpus:
+        _fit(plan, arch, training, model, target, grpo)
+    return plan
+
+
+def _architecture(name: str, path: Path) -> Architecture:
+    """Of the stage's model; a stage that starts from an earlier one has the base model's."""
+    import yaml
+
+    known = architecture(name)
+    if known is None and (base := path.parent / "sft.yaml").is_file():
+        known = architecture(str((yaml.safe_load(base.read_text(encoding="utf-8")) or {}).get("model_name_or_path")))
+    if known is None and name.startswith("outputs/demo"):
+        known = TINY
+    if known is None:
+        raise RecipeError(
+            f"{path.name}: the size of {name} is not known; known are {', '.join(ARCHITECTURES)}, and any Qwen3-VL folder"
+        )
+    return known
+
+
+# The demo's base model before `make base` has built it (recipes/tiny_model.py; its vocabulary is about 600 tokens).
+TINY = Architecture(
+    640, 128, 256, 2, 4, 2, 32, True, 128, 256, 2, vision_num_position_embeddings=36, vision_deepstack=1
+)
+
+
+def _flops_per_token(arch: Architecture, checkpointing: bool, trainable: float) -> float:
+    """2 a parameter forward, again with checkpointing, 2 for gradients of activations, 2 for those of weights."""
+    return arch.parameters * (2 * (2 if checkpointing else 1) + 2 + 2 * trainable)
+
+
+def _generation_seconds(plan: StagePlan, arch: Architecture, size: Sizes, training: Any, target: Target) -> float:
+    """GPU seconds of vLLM: prompts once a study (prefix caching), then decoding bound by memory bandwidth."""
+    assume, kind = target.assume, target.kind
+    prefill = 2 * arch.parameters * size.prompt * plan.rollouts / training.num_generations
+    room = generation_memory(arch, kind.memory * training.vllm_gpu_memory_utilization)["cache"]
+    tokens_each = size.prompt / training.num_generations + training.max_completion_length
+    concurrent = max(1.0, min(assume.max_concurrent, room / (arch.key_value_bytes() * tokens_each)))
+    read = 2 * arch.text_parameters + concurrent * arch.key_value_bytes() * (size.prompt + size.report / 2)
+    rate = concurrent / (read / (kind.bandwidth * assume.decode_utilisation))
+    return prefill / (kind.flops * assume.prefill_utilisation) + plan.tokens_generated / rate
+
+
+def _use_measurement(plan: StagePlan, target: Target) -> None:
+    """Hours by measured throughput where benchmarks/*.json has it for this stage and GPU."""
+    kind = "grpo" if plan.rollouts else "sft"
+    for path in sorted((REPOSITORY / "benchmarks").glob("*.json")):
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        for entry in entries if isinstance(entries, list) else []:
+            if entry.get("gpu") == target.kind_name and entry.get("stage") == kind and "tokens_per_gpu_second" in entry:
+                plan.gpu_hours = plan.tokens_trained / entry["tokens_per_gpu_second"] / 3600
+                plan.hours = plan.gpu_hours / max(target.gpus, 1)
+                plan.hours_by = f"measured, {path.name}"
+
+
+def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target) -> None:
+    plan.judge = settings.judge_model if settings.judge_base_url != "offline" else "offline-rules-judge (a stand-in)"
+    plan.judge_calls = plan.rollouts
+    plan.judge_tokens_in = plan.judge_calls * (target.assume.judge_rubric_tokens + 2 * size.report)
+    plan.judge_tokens_out = plan.judge_calls * target.assume.judge_answer_tokens
+    if settings.judge_price_input is not None and settings.judge_price_output is not None:
+        plan.judge_dollars = (
+            plan.judge_tokens_in * settings.judge_price_input + plan.judge_tokens_out * settings.judge_price_output
+        ) / 1e6
+
+
+def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture) -> None:
+    if str(training.save_strategy) == "no":
+        return
+    every = training.save_steps if training.save_steps >= 1 else max(1, round(training.save_steps * plan.steps))
+    written = max(1, math.ceil(plan.steps / every))
+    plan.checkpoints = min(written, training.save_total_limit) if training.save_total_limit else written
+    settings = {"dtype": model.dtype, "use_peft": model.use_peft, "save_only_model": training.save_only_model}
+    weights_only = checkpoint_bytes(arch.parameters, settings | {"save_only_model": True})
+    plan.checkpoint_bytes = plan.checkpoints * checkpoint_bytes(arch.parameters, settings) + weights_only
+    if plan.checkpoints > 10 and not training.save_only_model:
+        plan.advice.append(
+            f"{plan.checkpoints} checkpoints with optimiser state take {format_bytes(plan.checkpoint_bytes)}; keep fewer "
+            "(save_total_limit) or save them further apart (save_steps)"
+        )
+
+
+def _fit(plan: StagePlan, arch: Architecture, training: Any, model: Any, target: Target, grpo: bool) -> None:
+    """Whether it fits, and otherwise what to change, in the order of what costs least."""
+    memory = target.kind.memory
+    if grpo and training.use_vllm and training.vllm_mode == "colocate":
+        share = memory * training.vllm_gpu_memory_utilization
+        parts = generation_memory(arch, share, training.vllm_tensor_parallel_size)
+        if parts["cache"] <= 0:
+            plan.fits = False
+            plan.advice.append(
+                f"vLLM's share ({training.vllm_gpu_memory_utilization:g} of the GPU, {format_bytes(share)}) does not hold "
+                f"the model ({format_bytes(parts['weights'])}): raise vllm_gpu_memory_utilization or "
+                "vllm_tensor_parallel_size, or use vllm_mode: server"
+            )
+        lasting = ("weights", "gradients", "optimiser", "reference", "reward models", "overhead")
+        held = sum(plan.memory.get(name, 0.0) for name in lasting)
+        # Asleep, vLLM gives its share back while the trainer works; awake, it meets the trainer's lasting part only.
+        trainer = held if training.vllm_enable_sleep_mode else plan.peak
+        plan.generating = {"trainer": trainer, "vLLM's weights": parts["weights"], "KV cache": max(0.0, parts["cache"])}
+        plan.generating["vLLM's overhead"] = parts["overhead"]
+        plan.peak = max(plan.peak, trainer + share)
+    if plan.peak <= memory:
+        return
+    plan.fits = False
+    over = format_bytes(plan.peak - memory)
+    plan.advice.append(f"{format_bytes(plan.peak)} a GPU, {over} more than a {target.kind_name} has")
+    if not training.gradient_checkpointing:
+        plan.advice.append("gradient_checkpointing: true")
+    if target.parallel in ("ddp", "single") and target.gpus > 1:
+        plan.advice.append("shard the model and its optimiser: PARALLEL=zero3 (or fsdp2)")
+    if training.per_device_train_batch_size > 1 and plan.memory["activations"] > 0.1 * memory:
+        plan.advice.append("a smaller per_device_train_batch_size (the global batch stays)")
+    if grpo and training.use_vllm and training.vllm_mode == "colocate":
+        plan.advice.append("vLLM on GPUs of its own: vllm_mode: server, make vllm-server")
+    if not model.use_peft:
+        needed = next(
+            (n for n in (2, 4, 8, 16, 32, 64) if n > target.gpus and _peak_with(plan, target.gpus, n) <= memory), None
+        )
+        if needed:
+            plan.advice.append(f"GPUS={needed} with PARALLEL=zero3")
+        plan.advice.append("LoRA: use_peft: true, lora_r: 64")
+
+
+def _peak_with(plan: StagePlan, now: int, gpus: int) -> float:
+    """The peak were what can be sharded spread over `gpus` instead of `now` GPUs."""
+    sharded = sum(plan.memory.get(name, 0.0) for name in ("weights", "gradients", "optimiser", "reference"))
+    return plan.peak - sharded + sharded * now / gpus
+
+
+def plan_evaluation(path: Path, target: Target, arch: Architecture) -> StagePlan:
+    """Figures of the evaluation of one model."""
+    parsed = parse(path)
+    evaluation, judge = parsed
+    size = sizes(
+        [*evaluation.datasets, *evaluation.zero_shot_datasets], evaluation.split, evaluation.longitudinal, target, arch
+    )
+    plan = StagePlan(path.stem, str(path), size.studies)
+    plan.tokens_generated = size.studies * size.report
+    if target.gpus:
+        parts = generation_memory(arch, target.kind.memory * 0.9)
+        plan.memory = {"weights": parts["weights"], "activations": parts["overhead"]}
+        plan.peak = sum(plan.memory.values())
+        if parts["cache"] <= 0:
+            plan.fits = False
+            plan.advice.append(
+                f"{format_bytes(parts['weights'])} of weights do not fit a {target.kind_name}; use more GPUs"
+            )
+        assume, kind = target.assume, target.kind
+        concurrent = max(
+            1.0, min(assume.max_concurrent, parts["cache"] / (arch.key_value_bytes() * (size.prompt + size.report)))
+        )
+        read = 2 * arch.text_parameters + concurrent * arch.key_value_bytes() * size.prompt
+        decode = plan.tokens_generated * read / concurrent / (kind.bandwidth * assume.decode_utilisation)
+        prefill = 2 * arch.parameters * size.prompt * size.studies / (kind.flops * assume.prefill_utilisation)
+        plan.gpu_hours = (decode + prefill) / 3600
+        plan.hours = plan.gpu_hours
+    if judge.judge_base_url:
+        plan.rollouts, rollouts = size.studies, plan.rollouts
+        _judge(plan, size, judge, target)
+        plan.rollouts = rollouts
+    return plan
+
+
+def plan_recipe(recipe: str, target: Target, stages: Sequence[str] = ()) -> list[StagePlan]:
+    """The named stages of a recipe (names of its YAML files), or all.
+
+    Raises:
+        RecipeError: one of its files is wrong, or cannot run on so many GPUs.
+    """
+    files = {path.stem: path for path in recipe_files(recipe)}
+    if unknown := sorted(set(stages) - set(files)):
+        raise RecipeError(f"recipe {recipe} has no {', '.join(unknown)}; it has {', '.join(files)}")
+    plans = []
+    for path in (files[name] for name in stages or files):
+        if path.stem.startswith("eval"):
+            first = path.parent / "sft.yaml"
+            model = find(parse(first), "ModelConfig").model_name_or_path if first.is_file() else ""
+            plans.append(plan_evaluation(path, target, _architecture(model, path)))
+        else:
+            plans.append(plan_training(path, target))
+    return plans
+
+
+# ---- output -----------------------------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """1234567 as `1.23 M`."""
+    for factor, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if value >= factor:
+            return f"{value / (1e3 if unit == ' k' else factor):.3g}{unit}"
+    return f"{value:,.0f}"
+
+
+def hours(value: float) -> str:
+    """Hours for people: `40 min`, `12 h`, `5.1 days`."""
+    if value < 1:
+        return f"{value * 60:.0f} min"
+    return f"{value:.1f} h" if value < 48 else f"{value / 24:.1f} days"
+
+
+def table(plans: Sequence[StagePlan], target: Target) -> str:
+    """The plans for a screen."""
+    where = f"{target.gpus} × {target.kind_name} ({format_bytes(target.kind.memory)}), {target.parallel}"
+    lines = [f"on {where}" if target.gpus else "on CPU"]
+    for plan in plans:
+        lines += ["", f"{plan.stage}: {plan.studies:,} studies"]
+        if plan.steps:
+            lines.append(
+                f"  work     {plan.steps:,} steps"
+                + (f", {plan.rollouts:,} rollouts" if plan.rollouts else "")
+                + f", {number(plan.tokens_trained)} tokens trained"
+                + (f", {number(plan.tokens_generated)} generated" if plan.tokens_generated else "")
+            )
+        elif plan.tokens_generated:
+            lines.append(f"  work     {number(plan.tokens_generated)} tokens generated, one model")
+        if plan.memory:
+            parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.memory.items() if size >= 2**20)
+            verdict = "" if not target.gpus else (" fits" if plan.fits else " DOES NOT FIT")
+            lines.append(f"  memory   {format_bytes(plan.peak)}{' a GPU' if target.gpus else ''}{verdict}")
+            lines.append(f"           training: {parts}")
+            if plan.generating:
+                parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.generating.items())
+                lines.append(f"           generating: {parts}")
+        if plan.gpu_hours:
+            lines.append(
+                f"  time     {hours(plan.hours)} ({plan.gpu_hours:,.{0 if plan.gpu_hours >= 10 else 1}f} GPU hours, by {plan.hours_by})"
+            )
+        if plan.judge_calls:
+            price = f", ${plan.judge_dollars:,.0f}" if plan.judge_dollars is not None else ""
+            lines.append(
+                f"  judge    {plan.judge}: {plan.judge_calls:,} calls at most (equal pairs are asked once), "
+                f"{number(plan.judge_tokens_in)} tokens in, {number(plan.judge_tokens_out)} out{price}"
+            )
+            if target.gpus:
+                own = (
+                    plan.judge_tokens_in - plan.judge_calls * target.assume.judge_rubric_tokens + plan.judge_tokens_out
+                )
+                speed = target.kind.flops * target.assume.prefill_utilisation
+                least = 2 * target.assume.judge_parameters * own / speed / 3600
+                lines.append(
+                    f"           on a vLLM server of one's own, prefix caching: at least {least:,.0f} GPU hours"
+                )
+        if plan.checkpoint_bytes:
+            lines.append(
+                f"  disk     {format_bytes(plan.checkpoint_bytes)}: {plan.checkpoints} checkpoint(s) and the final model"
+            )
+        lines += [f"  change   {line}" for line in plan.advice]
+    images = sum({plan.stage.split("_")[0]: plan.studies for plan in plans}.values()) * target.assume.image_bytes
+    lines += ["", f"disk for prepared images, at most: {format_bytes(images)}"]
+    lines += ["", "assumed (--assume name=value changes one):"]
+    lines.append("  " + ", ".join(f"{name} {value:g}" for name, value in asdict(target.assume).items()))
+    lines.append("  studies and lengths are counted where a data set is prepared, else published counts")
+    return "\n".join(lines)
+
+
+def read_assumptions(pairs: Sequence[str]) -> Assumptions:
+    """`name=value` pairs over the defaults.
+
+    Raises:
+        RecipeError: an unknown name, or a value that is no number above 0.
+    """
+    defaults = asdict(Assumptions())
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in defaults:
+            raise RecipeError(f"--assume {pair}: no such assumption; there are {', '.join(defaults)}")
+        try:
+            value = float(text)
+        except ValueError:
+            raise RecipeError(f"--assume {pair}: {text!r} is no number") from None
+        if not 0 < value < math.inf:
+            raise RecipeError(f"--assume {pair}: it must be above 0")
+        given[name] = type(defaults[name])(value)
+    return Assumptions(**given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.plan"
+    )
+    parser.add_argument("--recipe", default="unirg_cxr", help="folder under recipes/")
+    parser.add_argument(
+        "--gpus", type=int, help="GPUs that train, over all nodes; 0 is a CPU. Default: those here, or 8"
+    )
+    parser.add_argument("--gpu", choices=GPUS, default="h100", help="which GPU")
+    parser.add_argument("--parallel", choices=PARALLEL, help="default: zero3 for several GPUs")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--assume", nargs="+", default=[], metavar="NAME=VALUE", help="change assumptions")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given, overrides = parser.parse_known_args()
+    if given.gpus is not None and given.gpus < 0:
+        raise RecipeError(f"--gpus {given.gpus}: it must be 0 (CPU) or more")
+    gpus = given.gpus if given.gpus is not None else default_gpus(given.recipe)
+    parallel = given.parallel or ("zero3" if gpus > 1 else "single")
+    target = Target(gpus, given.gpu, parallel, given.data_dir, read_assumptions(given.assume), tuple(overrides))
+    plans = plan_recipe(given.recipe, target, given.stage)
+    if given.json:
+        content = {"gpus": gpus, "gpu": given.gpu, "parallel": parallel, "assumptions": asdict(target.assume)}
+        print(json.dumps(content | {"stages": [asdict(plan) for plan in plans]}, indent=1))
+    else:
+        print(table(plans, target))
+    if not all(plan.fits for plan in plans):
+        sys.exit(1)
+
+
+def default_gpus(recipe: str) -> int:
+    """0 for the demo; else those of this machine, or eight where it has none."""
+    return 0 if recipe == "demo" else len(machine.gpus()) or 8
+
+
+if __name__ == "__main__":
+    run_command(main, machine.MachineError)

@@ -1,0 +1,290 @@
+"""`make plan`: sizes against the real model classes, memory against what PyTorch does, costs against arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from launch.memory import Batch, text_layer_bytes, training_memory, vision_layer_bytes
+from launch.models import ARCHITECTURES, Architecture, checkpoint_bytes
+from launch.plan import (
+    Assumptions,
+    Target,
+    parse,
+    plan_recipe,
+    plan_training,
+    read_assumptions,
+    recipe_files,
+    table,
+)
+from recipes.errors import RecipeError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def target(gpus=8, gpu="h100", parallel="zero3", data_dir="data_that_is_not_there", **assumed):
+    return Target(gpus, gpu, parallel, Path(data_dir), Assumptions(**assumed))
+
+
+# ---- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [  # "Model size" of the hub's model cards, billions of parameters
+        ("Qwen3-VL-2B-Instruct", 2.127),
+        ("Qwen3-VL-4B-Instruct", 4.438),
+        ("Qwen3-VL-8B-Instruct", 8.767),
+        ("Qwen3-VL-32B-Instruct", 33.36),
+    ],
+)
+def test_parameters_of_the_released_models(name, published):
+    assert ARCHITECTURES[name].parameters / 1e9 == pytest.approx(published, rel=2e-3)
+
+
+def small(layers=2, hidden=128, mlp=256, vision_depth=2, vision_hidden=64):
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": 512,
+            "hidden_size": hidden,
+            "intermediate_size": mlp,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": vision_depth,
+            "hidden_size": vision_hidden,
+            "intermediate_size": 2 * vision_hidden,
+            "num_heads": 4,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": hidden,
+            "num_position_embeddings": 36,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=5,
+        video_token_id=6,
+        vision_start_token_id=7,
+        vision_end_token_id=8,
+        tie_word_embeddings=True,
+    )
+
+
+def test_parameters_equal_those_of_the_model_itself():
+    config = small()
+    model = Qwen3VLForConditionalGeneration(config)
+    assert Architecture.from_config(config.to_dict()).parameters == sum(p.numel() for p in model.parameters())
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------------
+
+ROWS, TOKENS = 4, 80
+
+
+def saved_bytes(config: Qwen3VLConfig) -> int:
+    """Bytes that a forward pass of images and text keeps for the backward pass, parameters left out."""
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(config)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # holds it, so that its address is not given again
+        return tensor
+
+    ids = torch.full((ROWS, TOKENS), 9)
+    ids[:, 1:10] = config.image_token_id
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == config.image_token_id).int(),
+            pixel_values=torch.randn(ROWS * 36, 1536),
+            image_grid_thw=torch.tensor([[1, 6, 6]] * ROWS),
+        )
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_activations_of_a_layer_are_what_pytorch_saves():
+    """The difference between models of 2 and 4 layers (blocks) is that of two layers (blocks)."""
+    base = saved_bytes(small())
+    text = (saved_bytes(small(layers=4)) - base) / 2 / (ROWS * TOKENS)
+    vision = (saved_bytes(small(vision_depth=4)) - base) / 2 / (ROWS * 36)
+    arch = Architecture.from_config(small().to_dict())
+    assert text_layer_bytes(arch, 4) == pytest.approx(text, rel=0.05)
+    assert vision_layer_bytes(arch, 4) == pytest.approx(vision, rel=0.25)
+
+
+def test_model_states_follow_the_zero_paper():
+    """Rajbhandari et al. 2020, Figure 1: 7.5 B parameters on 64 GPUs, 16 bytes a parameter with mixed precision."""
+    arch = ARCHITECTURES["Qwen3-VL-8B-Instruct"]
+
+    def states(parallel, gpus):
+        parts = training_memory(arch, parallel, gpus, 2, Batch(1, 1))
+        return sum(parts[name] for name in ("weights", "gradients", "optimiser")) / arch.parameters
+
+    assert states("zero2", 1) == pytest.approx(16)
+    assert states("zero2", 64) == pytest.approx(16.6 / 7.5, rel=0.01)
+    assert states("zero3", 64) == pytest.approx(1.9 / 7.5, rel=0.02)
+
+
+def test_lora_of_an_8_b_model_peaks_as_torchtune_measured():
+    """torchtune's README: Llama 3.1 8B, LoRA, 2 rows of 2,048 tokens, activation checkpointing, one RTX 4090: 16.2 GiB."""
+    llama = Architecture(128256, 4096, 14336, 32, 32, 8, 128, False, 0, 0, 0, vision_num_position_embeddings=0)
+    assert llama.text_parameters / 1e9 == pytest.approx(8.03, rel=1e-3)
+    parts = training_memory(llama, "single", 1, 2, Batch(2, 2048), trainable=0.002)
+    weights_less_vision = parts["weights"] * llama.text_parameters / llama.parameters
+    peak = weights_less_vision + sum(size for name, size in parts.items() if name not in ("weights", "overhead"))
+    assert peak / 2**30 == pytest.approx(16.2, rel=0.15)
+
+
+STEP = """
+import resource, sys, torch
+sys.path.insert(0, "tests")
+from test_launch_plan import small
+from transformers import Qwen3VLForConditionalGeneration
+rows = int(sys.argv[1])
+model = Qwen3VLForConditionalGeneration(small(layers=4, vision_depth=1))
+optimizer = torch.optim.AdamW(model.parameters())
+ids = torch.full((rows, 256), 9)
+for _ in range(2):
+    hidden = model.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    hidden.pow(2).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_peak_of_training_steps_grows_with_the_batch_as_planned():
+    """Resident memory of whole optimiser steps, 96 rows against 4; the interpreter and libraries cancel out."""
+
+    def peak(rows: int) -> int:
+        run = subprocess.run(
+            [sys.executable, "-c", STEP, str(rows)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        return int(run.stdout)
+
+    arch = Architecture.from_config(small(layers=4).to_dict())
+    grown = peak(96) - peak(4)
+    planned = 92 * 256 * 4 * text_layer_bytes(arch, 4)
+    assert grown == pytest.approx(planned, rel=0.3)
+
+
+# ---- costs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", sorted({path.parent.name for path in REPOSITORY.glob("recipes/*/sft.yaml")}))
+def test_every_yaml_of_every_shipped_recipe_parses(recipe):
+    for path in recipe_files(recipe):
+        assert parse(path)
+
+
+def test_the_paper_recipe_on_eight_gpus():
+    stages = ("sft", "rl_step1", "rl_step2", "eval")
+    plans = {plan.stage: plan for plan in plan_recipe("unirg_cxr", target(), stages)}
+    studies = 222_758 + 187_511 + 140_000 + 2_069
+    sft, rl1, rl2 = (plans[name] for name in ("sft", "rl_step1", "rl_step2"))
+    assert sft.studies == studies
+    assert sft.steps == -(-studies * 3 // 256)
+    assert rl1.steps == -(-studies // 256)  # one epoch of 256 prompts a step
+    assert rl1.rollouts == rl1.steps * 256 * 16
+    assert rl1.judge_calls == 0
+    assert rl2.judge_calls == rl2.rollouts
+    assert rl2.gpu_hours > rl1.gpu_hours  # the reference model's pass on top
+    assert "reference" in rl2.memory
+    assert "reference" not in rl1.memory
+    assert 24 < rl1.hours < 24 * 30  # the paper's eight-GPU nodes for days
+    assert sft.fits
+    shown = table(list(plans.values()), target())
+    for word in ("steps", "rollouts", "GPU hours", "judge", "disk", "assumed", "training_utilisation"):
+        assert word in shown
+
+
+def test_one_24_gb_gpu_does_not_hold_it_and_is_told_what_to_change():
+    plan = plan_training(REPOSITORY / "recipes/unirg_cxr/sft.yaml", target(1, "rtx4090", "single"))
+    assert not plan.fits
+    assert any("LoRA" in line for line in plan.advice)
+
+
+def test_a_stage_that_a_recipe_lacks_is_named():
+    with pytest.raises(RecipeError, match="recipe demo has no rl_step9; it has sft, rl_step1"):
+        plan_recipe("demo", target(), ["rl_step9"])
+
+
+def test_gpus_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(RecipeError, match=r"does not divide by .* 3 processes"):
+        plan_training(REPOSITORY / "recipes/unirg_cxr/sft.yaml", target(3))
+
+
+def test_prepared_data_is_counted_and_not_assumed(phantom_data):
+    plan = plan_training(REPOSITORY / "recipes/demo/rl_step1.yaml", target(0, parallel="single", data_dir=phantom_data))
+    assert plan.studies == 64
+    settings = yaml.safe_load((REPOSITORY / "recipes/demo/rl_step1.yaml").read_text())
+    assert plan.steps == settings["max_steps"]
+    assert plan.rollouts == settings["max_steps"] * settings["global_batch_size"] * settings["num_generations"]
+    assert 0.7 * 2**30 < plan.peak < 2 * 2**30  # one process; runs of the demo peak at about 1 GiB
+
+
+def test_a_data_set_that_is_neither_prepared_nor_published_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"phantom_\w+.*make data DATASET="):
+        plan_training(REPOSITORY / "recipes/demo/sft.yaml", target(0, data_dir=tmp_path))
+
+
+def test_judge_prices_make_a_sum(tmp_path):
+    text = (REPOSITORY / "recipes/unirg_cxr/rl_step2.yaml").read_text()
+    path = tmp_path / "rl_step2.yaml"
+    path.write_text(text + "judge_price_input: 2.0\njudge_price_output: 8.0\n")
+    (tmp_path / "sft.yaml").write_text((REPOSITORY / "recipes/unirg_cxr/sft.yaml").read_text())
+    plan = plan_training(path, target())
+    expected = (plan.judge_tokens_in * 2 + plan.judge_tokens_out * 8) / 1e6
+    assert plan.judge_dollars == pytest.approx(expected)
+
+
+def test_checkpoints_by_hand():
+    assert checkpoint_bytes(10, {"dtype": "float32"}) == 10 * (4 + 8)
+    assert checkpoint_bytes(10, {"dtype": "bfloat16"}) == 10 * (2 + 12)
+    assert checkpoint_bytes(10, {"dtype": "bfloat16", "save_only_model": True}) == 20
+
+
+@pytest.mark.parametrize("pair", ["prior_shar=1", "prior_share=much", "prior_share=0", "prior_share=inf"])
+def test_a_wrong_assumption_is_refused(pair):
+    with pytest.raises(RecipeError, match="--assume"):
+        read_assumptions([pair])
+
+
+def test_an_assumption_changes_the_result():
+    path = REPOSITORY / "recipes/unirg_cxr/sft.yaml"
+    slow = plan_training(path, target(training_utilisation=0.1)).gpu_hours
+    assert slow == pytest.approx(3.5 * plan_training(path, target()).gpu_hours)
+
+
+@pytest.mark.slow
+def test_the_command_prints_json_and_one_line_for_a_mistake():
+    command = [sys.executable, "-m", "launch.plan", "--gpus", "8", "--json"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert {stage["stage"] for stage in json.loads(run.stdout)["stages"]} >= {"sft", "rl_step1", "rl_step2", "eval"}
+    run = subprocess.run([*command, "--recipe", "nothing"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: no recipe 'nothing'")
+    assert run.stderr.count("\n") == 1
