@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from launch.provenance import write_run
 from recipes.errors import RecipeError
 from recipes.models import is_adapter, merge_adapter, model_fingerprint
 from rewards.chexprompt.governance import is_open
@@ -164,6 +165,7 @@ def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
                 print(f"{folder}: incomplete, its writing was cut short; removed", flush=True)
                 shutil.rmtree(folder)
         write_json(path, settings)
+        write_run(output_dir, output_dir.name, settings["seed"], state.num_processes)
     state.wait_for_everyone()
     checkpoint = get_last_checkpoint(str(output_dir))
     if checkpoint:

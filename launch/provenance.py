@@ -1,0 +1,236 @@
+"""What made an output: `run.json` in its folder, and the commands that make it again.
+
+python -m launch.provenance outputs/demo/sft       (make reproduce OUTPUT=outputs/demo/sft)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+NAME = "run.json"
+PATCH = "run.patch"
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = (
+    "torch",
+    "trl",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "deepspeed",
+    "vllm",
+    "flash-attn",
+    "liger-kernel",
+    "bert-score",
+    "radgraph",
+    "f1chexbert",
+)
+# Variables that change what is computed or where; never one that may hold a key.
+_ENVIRONMENT = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTHONHASHSEED",
+    "NCCL_ALGO",
+    "HF_HUB_OFFLINE",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+    "ACCELERATE_USE_FSDP",
+    "FSDP_VERSION",
+    "SLURM_JOB_NUM_NODES",
+)
+_PATCH_LIMIT = 5 * 2**20
+
+
+class ProvenanceError(ValueError):
+    """An output folder that does not say what made it: one line."""
+
+
+def versions() -> dict[str, str]:
+    """The versions of the installed packages that decide the numbers."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    """git's answer in this repository, or None where there is no git or no repository."""
+    try:
+        run = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout if run.returncode == 0 else None
+
+
+def code_state() -> dict[str, Any]:
+    """The code's git revision, and whether files differ from it; without git a sha256 over the Python files."""
+    revision = _git("rev-parse", "HEAD")
+    if revision is None:
+        digest = hashlib.sha256()
+        for folder in ("recipes", "rewards", "data_prep", "evaluation", "launch"):
+            for path in sorted((REPOSITORY / folder).rglob("*.py")):
+                digest.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
+        return {"revision": None, "source_sha256": digest.hexdigest()}
+    changed = _git("status", "--porcelain", "--untracked-files=no") or ""
+    return {"revision": revision.strip(), "changed_files": [line[3:] for line in changed.splitlines()]}
+
+
+def command() -> list[str]:
+    """This process's command, without the interpreter's path and with no user name or key inside an address."""
+    words = list(sys.orig_argv[1:])
+    while words and words[0] == "-u":
+        words.pop(0)
+    return ["python", *(re.sub(r"//[^/@\s]+@", "//", word) for word in words)]
+
+
+def write_run(output_dir: Path, stage: str, seed: int, processes: int = 1) -> dict[str, Any]:
+    """Write `run.json` (and, where code differs from its revision, `run.patch`) to `output_dir`; returns its content.
+
+    To be called by the main process before long work, so that an interrupted run has it too. A run that goes on from
+    a checkpoint adds itself to `runs`.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    words = command()
+    recipe = Path(words[words.index("--config") + 1]) if "--config" in words[:-1] else None
+    run: dict[str, Any] = {
+        "stage": stage,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": words,
+        "processes": processes,
+        "seed": seed,
+        "code": code_state(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+    }
+    if recipe is not None and recipe.is_file():
+        content = recipe.read_bytes()
+        run["recipe"] = {"file": str(recipe), "sha256": hashlib.sha256(content).hexdigest(), "text": content.decode()}
+    if run["code"].get("changed_files"):
+        patch = _git("diff", "HEAD", "--binary") or ""
+        if len(patch) <= _PATCH_LIMIT:
+            _write(output_dir / PATCH, patch)
+            run["code"]["patch"] = PATCH
+            run["code"]["patch_sha256"] = hashlib.sha256(patch.encode()).hexdigest()
+    path = output_dir / NAME
+    earlier = read_run(output_dir)["runs"] if path.is_file() else []
+    content = {"runs": [*earlier, run]}
+    _write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return content
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_run(output_dir: Path) -> dict[str, Any]:
+    """The content of a folder's `run.json`.
+
+    Raises:
+        ProvenanceError: there is none, or it is damaged.
+    """
+    path = output_dir / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for run in content["runs"]:
+            run["command"], run["code"], run["versions"], run["seed"]
+    except FileNotFoundError:
+        raise ProvenanceError(f"{output_dir} has no {NAME}; give a stage's folder, e.g. outputs/demo/sft") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProvenanceError(f"{path} is damaged ({error})") from error
+    return content
+
+
+def reproduction(output_dir: Path) -> list[str]:
+    """The shell commands that make a folder's output again, with comments, in order."""
+    runs = read_run(output_dir)["runs"]
+    last = runs[-1]
+    code = last["code"]
+    lines = []
+    if code.get("revision"):
+        lines.append(f"git checkout {code['revision']}")
+        if code.get("patch"):
+            lines.append(f"git apply {shlex.quote(str(output_dir / code['patch']))}    # the code had changes")
+        elif code.get("changed_files"):
+            lines.append(f"# the code had changes that were not kept: {', '.join(code['changed_files'][:5])}")
+    else:
+        lines.append(f"# no git revision is known; the code's sha256 was {code.get('source_sha256')}")
+    pins = " ".join(f"{name}=={number.split('+')[0]}" for name, number in last["versions"].items())
+    lines.append(f"python{'.'.join(last['python'].split('.')[:2])} -m venv .venv && .venv/bin/pip install {pins}")
+    if len(runs) > 1:
+        lines.append(f"# {len(runs)} runs, each going on from the checkpoint of the one before; one run does the same")
+    lines.append(_full_command(last))
+    lines.append(f"# seed {last['seed']}, {last['processes']} process(es), Python {last['python']}, {last['platform']}")
+    return lines
+
+
+def _full_command(run: dict[str, Any]) -> str:
+    variables = [f"{name}={shlex.quote(value)}" for name, value in run["environment"].items()]
+    words = run["command"][1:]
+    if run["processes"] > 1 and "launch.torchrun" not in words:
+        words = ["-m", "launch.torchrun", "--standalone", "--nproc_per_node", str(run["processes"]), *words]
+        if any(name.startswith(("ACCELERATE_USE", "FSDP")) for name in run["environment"]):
+            words = ["-m", "launch.start", "--gpus", str(run["processes"]), "--", *run["command"][1:]]
+    return " ".join([*variables, ".venv/bin/python", *map(shlex.quote, words)])
+
+
+def changed_since(output_dir: Path) -> list[str]:
+    """What differs between the run and here: revision, package versions, Python; empty where nothing does."""
+    last = read_run(output_dir)["runs"][-1]
+    here, now = versions(), code_state()
+    found = []
+    if now.get("revision") != last["code"].get("revision"):
+        found.append(f"code {str(last['code'].get('revision'))[:12]} → {str(now.get('revision'))[:12]}")
+    for name in sorted({*here, *last["versions"]}):
+        before, after = last["versions"].get(name), here.get(name)
+        if before != after:
+            found.append(f"{name} {before} → {after}")
+    if platform.python_version() != last["python"]:
+        found.append(f"Python {last['python']} → {platform.python_version()}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.provenance"
+    )
+    parser.add_argument("output", type=Path, help="a stage's folder, e.g. outputs/demo/sft")
+    given = parser.parse_args(arguments)
+    try:
+        print("\n".join(reproduction(given.output)))
+        differences = changed_since(given.output)
+    except ProvenanceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"# this machine differs in: {', '.join(differences)}"
+        if differences
+        else "# this machine has the same versions"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
