@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The judge on its own vLLM server: an OpenAI-compatible endpoint on this machine, so that no report leaves it.
+#   CUDA_VISIBLE_DEVICES=7 launch/judge_server.sh          then: make rl-step2 JUDGE_URL=http://127.0.0.1:8001/v1
+# The rubric is the same in every request: prefix caching computes it once.
+set -euo pipefail
+
+JUDGE_MODEL=${JUDGE_MODEL:-Qwen/Qwen3-32B}
+HOST=${HOST:-127.0.0.1}
+PORT=${PORT:-8001}
+TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}
+DATA_PARALLEL=${DATA_PARALLEL:-1}           # copies of the model, for more calls a second
+MAX_MODEL_LEN=${MAX_MODEL_LEN:-8192}
+MAX_SEQUENCES=${MAX_SEQUENCES:-256}
+MEMORY=${MEMORY:-0.92}
+VLLM=${VLLM:-.venv/bin/vllm}
+PYTHON=${PYTHON:-.venv/bin/python}
+EXTRA=${EXTRA:-}
+
+if ! command -v "$VLLM" >/dev/null; then
+  echo "error: no vLLM at $VLLM; install it: .venv/bin/pip install -r requirements-gpu.txt -c constraints.txt" >&2; exit 2
+fi
+if ! "$PYTHON" -c 'import sys; from launch.machine import port_is_free; sys.exit(not port_is_free(int(sys.argv[1]), sys.argv[2]))' "$PORT" "$HOST"; then
+  echo "error: port $PORT on $HOST is in use; choose another: PORT=$((PORT + 1))" >&2; exit 2
+fi
+
+export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+# shellcheck disable=SC2086  # EXTRA is a list of options
+exec "$VLLM" serve "$JUDGE_MODEL" --host "$HOST" --port "$PORT" \
+  --tensor-parallel-size "$TENSOR_PARALLEL" --data-parallel-size "$DATA_PARALLEL" \
+  --max-model-len "$MAX_MODEL_LEN" --max-num-seqs "$MAX_SEQUENCES" --gpu-memory-utilization "$MEMORY" \
+  --enable-prefix-caching $EXTRA

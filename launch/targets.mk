@@ -1,0 +1,36 @@
+# Where it runs: this machine's readiness, the recipe's cost, weights, servers, reproduction. Included by the Makefile.
+
+GPU         ?= h100
+NODES       ?= 1
+PARALLEL    ?=
+WEIGHTS_DIR ?= weights
+MIRROR      ?=
+OUTPUT      ?=
+STAGE_ASKED := $(filter data sft rl_step1 rl_step2 eval,$(ASK))
+
+.PHONY: doctor plan weights weights-check reproduce judge-server vllm-server
+
+doctor: ## is this machine ready? [ASK=sft] one stage only; [ARGS=--json]
+	@$(or $(wildcard $(PYTHON)),$(SYSTEM_PYTHON)) -m launch.doctor --recipe $(RECIPE) --data_dir $(DATA) --weights_dir $(WEIGHTS_DIR) \
+	  --run $(OUT) $(if $(GPUS),--gpus $(GPUS)) $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) \
+	  $(if $(STAGE_ASKED),--stage $(STAGE_ASKED)) $(ARGS)
+
+plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [PARALLEL=zero3] [ASK=sft]
+	@$(PYTHON) -m launch.plan --recipe $(RECIPE) --gpu $(GPU) --data_dir $(DATA) \
+	  $(if $(GPUS),--gpus $$(($(GPUS) * $(NODES)))) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(ASK),--stage $(ASK)) $(ARGS)
+
+weights: setup ## base model and metric weights into WEIGHTS_DIR [MIRROR=https://…] [ARGS="--only metrics"]
+	@$(PYTHON) -m launch.weights --out $(WEIGHTS_DIR) $(if $(MIRROR),--mirror $(MIRROR)) $(ARGS)
+
+weights-check: setup ## check every sha256 of WEIGHTS_DIR against its lock file
+	@$(PYTHON) -m launch.weights --out $(WEIGHTS_DIR) --verify
+
+reproduce: setup ## the commands that made an output: OUTPUT=outputs/demo/sft
+	@test -n "$(OUTPUT)" || { echo "error: name the stage's folder: make reproduce OUTPUT=$(OUT)/sft" >&2; exit 2; }
+	@$(PYTHON) -m launch.provenance $(OUTPUT)
+
+judge-server: setup ## a local judge by vLLM [JUDGE_MODEL=Qwen/Qwen3-32B] [PORT=8001]
+	@launch/judge_server.sh
+
+vllm-server: setup ## rollouts on GPUs of their own: MODEL=outputs/unirg_cxr/sft/final [PORT=8000]
+	@launch/vllm_server.sh

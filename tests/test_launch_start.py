@@ -1,0 +1,301 @@
+"""Starting a stage: the right launcher, mistakes in one line before time is spent, and the Slurm files by a fake srun."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import launch.machine
+from launch import start
+from launch.machine import Gpu, MachineError
+from launch.rank import accelerate_environment, distributed_environment
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SFT = ["-m", "recipes.sft", "--config", str(REPOSITORY / "recipes/unirg_cxr/sft.yaml")]
+DEMO = ["-m", "recipes.sft", "--config", str(REPOSITORY / "recipes/demo/sft.yaml")]
+SCRIPTS = sorted([*REPOSITORY.glob("launch/*.sh"), *REPOSITORY.glob("launch/slurm/*")])
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch):
+    monkeypatch.setattr(launch.machine, "gpus", lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
+    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 10 * 2**40)
+    for name in ("MASTER_PORT", "MASTER_ADDR", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_cpu_recipe_is_plain_python_or_torchrun():
+    assert start.build(None, 1, None, 1, DEMO) == [sys.executable, *DEMO]
+    command = start.build(None, 1, None, 2, DEMO)
+    assert command[1:6] == ["-m", "launch.torchrun", "--standalone", "--nproc_per_node", "2"]
+    assert command[6:] == DEMO
+
+
+def test_several_gpus_are_accelerates(eight_gpus):
+    command = start.build(8, 1, "fsdp2", 1, SFT)
+    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    assert command[command.index("--config_file") + 1].endswith("launch/accelerate/fsdp2.yaml")
+    assert command[command.index("--num_processes") + 1] == "8"
+    assert command[-len(SFT) :] == SFT
+    assert start.build(1, 1, None, 1, SFT) == [sys.executable, *SFT]
+
+
+def test_several_nodes_take_their_place_from_the_environment(eight_gpus, monkeypatch):
+    with pytest.raises(MachineError, match="NODES=2 needs NODE_RANK"):
+        start.build(8, 2, "fsdp2", 1, SFT)
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    command = start.build(8, 2, "fsdp2", 1, SFT)
+    for flag, value in (("--num_processes", "16"), ("--machine_rank", "1"), ("--main_process_ip", "node0")):
+        assert command[command.index(flag) + 1] == value
+
+
+def test_no_gpu_too_few_gpus_and_a_missing_engine_are_one_line(eight_gpus, monkeypatch):
+    with pytest.raises(MachineError, match="16 GPUs asked for, 8 here; use GPUS=8"):
+        start.build(16, 1, "fsdp2", 1, SFT)
+    monkeypatch.setattr(start, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match=r"needs DeepSpeed: .*requirements-gpu.*PARALLEL=fsdp2"):
+        start.build(8, 1, "zero3", 1, SFT)
+    assert start.default_parallel() == "fsdp2"
+    monkeypatch.setattr(launch.machine, "gpus", lambda: [])
+    with pytest.raises(MachineError, match="none is here; try the CPU demo"):
+        start.build(8, 1, "fsdp2", 1, SFT)
+
+
+def test_a_batch_that_does_not_divide_names_a_number_that_does(eight_gpus):
+    with pytest.raises(MachineError, match=r"256 rows does not divide by 3 processes .* use GPUS=2"):
+        start.build(3, 1, "fsdp2", 1, SFT)
+    start.build(3, 1, "fsdp2", 1, [*SFT, "--global_batch_size", "384"])
+    with pytest.raises(MachineError, match="4096 rows does not divide by 5 processes"):
+        start.build(5, 1, "fsdp2", 1, [*SFT[:2], "--config", str(REPOSITORY / "recipes/unirg_cxr/rl_step1.yaml")])
+
+
+def test_a_port_in_use_is_one_line(eight_gpus, monkeypatch):
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(MachineError, match=rf"port {port} is in use.*MASTER_PORT={port + 1}"):
+            start.build(8, 1, "fsdp2", 1, SFT)
+    monkeypatch.setenv("MASTER_PORT", "many")
+    with pytest.raises(MachineError, match="from 1 to 65535"):
+        start.build(8, 1, "fsdp2", 1, SFT)
+
+
+def test_a_full_disk_is_one_line_before_training(eight_gpus, monkeypatch):
+    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 30 * 2**30)
+    with pytest.raises(MachineError, match=r"has 30\.0 GiB free, a checkpoint and the final model need"):
+        start.build(8, 1, "fsdp2", 1, SFT)
+
+
+def test_the_command_line_ends_in_one_line(tmp_path):
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "launch.start",
+            "--gpus",
+            "8",
+            "--",
+            "-m",
+            "recipes.sft",
+            "--config",
+            str(tmp_path / "no.yaml"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: cannot read the recipe")
+    assert run.stderr.count("\n") == 1
+
+
+# ---- accelerate configurations and Slurm's environment -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("launch/accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_every_accelerate_configuration_is_one_that_accelerate_reads(path):
+    environment = accelerate_environment(path)
+    kind = yaml.safe_load(path.read_text())["distributed_type"]
+    assert (environment.get("ACCELERATE_USE_DEEPSPEED") == "true") == (kind == "DEEPSPEED")
+    assert (environment.get("ACCELERATE_USE_FSDP") == "true") == (kind == "FSDP")
+    assert environment["ACCELERATE_MIXED_PRECISION"] == ("no" if path.stem == "cpu" else "bf16")
+    if kind == "DEEPSPEED":
+        stage = "2" if path.stem == "zero2" else "3"
+        assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == stage
+    if kind == "FSDP":
+        assert environment["FSDP_VERSION"] == "2"
+
+
+def test_ranks_come_from_slurm():
+    environment = {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8"}
+    environment |= {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    assert distributed_environment(environment) == {
+        "RANK": "9",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "16",
+        "LOCAL_WORLD_SIZE": "8",
+    }
+    del environment["SLURM_PROCID"]
+    with pytest.raises(MachineError, match="SLURM_PROCID not set; start this by srun"):
+        distributed_environment(environment)
+
+
+# ---- scripts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
+def test_scripts_pass_shellcheck():
+    run = subprocess.run(["shellcheck", "-x", *map(str, SCRIPTS)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def test_scripts_have_no_site_in_them():
+    for path in SCRIPTS:
+        text = path.read_text()
+        for word in ("--partition", "--account", "--qos", "module load", "/home/", "/scratch"):
+            lines = [line for line in text.splitlines() if word in line and line.startswith("#SBATCH")]
+            assert not lines, (path.name, word)
+
+
+SRUN = """#!/usr/bin/env bash
+# srun for tests: $TASKS tasks here, signals forwarded, the job ended with the first task that fails.
+args=(); for a in "$@"; do case $a in --kill-on-bad-exit=1) ;; *) args+=("$a") ;; esac; done
+pids=()
+trap 'kill -USR1 "${pids[@]}" 2>/dev/null' USR1
+for ((i = 0; i < ${TASKS:-1}; i++)); do
+  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=${TASKS:-1} "${args[@]}" & pids+=($!)
+done
+status=0
+for pid in "${pids[@]}"; do
+  while true; do
+    wait "$pid"; s=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
+  if ((s != 0 && status == 0)); then status=$s; kill "${pids[@]}" 2>/dev/null; fi
+done
+exit $status
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A folder to put before PATH: srun, scontrol and a Python that only notes how it was called."""
+    programs = {
+        "srun": SRUN,
+        "scontrol": f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.log\n[ "$1" = show ] && echo node0\nexit 0\n',
+        "python_that_notes": f'#!/bin/sh\necho "$SLURM_PROCID $MASTER_ADDR $MASTER_PORT $@" >> {tmp_path}/called.log\n',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def sbatch(name: str, cluster: Path, **environment: str) -> subprocess.Popen:
+    """What Slurm does with an sbatch file: bash, with its variables set."""
+    variables = {"PATH": f"{cluster}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_ID": "77"}
+    variables |= {"SLURM_JOB_NODELIST": "node[0-1]", "PYTHON": str(cluster / "python_that_notes")} | environment
+    return subprocess.Popen(
+        ["bash", str(REPOSITORY / "launch/slurm" / name)],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "environment", "expected"),
+    [
+        ("sft.sbatch", {"TASKS": "2", "ARGS": "--max_steps 3"}, "-m recipes.sft --config recipes/unirg_cxr/sft.yaml --data_dir data --max_steps 3"),
+        ("rl.sbatch", {"STAGE": "rl_step2", "JUDGE_URL": "http://127.0.0.1:1/v1"}, "rl_step2.yaml --data_dir data --judge_base_url http://127.0.0.1:1/v1"),
+        ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "1", "MODELS": "sft rl_step1"}, "--datasets chexpert_plus --zero_shot_datasets --models sft rl_step1"),
+        ("data.sbatch", {"DATASET": "mimic", "SOURCE": "/d", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8"}, "-m data_prep mimic --source /d --out data/mimic --shard 3/8"),
+    ],
+)  # fmt: skip
+def test_sbatch_files_run_the_stage(cluster, script, environment, expected):
+    job = sbatch(script, cluster, **environment)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, output
+    called = (cluster / "called.log").read_text().splitlines()
+    assert len(called) == int(environment.get("TASKS", "1"))
+    assert all(expected in line for line in called)
+    if script == "sft.sbatch":
+        assert sorted(line.split()[:3] for line in called) == [["0", "node0", "20077"], ["1", "node0", "20077"]]
+
+
+@pytest.mark.parametrize(
+    ("script", "environment", "words"),
+    [
+        ("rl.sbatch", {"STAGE": "rl_step9"}, "error: no recipes/unirg_cxr/rl_step9.yaml"),
+        ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "9"}, "error: array task 9, but DATASETS has 4 names"),
+        ("data.sbatch", {}, "set DATASET"),
+        ("sft.sbatch", {"PYTHON": "/no/python"}, "error: no Python at /no/python"),
+    ],
+)
+def test_sbatch_mistakes_are_one_line(cluster, script, environment, words):
+    job = sbatch(script, cluster, **environment)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert words in output
+    assert not (cluster / "called.log").exists()
+
+
+def test_a_preempted_job_is_warned_saves_and_goes_back_to_the_queue(cluster):
+    """The stage is a process that does what training does on SIGUSR1: saves, and ends with 128 + the signal."""
+    stage = cluster / "python_that_notes"
+    stage.write_text(
+        f"#!/bin/bash\ntrap 'touch {cluster}/saved; exit 138' USR1\ntouch {cluster}/running\nwhile true; do sleep 0.05; done\n"
+    )
+    job = sbatch("sft.sbatch", cluster)
+    deadline = time.monotonic() + 60
+    while not (cluster / "running").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)  # what --signal=B:USR1@600 does
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, output
+    assert (cluster / "saved").exists()
+    assert "requeue 77" in (cluster / "scontrol.log").read_text()
+
+
+def test_a_failed_job_is_not_requeued(cluster):
+    (cluster / "python_that_notes").write_text("#!/bin/sh\nexit 3\n")
+    job = sbatch("sft.sbatch", cluster)
+    job.communicate(timeout=60)
+    assert job.returncode == 3
+    assert "requeue" not in (cluster / "scontrol.log").read_text()
+
+
+@pytest.mark.parametrize("script", ["vllm_server.sh", "judge_server.sh"])
+def test_a_server_script_checks_its_port_and_program_first(cluster, script):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = str(server.getsockname()[1])
+        environment = os.environ | {"PYTHON": sys.executable, "MODEL": "a/b", "PORT": port, "VLLM": "/no/vllm"}
+        run = subprocess.run(
+            ["bash", f"launch/{script}"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 2
+        assert "no vLLM at /no/vllm" in run.stderr
+        environment["VLLM"] = str(cluster / "python_that_notes")
+        run = subprocess.run(
+            ["bash", f"launch/{script}"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 2
+        assert f"port {port} on 127.0.0.1 is in use" in run.stderr
+    run = subprocess.run(["bash", f"launch/{script}"], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"serve {'a/b' if script == 'vllm_server.sh' else 'Qwen/Qwen3-32B'}" in (cluster / "called.log").read_text()
