@@ -17,9 +17,10 @@ STAGE    = $(PYTHON) -m launch.stage --run $(OUT)
 FORCED  := $(if $(FORCE),--force)
 YAML    := recipes/$(RECIPE)
 
-# The demo trains with one process a core; a real run with one a GPU (GPUS=8). 1 starts plain Python.
-PROCESSES ?= $(if $(GPUS),$(GPUS),$(if $(filter demo,$(RECIPE)),2,1))
-TRAIN      = $(if $(filter 1,$(PROCESSES)),$(PYTHON),$(PYTHON) -m launch.torchrun --standalone --nproc_per_node $(PROCESSES))
+# The demo trains with one process a core; a real run with one a GPU (GPUS=8 of each of NODES=1). launch.start checks first.
+PROCESSES ?= $(if $(filter demo,$(RECIPE)),2,1)
+TRAIN      = $(PYTHON) -m launch.start --processes $(PROCESSES) $(if $(GPUS),--gpus $(GPUS)) $(if $(filter-out 1,$(NODES)),--nodes $(NODES)) \
+             $(if $(PARALLEL),--parallel $(PARALLEL)) --
 
 # Nothing is sent anywhere: no hub, no usage statistics. Loopback servers only, unless a recipe says otherwise.
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -33,11 +34,12 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean
+.PHONY: help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean \
+        check-data submission bench-rewards bench-data
 
 help: ## list every target
 	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [DATASET=…] [RUN=…] [SEED=…] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
 
@@ -140,3 +142,20 @@ demo-stages: demo-data
 demo-data:
 	@$(STAGE) --stage data --title "data: phantom studies of four institutions" --done $(DATA)/phantom_coast/card.json -- \
 	  $(PYTHON) -m data_prep phantom --institution all --seed $(SEED) --out $(DATA) $(FORCED)
+
+# ---- more ------------------------------------------------------------------------------------------------------------
+
+check-data: setup ## validate a prepared folder: DATASET=mimic
+	$(PYTHON) -m data_prep check $(DATA)/$(DATASET)
+
+submission: setup ## pack what ReXrank asks of a submission: ARGS="--help" lists the options
+	$(PYTHON) -m evaluation submission $(ARGS)
+
+bench-rewards: setup ## our reward engine against the packages, side by side
+	$(PYTHON) -m benchmarks.bench_rewards $(ARGS)
+
+bench-data: setup ## image preparation against decode-and-resize alone; MIMIC-sized tables
+	$(PYTHON) -m benchmarks.bench_data $(ARGS)
+
+include recipes/targets.mk
+include launch/targets.mk
