@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_slurm import make_cluster, start_job
 
 from launch.memory import Batch, training_memory
 from launch.models import architecture
@@ -127,3 +128,28 @@ def test_a_killed_process_ends_the_job_within_a_minute(phantom_data, tiny_base, 
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
+
+
+def test_a_preempted_slurm_job_of_two_processes_saves_and_goes_on(phantom_data, tiny_base, tmp_path):
+    """launch/slurm/sft.sbatch by a fake srun: warned in the middle, requeued, and run again to its end."""
+    make_cluster(tmp_path)
+    out = tmp_path / "sft"
+    words = stage_arguments("sft", phantom_data, tiny_base, out, max_steps=40)[2:]
+    environment = {"TASKS": "2", "RECIPE": "demo", "PARALLEL": "cpu", "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+    environment |= {"DATA_DIR": str(phantom_data), "ARGS": " ".join(words), "OMP_NUM_THREADS": "1"}
+    job = start_job("sft.sbatch", tmp_path, **environment)
+    seen = []
+    for line in job.stdout:
+        seen.append(line)
+        if "step 3/" in line:
+            job.send_signal(signal.SIGUSR1)  # --signal=B:USR1@600
+    assert job.wait(60) == 0, "".join(seen)
+    assert "requeue 77" in (tmp_path / "scontrol.log").read_text()
+    (checkpoint,) = out.glob("checkpoint-*")
+    again = start_job("sft.sbatch", tmp_path, **environment)
+    output, _ = again.communicate(timeout=540)
+    assert again.returncode == 0, output
+    assert f"going on from {checkpoint.name}" in output
+    result = json.loads((out / "result.json").read_text())
+    assert (result["steps"], result["processes"]) == (40, 2)
+    assert [run["processes"] for run in json.loads((out / "run.json").read_text())["runs"]] == [2, 2]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_slurm import make_cluster, start_job
 
 import launch.machine
 from launch import start
@@ -169,51 +170,19 @@ def test_scripts_have_no_site_in_them():
             assert not lines, (path.name, word)
 
 
-SRUN = """#!/usr/bin/env bash
-# srun for tests: $TASKS tasks here, signals forwarded, the job ended with the first task that fails.
-args=(); for a in "$@"; do case $a in --kill-on-bad-exit=1) ;; *) args+=("$a") ;; esac; done
-pids=()
-trap 'kill -USR1 "${pids[@]}" 2>/dev/null' USR1
-for ((i = 0; i < ${TASKS:-1}; i++)); do
-  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=${TASKS:-1} "${args[@]}" & pids+=($!)
-done
-status=0
-for pid in "${pids[@]}"; do
-  while true; do
-    wait "$pid"; s=$?
-    kill -0 "$pid" 2>/dev/null || break
-  done
-  if ((s != 0 && status == 0)); then status=$s; kill "${pids[@]}" 2>/dev/null; fi
-done
-exit $status
-"""
-
-
 @pytest.fixture
 def cluster(tmp_path):
-    """A folder to put before PATH: srun, scontrol and a Python that only notes how it was called."""
-    programs = {
-        "srun": SRUN,
-        "scontrol": f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.log\n[ "$1" = show ] && echo node0\nexit 0\n',
-        "python_that_notes": f'#!/bin/sh\necho "$SLURM_PROCID $MASTER_ADDR $MASTER_PORT $@" >> {tmp_path}/called.log\n',
-    }
-    for name, text in programs.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+    """Slurm's programs, and a Python that only notes how it was called."""
+    make_cluster(tmp_path)
+    note = f'#!/bin/sh\necho "$SLURM_PROCID $MASTER_ADDR $MASTER_PORT $@" >> {tmp_path}/called.log\n'
+    (tmp_path / "python_that_notes").write_text(note)
+    (tmp_path / "python_that_notes").chmod(0o755)
     return tmp_path
 
 
 def sbatch(name: str, cluster: Path, **environment: str) -> subprocess.Popen:
-    """What Slurm does with an sbatch file: bash, with its variables set."""
-    variables = {"PATH": f"{cluster}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_ID": "77"}
-    variables |= {"SLURM_JOB_NODELIST": "node[0-1]", "PYTHON": str(cluster / "python_that_notes")} | environment
-    return subprocess.Popen(
-        ["bash", str(REPOSITORY / "launch/slurm" / name)],
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    """Run an sbatch file by the Python that notes."""
+    return start_job(name, cluster, **{"PYTHON": str(cluster / "python_that_notes")} | environment)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +202,7 @@ def test_sbatch_files_run_the_stage(cluster, script, environment, expected):
     assert len(called) == int(environment.get("TASKS", "1"))
     assert all(expected in line for line in called)
     if script == "sft.sbatch":
-        assert sorted(line.split()[:3] for line in called) == [["0", "node0", "20077"], ["1", "node0", "20077"]]
+        assert sorted(line.split()[:3] for line in called) == [["0", "127.0.0.1", "20077"], ["1", "127.0.0.1", "20077"]]
 
 
 @pytest.mark.parametrize(
