@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from recipes.arguments import MonitorArguments, RewardArguments
@@ -183,6 +184,7 @@ class RolloutMonitors(TrainerCallback):
         self.labeler, self.heldout = labeler, heldout
         self.tripped: str | None = None
         self.latest: Rollouts | None = None
+        self.kept: Rollouts | None = None
         self.flips: np.ndarray | None = None
 
     def observe(self, rollouts: Rollouts) -> dict[str, float]:
@@ -228,7 +230,9 @@ class RolloutMonitors(TrainerCallback):
         return control
 
     def raise_if_tripped(self) -> None:
-        """Raise `RecipeError` with the message of the monitor that stopped the run, if one did."""
+        """Raise `RecipeError` with the message of the monitor that stopped the run, if one did; one process tells it."""
+        if self.tripped and not PartialState().is_main_process:
+            raise SystemExit(2)
         if self.tripped:
             raise RecipeError(self.tripped)
 
@@ -239,7 +243,8 @@ class RolloutMonitors(TrainerCallback):
         return np.array([labels[text] for text in texts])
 
     def _keep_sample(self, step: int) -> None:
-        if self.latest is not None and self.settings.rollouts_logged:
+        if self.settings.rollouts_logged and self.latest is not None and self.latest is not self.kept:
+            self.kept = self.latest
             rows = best_and_worst(self.latest, self.settings.rollouts_logged)
             write_rollouts(self.output_dir / "rollouts" / f"step-{step:06d}.parquet", self.latest, rows)
 
