@@ -92,7 +92,8 @@ def training_memory(
 def activation_bytes(arch: Architecture, batch: Batch, bytes_each: int, checkpointing: bool) -> float:
     """Bytes that one forward pass keeps for its backward pass, with the logits of one chunk.
 
-    With checkpointing only each layer's input stays, and one layer's activations with their gradients come on top.
+    With checkpointing only each layer's input stays, and one layer's activations with their gradients come on top;
+    without, gradients and temporaries of the layers in work, two layers' worth (measured).
     """
     tokens = batch.rows * batch.tokens
     patches = batch.rows * batch.images * (batch.image_pixels / arch.vision_patch_size) ** 2
@@ -100,7 +101,8 @@ def activation_bytes(arch: Architecture, batch: Batch, bytes_each: int, checkpoi
     vision_layer = patches * vision_layer_bytes(arch, bytes_each)
     logits = min(tokens, _LOGIT_TOKENS) * arch.vocab_size * _LOGIT_BYTES
     if not checkpointing:
-        return arch.num_hidden_layers * text_layer + arch.vision_depth * vision_layer + logits
+        in_work = 2 * max(text_layer, vision_layer)
+        return arch.num_hidden_layers * text_layer + arch.vision_depth * vision_layer + in_work + logits
     kept = tokens * arch.num_hidden_layers * arch.hidden_size * bytes_each
     kept += patches * arch.vision_depth * arch.vision_hidden_size * bytes_each
     return kept + 2 * max(text_layer, vision_layer) + logits

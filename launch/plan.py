@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -609,6 +610,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.plan"
     )
     parser.add_argument("--recipe", default="unirg_cxr", help="folder under recipes/")
+    parser.add_argument("--stage", nargs="+", default=[], help="some of its YAML files only, e.g. sft rl_step1")
     parser.add_argument(
         "--gpus", type=int, help="GPUs that train, over all nodes; 0 is a CPU. Default: those here, or 8"
     )
@@ -623,6 +625,7 @@ def main() -> None:
     gpus = given.gpus if given.gpus is not None else default_gpus(given.recipe)
     parallel = given.parallel or ("zero3" if gpus > 1 else "single")
     target = Target(gpus, given.gpu, parallel, given.data_dir, read_assumptions(given.assume), tuple(overrides))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of keys' coming names
     plans = plan_recipe(given.recipe, target, given.stage)
     if given.json:
         content = {"gpus": gpus, "gpu": given.gpu, "parallel": parallel, "assumptions": asdict(target.assume)}
