@@ -69,7 +69,7 @@ def check_right_or_none(results, candidates, references) -> int:
 def test_2000_pairs_with_every_fault_at_30_percent_of_calls(server, n, structured):
     candidates, references, sources = pairs(n)
     server.configure(fault_rate=0.3, latency=0.01, structured=structured, seed=3)
-    judge = Judge.from_settings(settings(server, judge_timeout=0.5))
+    judge = Judge.from_settings(settings(server, judge_timeout=3.0))
     results = run(judge, candidates, references, sources)
     stats = server.stats()
     failed = check_right_or_none(results, candidates, references)
