@@ -171,9 +171,7 @@ def check_gpus(question: Question) -> Iterator[Check]:
         yield Check("bfloat16", "missing", f"compute capability {capability}; bf16 needs 8.0", mend, bfloat)
     version = installed("torch")
     if version and "+cpu" in version:
-        mend = (
-            ".venv/bin/pip install --force-reinstall torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
-        )
+        mend = f"install torch {version.split('+')[0]} built for CUDA into .venv (pytorch.org, Get started)"
         yield Check("CUDA", "missing", f"torch {version} is built for CPUs", mend, wanting)
     elif version:
         yield from _check_cuda(wanting, len(gpus))
