@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -126,7 +127,7 @@ def one_run(ours: bool, folder: Path, steps: int) -> tuple[list[float], float]:
     add_progress(trainer, "bench")
     clock = Clock()
     trainer.add_callback(clock)
-    with contextlib.redirect_stdout(None):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         trainer.train()
     return clock.seconds[:steps], sum(timed.seconds for timed in inside)
 
@@ -165,15 +166,17 @@ def main() -> None:
     bare: list[float] = []
     ours: list[float] = []
     inside = total = 0.0
-    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(None):
+    with tempfile.TemporaryDirectory() as name, open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         folder = Path(name)
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(nowhere):
             prepare(folder / DATASET, "prairie", seed=5, studies={"train": 64, "validation": 8, "test": 8})
             save_tiny_model(training_texts([DATASET], str(folder)), folder / "base", vocabulary_size=700)
-        for _ in range(arguments.rounds):
-            bare += one_run(False, folder, arguments.steps)[0][1:]
-            steps, seconds = one_run(True, folder, arguments.steps)
-            ours, inside, total = ours + steps[1:], inside + seconds, total + sum(steps)
+        for round_ in range(arguments.rounds):
+            for is_ours in (False, True) if round_ % 2 == 0 else (True, False):  # neither is always the second
+                steps, seconds = one_run(is_ours, folder, arguments.steps)
+                (ours if is_ours else bare).extend(steps[1:])
+                inside += seconds
+                total += sum(steps) if is_ours else 0.0
         both = overlap(folder, arguments.judge_delay)
     ratios = sorted(one / other for one, other in zip(ours, bare, strict=True))
     print(

@@ -136,6 +136,8 @@ def start_of(ablation: Ablation, run: Path, recipe: str) -> str:
         RecipeError: it has not been trained; the message has the command that trains it.
     """
     start = ablation.starts_from
+    if start == "base" and (run / "base" / "config.json").is_file():  # the demo's own, of this run's seed
+        return str(run / "base")
     if start == "base":
         return read_yaml(RECIPES / recipe / "sft.yaml")["model_name_or_path"]
     folder = run if start in STAGES else run / "ablations" / start

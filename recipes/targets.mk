@@ -7,11 +7,11 @@ ABLATE = $(PYTHON) -m recipes.ablate
 ABLATE_ON = --recipe $(RECIPE) --run $(OUT) --data_dir $(DATA) --processes $(PROCESSES) $(FORCED)
 
 sft-grid: setup ## SFT over learning rates 1e-5, 5e-5 and batches 128, 256, 512, rated on validation
-	@$(ABLATE) grid $(ABLATE_ON) $(GRID) $(if $(ARGS),-- $(ARGS))
+	@$(ABLATE) grid $(ABLATE_ON) $(GRID) $(if $(SEEDED)$(ARGS),-- $(SEEDED) $(ARGS))
 
 ablation: setup ## one comparison, trained and evaluated: NAME=reward_bleu2 (recipes/ablations/)
 	@test -n "$(NAME)" || { echo "error: name it: make ablation NAME=…, one of $(sort $(basename $(notdir $(wildcard recipes/ablations/*.yaml))))" >&2; exit 2; }
-	@$(ABLATE) run $(NAME) $(ABLATE_ON) $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) $(if $(ARGS),-- $(ARGS))
+	@$(ABLATE) run $(NAME) $(ABLATE_ON) $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) $(if $(SEEDED)$(ARGS),-- $(SEEDED) $(ARGS))
 
 ablation-table: setup ## a table over all comparisons that have run
 	@$(ABLATE) table --run $(OUT)
