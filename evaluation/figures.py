@@ -37,8 +37,12 @@ Means = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # model → numb
 def metrics_against_published(
     means: Means, numbers: Sequence[str], published: Sequence[Mapping[str, Any]]
 ) -> Figure | None:
-    """Paper, figure 2a: every metric, the user's models with intervals and published systems where they may stand there."""
+    """Paper, figure 2a: every metric, the user's models with intervals and published systems where they may stand there.
+
+    A reciprocal whose denominator comes near zero or below it (RadCliQ of stand-ins) says nothing and is left out.
+    """
     numbers = [n for n in numbers if any(_mean(means, m, n) is not None for m in means)]
+    numbers = [n for n in numbers if not (n.startswith("1/") and any(_jumps(_mean(means, m, n)) for m in means))]
     if not numbers:
         return None
     columns = min(3, len(numbers))
@@ -62,6 +66,10 @@ def metrics_against_published(
             axis.grid(axis="y", visible=False)
         _hide_rest(axes, len(numbers))
     return figure
+
+
+def _jumps(reciprocal: float | None) -> bool:
+    return reciprocal is not None and not 0 < reciprocal < 1 / _NEAR_ZERO
 
 
 def single_against_combined(means: Means, numbers: Sequence[str], start: str = "sft") -> Figure | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from datasets import Dataset, Features, Image, Value
 from datasets import List as ListFeature
 from tqdm import tqdm
@@ -52,15 +53,20 @@ def load_studies(
 
 
 def check_images(studies: Sequence[dict[str, Any]], longitudinal: bool) -> None:
-    """Raise `StudyError` for the first study whose image file is missing: before training, not hours into it."""
+    """Raise `StudyError` for the first missing or unreadable image: before training, not hours into it.
+
+    Opens each file's header (about 0.1 ms), which does not decode it.
+    """
     for study in tqdm(studies, desc="checking images", unit="study", disable=len(studies) < 20_000):
         for image in prompt_images(study, longitudinal):
             path = Path(study["folder"]) / image
-            if not path.is_file():
-                raise StudyError(
-                    f"study {study['study_id']}: image {path} is missing; "
-                    f"prepare the data again with: make data DATASET={Path(study['folder']).name} … FORCE=1"
-                )
+            again = f"prepare the data again with: make data DATASET={Path(study['folder']).name} … FORCE=1"
+            try:
+                PIL.Image.open(path).close()
+            except FileNotFoundError:
+                raise StudyError(f"study {study['study_id']}: image {path} is missing; {again}") from None
+            except OSError as error:  # PIL's UnidentifiedImageError is one
+                raise StudyError(f"study {study['study_id']}: {path} cannot be read as an image; {again}") from error
 
 
 def rollout_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> Dataset:

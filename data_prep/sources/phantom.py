@@ -35,6 +35,7 @@ DEFAULT_STUDIES = {
     "summit": {"train": 1500, "validation": 50, "test": 120},
     "prairie": {"train": 3000, "validation": 50, "test": 120},
     "coast": {"train": 1500, "validation": 50, "test": 120},
+    "summit_reread": {"train": 600},
 }
 SUPERSAMPLING = 2
 
@@ -248,16 +249,16 @@ class PhantomDifficulty:
     """
 
     kinds: tuple[str, ...] = tuple(kind for kind in KINDS if kind not in ("opacity", "atelectasis"))
-    subtle_share: float = 0.15
+    subtle_share: float = 0.10
     subtle_sizes: tuple[float, float] = (0.05, 0.30)
-    plain_sizes: tuple[float, float] = (0.30, 1.0)
+    plain_sizes: tuple[float, float] = (0.40, 1.0)
     contrast: float = 1.3
     noise: float = 3.0
-    variation: float = 1.0
-    prevalence: float = 1.0
+    variation: float = 0.8
+    prevalence: float = 0.8
     most_findings: int = 5
-    encounters: tuple[float, ...] = (0.60, 0.18, 0.09, 0.06, 0.04, 0.03)
-    turnover: float = 1.0
+    encounters: tuple[float, ...] = (0.80, 0.10, 0.04, 0.03, 0.02, 0.01)
+    turnover: float = 1.3
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,8 @@ class InstitutionStyle:
         negation_rate: probability that a training report states a normal that is due.
         without_findings, without_impression: shares of reports that lack this section.
         states_no_devices, states_bones: whether its complete reports deny devices, and mention the bones.
+        no_comparison: what it writes as comparison where there is none, if anything. Where this differs, a prompt tells
+            who will write the report: hospitals' templates do.
         races: weights of `RACES`.
         contrast, noise: factors on the image's contrast and noise. Equal at the three training institutions, or
             a model could tell by the image who wrote the report, and so who omits.
@@ -286,6 +289,7 @@ class InstitutionStyle:
     without_impression: float = 0.0
     states_no_devices: bool = False
     states_bones: bool = False
+    no_comparison: str = "None."
     races: tuple[float, ...] = (0.60, 0.18, 0.08, 0.10, 0.04)
     contrast: float = 1.0
     noise: float = 1.0
@@ -296,16 +300,17 @@ INSTITUTIONS: dict[str, InstitutionStyle] = {
     "harbor": InstitutionStyle(
         order=("heart", "lungs", "pleura", "devices", "bones"),
         favourite=1,
-        omission_rate=0.7,
-        negation_rate=0.6,
+        omission_rate=0.8,
+        negation_rate=0.5,
         without_impression=0.15,
     ),
     "summit": InstitutionStyle(
         order=("lungs", "pleura", "heart", "devices", "bones"),
         favourite=2,
-        omission_rate=0.7,
-        negation_rate=0.6,
+        omission_rate=0.8,
+        negation_rate=0.5,
         without_findings=0.15,
+        no_comparison="No comparison available.",
         races=(0.45, 0.12, 0.20, 0.18, 0.05),
     ),
     "prairie": InstitutionStyle(
@@ -327,6 +332,9 @@ INSTITUTIONS: dict[str, InstitutionStyle] = {
         noise=1.25,
     ),
 }
+# Studies of summit that were read a second time, in full: other patients, same hospital, same templates and phrasing.
+# Its training split is what RL takes its references from.
+INSTITUTIONS["summit_reread"] = replace(INSTITUTIONS["summit"], omission_rate=0.0, negation_rate=1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -673,7 +681,7 @@ def _draw_device(e: _Exposure, finding: Finding) -> None:
     cx, apex, dome, n = e.cx, e.apex, e.dome, e.n
     layer = Image.new("L", (n, n), 0)
     pen = ImageDraw.Draw(layer)
-    width = max(2, round(0.013 * n))
+    width = max(2, round(0.02 * n))
 
     def at(*points: tuple[float, float]) -> list[tuple[float, float]]:
         return [(x * n, y * n) for x, y in points]
@@ -683,8 +691,8 @@ def _draw_device(e: _Exposure, finding: Finding) -> None:
         cava = ((cx - 0.065, apex + 0.13), (cx - 0.055, apex + 0.28 + 0.08 * v))
         pen.line(at(*neck, *cava), fill=255, width=width, joint="curve")
     else:
-        left, top = cx + 0.54 * e.width + 0.03 * u, apex + 0.07 + 0.03 * v
-        pen.rounded_rectangle(at((left, top), (left + 0.10, top + 0.085)), radius=0.025 * n, fill=255)
+        left, top = cx + 0.50 * e.width + 0.03 * u, apex + 0.07 + 0.03 * v
+        pen.rounded_rectangle(at((left, top), (left + 0.13, top + 0.11)), radius=0.025 * n, fill=255)
         vein = ((left + 0.01, top + 0.02), (cx + 0.06, top - 0.01), (cx - 0.02, top + 0.08))
         pen.line(at(*vein, (cx - 0.03, dome - 0.18), (cx + 0.04, dome - 0.08)), fill=200, width=width, joint="curve")
     mask = np.asarray(layer, np.float32) * np.float32((0.45 + 0.55 * finding.size) / 255.0)
@@ -1047,7 +1055,7 @@ def _patient(
         study_id = f"{patient_id}_{encounter}"
         prior = previous.record if previous else None
         pool = GENERAL_INDICATIONS if words.random() < 0.4 else phenotype["indications"]
-        comparison = f"Chest radiograph {gap} day{'s' if gap > 1 else ''} earlier." if prior else "None."
+        comparison = f"Chest radiograph {gap} day{'s' if gap > 1 else ''} earlier." if prior else style.no_comparison
         record = {
             "study_id": study_id,
             "patient_id": patient_id,

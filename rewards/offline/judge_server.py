@@ -113,8 +113,9 @@ def count_errors(reference: str, candidate: str) -> Judgement:
 
     Findings are compared by condition and side. One that only the candidate states is false, one that only the
     reference states is omitted, one that changed its side is mislocated (a side that is left out is an insignificant
-    location error). Of findings that both state, degrees and changes since a prior are compared; what the candidate
-    adds to a silent reference is an error only for changes. Lobes and device tips are not compared. A candidate in
+    location error). Of findings that both state, changes since a prior are compared, and where these agree degrees;
+    what the candidate adds to a silent reference is an error only for changes. A finding is one error at most: else one
+    that is found but misdescribed would cost more than one that is not mentioned, and saying little would pay. Lobes and device tips are not compared. A candidate in
     which the rules know no word omits one significant finding, also where the reference is normal.
     """
     errors = _Count()
@@ -137,7 +138,8 @@ def _compare_condition(name: str, ours: dict[str, Mention], theirs: dict[str, Me
     if ours and theirs and ("" in ours or "" in theirs):  # a report without a side can only be compared as a whole
         if "" not in ours:
             errors.add("location", False)
-        _compare_mention(_merged(ours.values()), _merged(theirs.values()), errors)
+        else:
+            _compare_mention(_merged(ours.values()), _merged(theirs.values()), errors)
         return
     missing, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     for side in sorted(ours.keys() & theirs.keys()):
@@ -165,16 +167,15 @@ def _significant(name: str, mention: Mention) -> bool:
 
 
 def _compare_mention(ours: Mention, theirs: Mention, errors: _Count) -> None:
-    """Degree and change of a finding that both reports state."""
-    if ours.degrees and ours.degrees != theirs.degrees:
+    """Change, or else degree, of a finding that both reports state: one error a finding at most."""
+    if ours.changes != theirs.changes:
+        if not theirs.changes or theirs.changes < ours.changes:
+            errors.add("omitted_comparison", not theirs.changes and ours.changes != {"unchanged"})
+        else:
+            overlap = bool(ours.changes & theirs.changes)
+            errors.add("false_comparison", not overlap and not (not ours.changes and theirs.changes == {"unchanged"}))
+    elif ours.degrees and ours.degrees != theirs.degrees:
         errors.add("severity", bool(theirs.degrees) and abs(max(ours.degrees) - max(theirs.degrees)) > 1)
-    if ours.changes == theirs.changes:
-        return
-    if not theirs.changes or theirs.changes < ours.changes:
-        errors.add("omitted_comparison", not theirs.changes and ours.changes != {"unchanged"})
-    else:
-        overlap = bool(ours.changes & theirs.changes)
-        errors.add("false_comparison", not overlap and not (not ours.changes and theirs.changes == {"unchanged"}))
 
 
 @functools.lru_cache(maxsize=1)
