@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import logging as transformers_logging
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from data_prep.study import read_studies
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--force", action="store_true", help="build again where one is")
     arguments = parser.parse_args()
+    transformers_logging.disable_progress_bar()
     if (arguments.output_dir / "config.json").is_file() and not arguments.force:
         print(f"{arguments.output_dir}: base model is there already (FORCE=1 builds it again)")
         return

@@ -1,0 +1,48 @@
+"""The whole demo, on the default seed and two others: what it promises (about 8 minutes a seed)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAINING_STAGES = ("sft", "rl_step1", "rl_step2")
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def summary(request: pytest.FixtureRequest) -> dict:
+    """`summary.json` of `make demo SEED=…`; a finished demo is not run again."""
+    seed = request.param
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    subprocess.run(["make", "demo", f"SEED={seed}"], cwd=REPOSITORY, env=environment, check=True)
+    run = REPOSITORY / "outputs" / ("demo" if seed == 1 else f"demo-seed{seed}")
+    assert (run / "report.html").is_file()
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_sft_beats_the_better_baseline_by_a_quarter(summary):
+    better = max(baseline["micro_f1"]["mean"] for baseline in summary["baselines"].values())
+    assert summary["stages"]["sft"]["micro_f1"]["mean"] >= better + 0.25
+
+
+@pytest.mark.slow
+def test_step_1_raises_the_composite_beyond_the_interval_of_the_paired_difference(summary):
+    assert summary["paired"]["rl_step1 - sft"]["composite"]["low"] > 0
+
+
+@pytest.mark.slow
+def test_step_2_lowers_the_judges_errors_and_keeps_the_composite(summary):
+    difference = summary["paired"]["rl_step2 - rl_step1"]
+    assert difference["judge_errors"]["difference"] < 0
+    assert difference["composite"]["high"] > 0
+
+
+@pytest.mark.slow
+def test_it_fits_a_laptop(summary):
+    assert max(summary["peak_memory_mib"].values()) < 6 * 1024
+    assert set(TRAINING_STAGES) <= set(summary["seconds"])
