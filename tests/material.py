@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.sources.phantom import PhantomStudy, studies
+from data_prep.sources.phantom import PhantomDifficulty, PhantomStudy, studies
 
 SIZE = 96  # pixels of a drawn phantom
+MANY_ENCOUNTERS = PhantomDifficulty(encounters=(0.60, 0.18, 0.09, 0.06, 0.04, 0.03))  # so that there are priors
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Material:
 @lru_cache(maxsize=8)
 def phantoms(number: int, split: str = "train", seed: int = 3) -> tuple[PhantomStudy, ...]:
     """Phantom studies, patient after patient, each patient's in order of time."""
-    return tuple(studies("harbor", seed, split, number, SIZE))
+    return tuple(studies("harbor", seed, split, number, SIZE, MANY_ENCOUNTERS))
 
 
 def frontal(study: PhantomStudy, width: int = 120, height: int = 96) -> Image.Image:
