@@ -76,7 +76,7 @@ data: setup ## prepare a data set: DATASET=mimic SOURCE=/path/to/it [ARGS="--rex
 
 # A run that is not the recipe's own (another data set, seed or RUN name) keeps its stages in its own folder.
 OTHER  := $(filter-out outputs/$(RECIPE),$(OUT))
-TRAINED_ON := $(if $(DATASET),--datasets $(DATASET))
+TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
 COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true)
 JUDGE  := $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL))

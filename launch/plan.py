@@ -199,8 +199,17 @@ def with_processes(training: Any, processes: int) -> Any:
     return training
 
 
-def sizes(datasets: Sequence[str], split: str, longitudinal: bool, target: Target, arch: Architecture) -> Sizes:
+def sizes(
+    datasets: Sequence[str],
+    split: str,
+    longitudinal: bool,
+    target: Target,
+    arch: Architecture,
+    weights: Sequence[float] = (),
+) -> Sizes:
     """Studies and their mean tokens: counted where the data set is prepared, else published counts and assumptions.
+
+    `weights` are the recipe's `dataset_weights`: how many times each data set's studies are taken.
 
     Raises:
         RecipeError: a data set that is neither prepared nor known.
@@ -208,7 +217,7 @@ def sizes(datasets: Sequence[str], split: str, longitudinal: bool, target: Targe
     assume = target.assume
     image = arch.image_tokens(image_pixels(arch, assume))
     total, prompt, report, images, measured = 0, 0.0, 0.0, 0.0, True
-    for name in datasets:
+    for name, weight in zip(datasets, weights or [1.0] * len(datasets), strict=True):
         path = target.data_dir / name / f"{split}.parquet"
         if path.is_file():
             n, words, prior_words, context_words, priors = _counted(path)
@@ -223,6 +232,7 @@ def sizes(datasets: Sequence[str], split: str, longitudinal: bool, target: Targe
                 )
             n, measured, priors = published[name], False, assume.prior_share
             report_tokens, context, prior_tokens = assume.report_tokens, assume.context_tokens, assume.report_tokens
+        n = round(n * weight)
         shown = (1 + priors) if longitudinal else 1.0
         total += n
         report += n * report_tokens
@@ -276,7 +286,7 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     with_processes(training, processes)
     set_global_batch(stage, training, find(parsed, "RolloutArguments") if grpo else None)
     arch = _architecture(model.model_name_or_path, path)
-    size = sizes(data.datasets, data.train_split, data.longitudinal, target, arch)
+    size = sizes(data.datasets, data.train_split, data.longitudinal, target, arch, data.dataset_weights)
     plan = StagePlan(path.stem, str(path), size.studies)
     rows = training.per_device_train_batch_size * processes * training.gradient_accumulation_steps
     per_study = training.num_generations if grpo else 1

@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # 2 prompts × 4 rollouts an update, each generation used for 2 updates; steps large enough that the policy moves.
 SMALL = {
     "datasets": "phantom_prairie",
+    "dataset_weights": 1,
     "num_generations": 4,
     "global_batch_size": 2,
     "updates_per_generation": 2,
