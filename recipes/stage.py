@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
@@ -276,6 +277,7 @@ def announce(line: str) -> None:
 def quiet_logs() -> None:
     """Keep the libraries' routine chatter off a user's screen; warnings and errors stay."""
     transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of calls between libraries
     transformers.logging.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

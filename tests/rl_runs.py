@@ -31,6 +31,7 @@ SMALL = {
     "max_completion_length": 16,
     "max_steps": 4,
     "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
     "warmup_steps": 0,
     "logging_steps": 1,
     "save_steps": 2,

@@ -115,7 +115,7 @@ def test_a_checkpoint_whose_writing_was_cut_short_is_not_resumed_from(tmp_path: 
 def test_checkpoints_of_another_model_or_other_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-10").mkdir()
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
-    begun = {"model_sha256": "a" * 64, "learning_rate": 1e-4, "per_device_train_batch_size": 8}
+    begun = {"model_sha256": "a" * 64, "learning_rate": 1e-4, "per_device_train_batch_size": 8, "seed": 1}
     start_or_resume(tmp_path, begun)
     with pytest.raises(RecipeError, match=r"other settings \(model_sha256: .*FORCE=1"):
         start_or_resume(tmp_path, {**begun, "model_sha256": "b" * 64})
