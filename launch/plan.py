@@ -156,9 +156,10 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, ...]:
     Raises:
         RecipeError: what the stage itself would refuse.
     """
-    from trl import GRPOConfig, ModelConfig, SFTConfig
+    from trl import ModelConfig, SFTConfig
 
     from recipes import arguments as our
+    from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
     from rewards.chexprompt.judge import JudgeSettings
 
     try:
@@ -167,19 +168,10 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, ...]:
         shown = path
     kind = path.stem.split("_")[0]
     on_cpu = ["--use_cpu", "true", "--bf16", "false", *overrides]
-    # As recipes/sft.py, recipes/grpo.py and recipes/evaluate.py read them.
+    # As recipes/sft.py and recipes/evaluate.py read them.
     types: dict[str, tuple[type, ...]] = {
         "sft": (our.DataArguments, our.StageArguments, ModelConfig, SFTConfig),
-        "rl": (
-            our.DataArguments,
-            our.RewardArguments,
-            JudgeSettings,
-            our.StageArguments,
-            our.RolloutArguments,
-            our.MonitorArguments,
-            ModelConfig,
-            GRPOConfig,
-        ),
+        "rl": GRPO_ARGUMENTS,
         "eval": (our.EvaluationArguments, JudgeSettings),
     }
     if kind in types:

@@ -38,8 +38,8 @@ class EngineSettings:
     Attributes:
         device: `cpu`, `cuda`, `cuda:1` …; None takes a GPU where there is one.
         tokens_per_batch: token budget of a forward pass; None takes `TOKENS_PER_BATCH`'s for the device.
-        dtype: float32 gives the published numbers. bfloat16 and float16 are for a GPU and change scores (see
-            benchmarks/README.md for by how much).
+        dtype: float32 gives the published numbers. bfloat16 and float16 are for a GPU and change scores; by
+            how much has not been measured.
         compile: torch.compile the encoders, on a GPU.
         cache_megabytes: bound of each model's cache in memory.
         cache_dir: folder of the cache on disk, shared by processes; None keeps none. It holds no report text, only
