@@ -155,16 +155,9 @@ def run(ablation: Ablation, arguments: argparse.Namespace, folder: Path) -> None
     shown = [
         part for key in SHOWN if key in ablation.changes for part in (f"--{key}", str(ablation.changes[key]).lower())
     ]
-    common = ["--data_dir", arguments.data_dir, *(["--force", "true"] if arguments.force else [])]
-    evaluation = ["--config", str(RECIPES / arguments.recipe / "eval.yaml"), "--run", str(folder), *common, *shown]
+    evaluation = [*evaluation_options(arguments, folder), *shown]
     for stage in ablation.stages:
-        content = stage_recipe(ablation, stage, arguments.recipe, start, folder / stage)
-        path = folder / f"{stage}.yaml"
-        write_text(
-            path, f"# Ablation {ablation.name}, made from recipes/{arguments.recipe}/{stage}.yaml.\n" + dump(content)
-        )
-        module = "recipes.sft" if stage == "sft" else "recipes.grpo"
-        call([*launcher(arguments.processes), "-m", module, "--config", str(path), *common, *arguments.options])
+        train(ablation, stage, start, arguments, folder)
         start = str(folder / stage / "final")
         if stage == "rl_step1":
             call([sys.executable, "-m", "recipes.select_checkpoint", *evaluation, "--stage", stage])
@@ -173,11 +166,33 @@ def run(ablation: Ablation, arguments: argparse.Namespace, folder: Path) -> None
     call([sys.executable, "-m", "recipes.evaluate", *evaluation, *judge, "--models", f"{ablation.name}={start}"])
 
 
-def launcher(processes: int) -> list[str]:
-    """Python for one process, torchrun for several."""
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "launch.torchrun", "--standalone", "--nproc_per_node", str(processes)]
+def train(ablation: Ablation, stage: str, start: str, arguments: argparse.Namespace, folder: Path) -> None:
+    """Write the stage's YAML into `folder` and train from it, on the machines that the recipe itself trains on."""
+    content = stage_recipe(ablation, stage, arguments.recipe, start, folder / stage)
+    path = folder / f"{stage}.yaml"
+    write_text(path, f"# {ablation.name}, made from recipes/{arguments.recipe}/{stage}.yaml.\n" + dump(content))
+    module = "recipes.sft" if stage == "sft" else "recipes.grpo"
+    trained_on = ["--datasets", arguments.only_dataset, "--dataset_weights", "1"] if arguments.only_dataset else []
+    stage_command = ["-m", module, "--config", str(path), *common_options(arguments), *trained_on, *arguments.options]
+    call([sys.executable, "-m", "launch.start", *launch_options(arguments), "--", *stage_command])
+
+
+def common_options(arguments: argparse.Namespace) -> list[str]:
+    """Flags of training, selection and evaluation alike."""
+    return ["--data_dir", arguments.data_dir, *(["--force", "true"] if arguments.force else [])]
+
+
+def evaluation_options(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Flags of selection and evaluation in `folder`."""
+    only = ["--only_dataset", arguments.only_dataset] if arguments.only_dataset else []
+    config = ["--config", str(RECIPES / arguments.recipe / "eval.yaml"), "--run", str(folder)]
+    return [*config, *common_options(arguments), *only]
+
+
+def launch_options(arguments: argparse.Namespace) -> list[str]:
+    """Flags of launch.start: those that were given."""
+    names = ("processes", "gpus", "nodes", "parallel")
+    return [part for name in names if getattr(arguments, name) for part in (f"--{name}", str(getattr(arguments, name)))]
 
 
 def call(command: Sequence[str]) -> None:
@@ -196,26 +211,12 @@ def grid(arguments: argparse.Namespace) -> None:
     for rate in arguments.learning_rates:
         for batch in arguments.batch_sizes:
             name = f"lr{rate:g}-batch{batch}"
-            changes = {"learning_rate": rate, "global_batch_size": batch}
             folder = arguments.run / "sft_grid" / name
-            path = folder / "sft.yaml"
-            ablation = Ablation(name, ("sft",), "base", changes)
+            ablation = Ablation(name, ("sft",), "base", {"learning_rate": rate, "global_batch_size": batch})
             start = start_of(ablation, arguments.run, arguments.recipe)
-            write_text(path, dump(stage_recipe(ablation, "sft", arguments.recipe, start, folder / "sft")))
-            common = ["--data_dir", arguments.data_dir, *(["--force", "true"] if arguments.force else [])]
-            call(
-                [
-                    *launcher(arguments.processes),
-                    "-m",
-                    "recipes.sft",
-                    "--config",
-                    str(path),
-                    *common,
-                    *arguments.options,
-                ]
-            )
-            config = ["--config", str(RECIPES / arguments.recipe / "eval.yaml"), "--run", str(folder), *common]
-            call([sys.executable, "-m", "recipes.select_checkpoint", *config, "--stage", "sft"])
+            train(ablation, "sft", start, arguments, folder)
+            evaluation = evaluation_options(arguments, folder)
+            call([sys.executable, "-m", "recipes.select_checkpoint", *evaluation, "--stage", "sft"])
             selection = json.loads((folder / "sft" / "selection.json").read_text(encoding="utf-8"))
             best = next(entry for entry in selection["checkpoints"] if entry["checkpoint"] == selection["best"])
             rows.append(
@@ -275,9 +276,14 @@ def heading_of(name: str) -> str:
 
 
 def interval(value: Mapping[str, Any]) -> str:
-    """`mean [low, high]`, or a dash where there is no number."""
+    """`mean [low, high]`, or a dash where there is no number.
+
+    1/mean has no interval where the mean's own includes 0.
+    """
     if value.get("mean") is None:
         return "–"
+    if value["low"] is None:
+        return "{mean:.3f} [no interval]".format(**value)
     return "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**value)
 
 
@@ -289,7 +295,11 @@ def main() -> None:
     trained = argparse.ArgumentParser(add_help=False)
     trained.add_argument("--recipe", default="unirg_cxr", help="folder in recipes/ whose YAML is changed")
     trained.add_argument("--data_dir", default="data")
-    trained.add_argument("--processes", type=int, default=1, help="training processes (GPUs)")
+    trained.add_argument("--only_dataset", default="", help="train and evaluate on this data set alone")
+    trained.add_argument("--processes", type=int, help="of a CPU recipe, as launch.start's; so are the next three")
+    trained.add_argument("--gpus", type=int)
+    trained.add_argument("--nodes", type=int)
+    trained.add_argument("--parallel")
     trained.add_argument("--force", action="store_true", help="do finished work again")
     one = commands.add_parser("run", parents=[shared, trained], help="train and evaluate one ablation")
     one.add_argument("name")

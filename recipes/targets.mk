@@ -4,7 +4,8 @@ NAME ?=
 .PHONY: sft-grid ablation ablation-table bench-train
 
 ABLATE = $(PYTHON) -m recipes.ablate
-ABLATE_ON = --recipe $(RECIPE) --run $(OUT) --data_dir $(DATA) --processes $(PROCESSES) $(FORCED)
+ABLATE_ON = --recipe $(RECIPE) --run $(OUT) --data_dir $(DATA) $(if $(DATASET),--only_dataset $(DATASET)) $(FORCED) \
+            --processes $(PROCESSES) $(if $(GPUS),--gpus $(GPUS)) $(if $(NODES),--nodes $(NODES)) $(if $(PARALLEL),--parallel $(PARALLEL))
 
 sft-grid: setup ## SFT over learning rates 1e-5, 5e-5 and batches 128, 256, 512, rated on validation
 	@$(ABLATE) grid $(ABLATE_ON) $(GRID) $(if $(SEEDED)$(ARGS),-- $(SEEDED) $(ARGS))

@@ -13,7 +13,17 @@ import pytest
 import yaml
 from synthetic_reports import grpo_batch
 
-from recipes.ablate import STAGE_ARGUMENTS, Ablation, heading_of, names, read_ablation, stage_recipe, start_of, table
+from recipes.ablate import (
+    STAGE_ARGUMENTS,
+    Ablation,
+    heading_of,
+    interval,
+    names,
+    read_ablation,
+    stage_recipe,
+    start_of,
+    table,
+)
 from recipes.arguments import parse_recipe
 from recipes.errors import RecipeError
 from rewards.composite import CompositeReward
@@ -185,6 +195,13 @@ def test_numbers_of_different_backends_are_not_put_together(tmp_path: Path) -> N
 def test_a_heading_keeps_the_mark_of_a_stand_in() -> None:
     assert heading_of("bleu2") == "BLEU-2"
     assert heading_of("1/radcliq_v1[offline]") == "1/RadCliQ-v1 [offline]"
+
+
+def test_a_number_without_interval_is_shown_as_such() -> None:
+    """1/mean where the mean's interval includes 0, as it may on the demo."""
+    assert interval({"mean": 15.9, "low": None, "high": None}) == "15.900 [no interval]"
+    assert interval({"mean": None, "low": None, "high": None}) == "–"
+    assert interval({"mean": 1.0, "low": 0.5, "high": 2.0}) == "1.000 [0.500, 2.000]"
 
 
 def test_an_unknown_ablation_at_the_command_line_is_one_line_and_status_2(tmp_path: Path) -> None:
