@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from evaluation.generate import GenerationSettings, generate, generate_shard
+    from evaluation.engines import GenerationSettings
+    from evaluation.generate import generate, generate_shard
 
     settings = GenerationSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings)})
     if options.batch_size < 1:
@@ -34,10 +35,14 @@ def _generate(options: argparse.Namespace) -> None:
         options.batch_size,
         options.max_studies,
     )
+    if options.processes is not None and options.processes < 1:
+        raise EvaluationError(f"--processes is {options.processes}; it must be at least 1")
     if options.shard:
+        if options.force or options.processes:
+            raise EvaluationError("--shard is one process's part; give --force and --processes to the run without it")
         generate_shard(*common, *options.shard)
         return
-    result = generate(*common, force=options.force)
+    result = generate(*common, force=options.force, processes=options.processes)
     print(f"{options.out / 'predictions.json'}: {result['made_by']['studies']} reports")
 
 
@@ -186,7 +191,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from evaluation.baselines import BASELINES
-    from evaluation.generate import ENGINES
+    from evaluation.engines import ENGINES
     from evaluation.predictions import SECTIONS
 
     parser = _Parser(prog="python -m evaluation", description=__doc__)
@@ -220,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--shard", type=_shard, default=None, metavar="i/n", help="one process's part, merged by a run without it"
     )
+    made.add_argument("--processes", type=int, default=None, help="how many share the studies (default: one a GPU)")
     made.add_argument("--force", action="store_true", help="make them again")
 
     made = command("baseline", _baseline, "write the reports of a baseline that sees no image")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from evaluation.baselines import write_baseline
-from evaluation.generate import GenerationSettings, generate
+from evaluation.engines import GenerationSettings
+from evaluation.generate import generate
 from evaluation.score import score_file
 from evaluation.scorers import open_scorers
 from recipes.arguments import EvaluationArguments, parse_recipe

@@ -16,8 +16,9 @@ from PIL import Image
 
 import inference
 from data_prep.study import read_studies
+from evaluation.engines import GenerationSettings, make_writer, open_images
 from evaluation.errors import EvaluationError
-from evaluation.generate import GenerationSettings, generate, make_writer, open_images, partial_path, write_reports
+from evaluation.generate import generate, partial_path, write_reports
 from evaluation.predictions import studies_of_data
 from evaluation.submission import DESCRIPTION, missing_files, pack
 from recipes.models import load_model_and_processor
