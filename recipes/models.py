@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,14 +27,23 @@ class ImageQwen3VLProcessor(Qwen3VLProcessor):
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
         super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As the parent, and the settings of a video processor: vLLM loads no Qwen3-VL without them."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        images = self.image_processor
+        shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+        settings = {"video_processor_type": "Qwen3VLVideoProcessor", **{name: getattr(images, name) for name in shared}}
+        path = Path(save_directory) / "video_preprocessor_config.json"
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return saved
+
 
 def register_image_processor() -> None:
-    """Let `AutoProcessor` use the image-only processor where torchvision is absent.
+    """Let `AutoProcessor` load the image-only processor, which it would silently take for a bare tokenizer.
 
-    Without this, AutoProcessor silently returns a bare tokenizer there.
+    A checkpoint saved with torchvision names transformers' own processor and keeps it.
     """
-    if find_spec("torchvision") is None:
-        AutoProcessor.register(Qwen3VLConfig, ImageQwen3VLProcessor, exist_ok=True)
+    AutoProcessor.register(Qwen3VLConfig, ImageQwen3VLProcessor, exist_ok=True)
 
 
 def check_model_folder(path: str) -> None:
