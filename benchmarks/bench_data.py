@@ -35,6 +35,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 from PIL import Image
 
@@ -328,7 +329,8 @@ def part_tables(folder: Path, options: argparse.Namespace) -> dict:
     found = mimic_cxr.read(folder, settings)
     read = time.perf_counter() - begin
     studies, rejects, notes = preparing.select(found, settings)
-    studies["image"] = [preparing.image_path(study, "jpg") for study in studies["study_id"]]
+    paths = [preparing.image_path(study, "jpg") for study in studies["study_id"]]
+    studies["image"] = pd.array(paths, dtype="str")
     made_from = {"format": FORMAT, "dataset": "mimic", "options": settings.recorded(), "shard": None, "inputs": inputs}
     preparing.finish(studies, rejects, folder / "out", made_from, found, notes, link=True)
     seconds = time.perf_counter() - begin
@@ -336,7 +338,7 @@ def part_tables(folder: Path, options: argparse.Namespace) -> dict:
         "image rows": options.images,
         "studies": len(studies) + len(rejects),
         "kept": len(studies),
-        "with prior": int(studies["split"].size and preparing.link_priors(studies)["prior_study_id"].notna().sum()),
+        "with prior": int(preparing.link_priors(studies)["prior_text"].gt(0).sum()),
         "read seconds": round(read, 1),
         "seconds": round(seconds, 1),
         "main MiB": _peak(),

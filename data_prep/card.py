@@ -46,7 +46,7 @@ def make_card(studies: pd.DataFrame, rejects: pd.DataFrame, made_from: dict, abo
 
 def describe(studies: pd.DataFrame) -> dict[str, Any]:
     """One split: counts of studies, patients, sections, views, demographics, encounters; section lengths in words."""
-    findings, impression = studies["findings"].notna(), studies["impression"].notna()
+    findings, impression = studies["findings_words"] > 0, studies["impression_words"] > 0
     encounter = studies["encounter"].astype("int64").clip(upper=5)
     prior = studies["prior_study_id"].notna()
     age = pd.to_numeric(studies["age"]).dropna()
@@ -57,10 +57,10 @@ def describe(studies: pd.DataFrame) -> dict[str, Any]:
             "findings and impression": int((findings & impression).sum()),
             "findings only": int((findings & ~impression).sum()),
             "impression only": int((~findings & impression).sum()),
-            "indication": int(studies["indication"].notna().sum()),
-            "comparison": int(studies["comparison"].notna().sum()),
+            "indication": int((studies["indication_words"] > 0).sum()),
+            "comparison": int((studies["comparison_words"] > 0).sum()),
         },
-        "words": {name: words(studies[name]) for name in ("indication", "findings", "impression")},
+        "words": {name: words(studies[f"{name}_words"]) for name in ("indication", "findings", "impression")},
         "views": counts(studies["view"]),
         "sex": counts(studies["sex"]),
         "race": counts(studies["race"]),
@@ -82,13 +82,13 @@ def describe(studies: pd.DataFrame) -> dict[str, Any]:
 
 def counts(column: pd.Series) -> dict[str, int]:
     """How often each value occurs, most frequent first; `unknown` for null."""
-    values = column.astype(object).where(column.notna(), "unknown").value_counts()
-    return {str(k): int(v) for k, v in sorted(values.items(), key=lambda item: (-item[1], str(item[0])))}
+    values = {"unknown" if pd.isna(k) else str(k): int(v) for k, v in column.value_counts(dropna=False).items()}
+    return dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))
 
 
 def words(column: pd.Series) -> dict[str, float]:
-    """Length in words of the sections that are there."""
-    lengths = word_counts(column)
+    """Length in words of the sections that are there, from a column that has 0 for those that are not."""
+    lengths = column[column > 0].astype("int64")
     if not len(lengths):
         return {}
     quantiles = lengths.quantile([0.05, 0.5, 0.95])
@@ -96,11 +96,6 @@ def words(column: pd.Series) -> dict[str, float]:
         "mean": round(float(lengths.mean()), 1),
         **{name: round(float(quantiles[q]), 1) for name, q in (("p5", 0.05), ("median", 0.5), ("p95", 0.95))},
     }
-
-
-def word_counts(column: pd.Series) -> pd.Series:
-    """Words (runs of non-space) of each text that is there."""
-    return pd.Series([len(text.split()) for text in column.dropna()], dtype="int64")
 
 
 def markdown(card: dict[str, Any], plots: list[str]) -> str:
@@ -174,7 +169,8 @@ def write_plots(studies: pd.DataFrame, folder: Path) -> list[str]:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for name in ("findings", "impression"):
-        axes.hist(word_counts(studies[name]).clip(upper=200), bins=range(0, 205, 5), histtype="step", label=name)
+        lengths = studies.loc[studies[f"{name}_words"] > 0, f"{name}_words"]
+        axes.hist(lengths.clip(upper=200), bins=range(0, 205, 5), histtype="step", label=name)
     axes.set(xlabel="words (200 = 200 or more)", ylabel="studies", title="Section lengths")
     axes.legend()
     save(figure, "section_lengths")

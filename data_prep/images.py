@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def prepare_image(job: ImageJob, settings: ImageSettings) -> None:
 
 
 def prepare_images(
-    jobs: Sequence[ImageJob],
+    jobs: Iterable[ImageJob],
     settings: ImageSettings,
     workers: int,
     progress: Any = None,
@@ -181,11 +181,13 @@ def prepare_images(
         if progress is not None:
             progress.update(done)
 
-    if workers <= 1 or len(jobs) < FEW:
-        for job in jobs:
+    jobs = iter(jobs)
+    first = list(islice(jobs, FEW))
+    if workers <= 1 or len(first) < FEW:
+        for job in chain(first, jobs):
             collect(*_prepare_chunk([job], settings, overwrite))
         return failures
-    chunks = _chunks(jobs)
+    chunks = _chunks(chain(first, jobs))
     # spawn: forking a process that has threads (Arrow has) can deadlock. Ctrl-C is for the main process to handle.
     with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
@@ -209,8 +211,9 @@ def prepare_images(
     return failures
 
 
-def _chunks(jobs: Sequence[ImageJob]) -> Iterator[Sequence[ImageJob]]:
-    return (jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK))
+def _chunks(jobs: Iterator[ImageJob]) -> Iterator[Sequence[ImageJob]]:
+    while chunk := list(islice(jobs, CHUNK)):
+        yield chunk
 
 
 def _prepare_chunk(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import prepare as preparing
 from data_prep.priors import none
-from data_prep.source import SourceError
-from data_prep.splits import frame_of
-from data_prep.study import SPLITS
+from data_prep.sections import SECTIONS
+from data_prep.source import SourceError, one_line
+from data_prep.study import SPLITS, STUDY_SCHEMA
+from data_prep.texts import BATCH, Texts
 
 
 def merge_shards(folder: Path, force: bool = False) -> None:
@@ -44,9 +48,17 @@ def merge_shards(folder: Path, force: bool = False) -> None:
     if (folder / preparing.CARD).is_file() and not force:
         print(f"{folder} is already merged; nothing to do (--force merges again)")
         return
+    texts = Texts()
     studies = pd.concat(
-        [frame_of(pq.read_table(part / f"{split}.parquet")) for part in parts for split in SPLITS], ignore_index=True
+        [frame for part in parts for split in SPLITS for frame in _studies(part / f"{split}.parquet", texts)],
+        ignore_index=True,
     )
+    if (repeated := studies.duplicated("study_id")).any():
+        raise SourceError(
+            f"{folder}: study {studies['study_id'][repeated].iloc[0]} is in two parts; make them again with --force"
+        )
+    prior = pd.Index(studies["study_id"]).get_indexer(studies["prior_study_id"])
+    studies["prior_text"] = np.where(prior < 0, 0, studies["text"].to_numpy()[prior])
     rejects = pd.concat([pq.read_table(part / "rejects.parquet").to_pandas() for part in parts], ignore_index=True)
     rejects = rejects.assign(**{name: none(rejects[name]) for name in rejects})
     if gone := [path for path in studies["image"] if not (folder / path).is_file()]:
@@ -54,5 +66,18 @@ def merge_shards(folder: Path, force: bool = False) -> None:
             f"{folder}: {len(gone)} image(s) missing, for one {gone[0]}; copy every part's images into {folder}/images"
         )
     about = {key: cards[0][key] for key in ("title", "licence", "credentialed", "priors_linked", "notes")}
-    preparing.write_tables(studies, rejects, folder, made_from[0], about)
+    preparing.write_tables(studies, texts, rejects, folder, made_from[0], about)
     print(f"{folder}: {len(studies):,} studies of {count} parts merged")
+
+
+def _studies(path: Path, texts: Texts) -> Iterator[pd.DataFrame]:
+    """A part's studies, some thousand at a time; their reports go to `texts`."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH, columns=[n for n in STUDY_SCHEMA.names if n != "prior_report"]):
+                frame = batch.drop_columns(list(SECTIONS)).to_pandas()
+                yield frame.join(texts.add(batch.select(list(SECTIONS)).to_pylist()))
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(
+            f"{path}: not a readable study table ({one_line(error)}); make the part again with --force"
+        ) from error

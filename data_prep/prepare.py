@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
@@ -31,10 +32,12 @@ from data_prep.images import (
 )
 from data_prep.priors import link_priors, none, without_priors
 from data_prep.rejects import IMAGE_MISSING, IMAGE_UNREADABLE, NO_REPORT, PATH_OUTSIDE, reject_frame, write_rejects
-from data_prep.source import Found, Options, SourceError, fingerprint, inside
+from data_prep.sections import SECTIONS
+from data_prep.source import Found, Options, SourceError, compact, fingerprint, inside
 from data_prep.sources import SOURCES
 from data_prep.splits import check_leakage, exclude_test, set_aside_validation
-from data_prep.study import SPLITS, STUDY_SCHEMA, write_studies
+from data_prep.study import SPLITS, STUDY_SCHEMA, report_text, write_study_batches
+from data_prep.texts import BATCH, Texts
 
 CARD = "card.json"
 STARTED = ".preparing.json"  # what a run that has not finished is making; its finished images are kept
@@ -200,20 +203,17 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
         LeakageError: the source's own split has a patient on two sides.
     """
     studies, rejects, notes = found.studies, [found.rejects], list(found.notes)
-    studies = studies.sort_values("study_id", kind="stable").reset_index(drop=True)
+    studies = compact(studies.sort_values("study_id", kind="stable").reset_index(drop=True))
     studies["dataset"] = options.name or studies["dataset"]
     ids = pd.concat([studies["study_id"], found.rejects["study_id"]])
     if ids.duplicated().any():
         raise SourceError(f"study {ids[ids.duplicated()].iloc[0]} appears twice in the source's index; expected once")
 
-    for name in ("findings", "impression", "indication", "comparison"):
-        text = studies[name].astype(object)
-        studies[name] = text.where(text.notna() & (text != ""), None)
-    empty = studies["findings"].isna() & studies["impression"].isna()
+    empty = (studies["findings_words"] == 0) & (studies["impression_words"] == 0)
     rejects.append(reject_frame(studies[empty], NO_REPORT))
     studies = studies[~empty].reset_index(drop=True)
 
-    studies["image_source"] = [inside(path) for path in studies["image_source"]]
+    studies["image_source"] = pd.array([inside(path) for path in studies["image_source"]], dtype="str")
     outside = studies["image_source"].isna()
     rejects.append(reject_frame(studies[outside], PATH_OUTSIDE))
     studies = studies[~outside].reset_index(drop=True)
@@ -268,13 +268,14 @@ def make_images(
     studies: pd.DataFrame, images: Path, out: Path, settings: ImageSettings, workers: int, title: str, overwrite: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write every study's image; the studies that have one, with column `image`, and the rejects of the others."""
-    studies = studies.assign(image=[image_path(s, settings.format) for s in studies["study_id"]])
-    jobs = [
+    paths = pd.array([image_path(study, settings.format) for study in studies["study_id"]], dtype="str")
+    studies = studies.assign(image=paths)
+    jobs = (
         ImageJob(os.path.join(images, source), os.path.join(out, target))
         for source, target in zip(studies["image_source"], studies["image"], strict=True)
-    ]
+    )
     try:
-        with tqdm(total=len(jobs), desc=f"{title} images", unit="image", smoothing=0.05) as progress:
+        with tqdm(total=len(studies), desc=f"{title} images", unit="image", smoothing=0.05) as progress:
             failures = prepare_images(jobs, settings, workers, progress, overwrite)
     except WorkerError as error:
         raise SourceError(str(error)) from error
@@ -282,7 +283,7 @@ def make_images(
         raise SourceError(
             f"cannot write images below {out}: {error}; mend that and run the same command again"
         ) from error
-    errors: list[ImageError | None] = [failures.get(job.target) for job in jobs]
+    errors: list[ImageError | None] = [failures.get(os.path.join(out, path)) for path in studies["image"]]
     failed = pd.Series([error is not None for error in errors], index=studies.index, dtype=bool)
     broken = studies[failed]
     rejects = reject_frame(
@@ -316,16 +317,20 @@ def finish(
         "priors_linked": link,
         "notes": notes,
     }
-    studies = (link_priors if link else without_priors)(studies)
-    write_tables(studies, rejects, out, made_from, about)
+    studies = (link_priors if link else without_priors)(studies.drop(columns="image_source"))
+    write_tables(studies, found.texts, rejects, out, made_from, about)
 
 
-def write_tables(studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, made_from: dict, about: dict) -> None:
+def write_tables(
+    studies: pd.DataFrame, texts: Texts, rejects: pd.DataFrame, out: Path, made_from: dict, about: dict
+) -> None:
     """Check for leakage and write tables and card; the card last: a folder with a card is whole."""
     check_leakage(studies, str(out))
-    studies = studies.sort_values(["patient_id", "encounter", "study_id"], kind="stable")
+    studies = studies.sort_values(["patient_id", "encounter", "study_id"], kind="stable", ignore_index=True)
     for split in SPLITS:
-        write_studies(to_table(studies[studies["split"] == split]), out / f"{split}.parquet")
+        rows = np.flatnonzero(studies["split"] == split)
+        parts = (studies.iloc[rows[start : start + BATCH]] for start in range(0, len(rows), BATCH))
+        write_study_batches((to_table(part, texts) for part in parts), out / f"{split}.parquet")
     write_rejects(rejects, out / "rejects.parquet")
     for stale in (out / "images").glob("*/*.tmp"):  # of a run that was killed
         stale.unlink()
@@ -333,8 +338,12 @@ def write_tables(studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, made_f
     (out / STARTED).unlink(missing_ok=True)
 
 
-def to_table(studies: pd.DataFrame) -> pa.Table:
-    """A frame as a study table."""
+def to_table(studies: pd.DataFrame, texts: Texts) -> pa.Table:
+    """Some studies and their reports as a study table."""
+    sections = pd.DataFrame(texts.get(studies["text"].to_numpy()), columns=SECTIONS, index=studies.index, dtype=object)
+    priors = (dict(zip(SECTIONS, prior, strict=True)) for prior in texts.get(studies["prior_text"].to_numpy()))
+    reports = [report_text(prior["findings"], prior["impression"]) or None for prior in priors]
+    studies = studies.join(sections).assign(prior_report=reports)
     columns = []
     for field in STUDY_SCHEMA:
         column = studies[field.name]

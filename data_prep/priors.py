@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from data_prep.study import report_text
-
 GROUP = ["dataset", "patient_id", "split"]
 
 
 def link_priors(studies: pd.DataFrame) -> pd.DataFrame:
-    """`studies` with the columns encounter, prior_study_id, prior_image and prior_report set.
+    """`studies` with the columns encounter, prior_study_id, prior_image and prior_text (0: none) set.
 
     The prior is the same patient's most recent *strictly earlier* study in the same split that is itself in the table,
     so it has a frontal image and a report (Methods: "the most recent prior frontal radiograph and its associated
@@ -19,7 +17,8 @@ def link_priors(studies: pd.DataFrame) -> pd.DataFrame:
     prior's time the one with the last study_id is taken. A study of unknown time is encounter 1 without a prior.
 
     Args:
-        studies: columns of the study table but those four; `order` sorts in time where it is set, else study_datetime.
+        studies: columns study_id, patient_id, dataset, split, image, study_datetime, text (where the report lies, from 1)
+            and, optionally, order, which sorts in time where it is set, before study_datetime.
     """
     studies = studies.reset_index(drop=True)
     time = pd.to_datetime(studies["study_datetime"]).astype("datetime64[us]")
@@ -37,27 +36,17 @@ def link_priors(studies: pd.DataFrame) -> pd.DataFrame:
     linked = linked.set_index("row").reindex(studies.index)
 
     studies["encounter"] = linked["encounter"].fillna(1).astype("int32")
-    reports = pd.Series(
-        [report_text(f, i) for f, i in zip(none(studies["findings"]), none(studies["impression"]), strict=True)],
-        index=studies.index,
-        dtype=object,
-    )
-    has_prior = linked["previous"].notna().to_numpy()
-    rows = linked["previous"][has_prior].astype("int64").to_numpy()
-    for column, values in (
-        ("prior_study_id", studies["study_id"]),
-        ("prior_image", studies["image"]),
-        ("prior_report", reports),
-    ):
-        prior = np.full(len(studies), None, dtype=object)
-        prior[has_prior] = values.to_numpy(dtype=object)[rows]
-        studies[column] = pd.Series(prior, index=studies.index, dtype=object)
+    rows = linked["previous"].fillna(-1).astype("int64").to_numpy()
+    studies["prior_study_id"] = studies["study_id"].astype("str").array.take(rows, allow_fill=True)
+    studies["prior_image"] = studies["image"].astype("str").array.take(rows, allow_fill=True)
+    studies["prior_text"] = np.where(rows < 0, 0, studies["text"].to_numpy()[rows])
     return studies
 
 
 def without_priors(studies: pd.DataFrame) -> pd.DataFrame:
     """`studies` as if each were its patient's first: encounter 1, no prior."""
-    return studies.assign(encounter=1, prior_study_id=None, prior_image=None, prior_report=None)
+    nothing = pd.array([None] * len(studies), dtype="str")
+    return studies.assign(encounter=1, prior_study_id=nothing, prior_image=nothing, prior_text=0)
 
 
 def none(column: pd.Series) -> list:

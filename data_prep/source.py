@@ -6,10 +6,12 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,9 +20,11 @@ import pyarrow as pa
 import pyarrow.csv
 
 from data_prep.rejects import empty_rejects
+from data_prep.texts import BATCH, TEXT_COLUMNS, Texts
 
-# One row per study that has a report and a frontal image. `image_source` is the key image's path below `Found.images`;
-# `order` sorts a patient's studies in time where the source has no date-time (null: `study_datetime` does).
+# One row per study that has a report and a frontal image. `image_source` is the key image's path below `Found.images`; of
+# the report, only where its sections lie in `Found.texts` and how long they are. `order` sorts a patient's studies in time
+# where the source has no date-time (null: `study_datetime` does).
 FOUND_COLUMNS = (
     "study_id",
     "patient_id",
@@ -28,16 +32,18 @@ FOUND_COLUMNS = (
     "split",
     "view",
     "image_source",
-    "indication",
-    "comparison",
-    "findings",
-    "impression",
+    *TEXT_COLUMNS,
     "study_datetime",
     "order",
     "sex",
     "age",
     "race",
 )
+
+
+LONGEST_ENTRY = (
+    1 << 26
+)  # characters of one entry of a JSON file; a longer one is a file that was cut or is something else
 
 
 class SourceError(ValueError):
@@ -100,6 +106,7 @@ class Found:
 
     Args:
         studies: columns FOUND_COLUMNS, one row per usable study, any order.
+        texts: the reports of `studies`.
         rejects: columns of `rejects.REJECTS_SCHEMA`, one row per study that is not usable.
         images: the folder that `image_source` is relative to.
         notes: sentences for the data card: choices, caveats of the source.
@@ -109,6 +116,7 @@ class Found:
     """
 
     studies: pd.DataFrame
+    texts: Texts
     images: Path
     title: str
     licence: str
@@ -119,11 +127,21 @@ class Found:
     priors: bool = True
 
 
-def found_frame(rows: Sequence[Mapping[str, Any]], dataset: str) -> pd.DataFrame:
-    """Rows (mappings; absent keys become null) as a frame with FOUND_COLUMNS."""
-    frame = pd.DataFrame(list(rows), columns=[c for c in FOUND_COLUMNS if c != "dataset"], dtype=object)
-    frame["dataset"] = dataset
-    return frame[list(FOUND_COLUMNS)]
+def found_frame(rows: Iterable[Mapping[str, Any]], dataset: str, texts: Texts) -> pd.DataFrame:
+    """Rows (mappings, sections among their keys; absent keys become null) as a frame with FOUND_COLUMNS; the sections go
+    to `texts`."""
+    names = [name for name in FOUND_COLUMNS if name not in TEXT_COLUMNS]
+    rows, frames = iter(rows), []
+    while (batch := list(islice(rows, BATCH))) or not frames:
+        frame = pd.DataFrame([{name: row.get(name) for name in names} for row in batch], columns=names, dtype=object)
+        frames.append(compact(frame.assign(dataset=dataset)).join(texts.add(batch)))
+    return pd.concat(frames, ignore_index=True)[list(FOUND_COLUMNS)]
+
+
+def compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with its columns of words held by Arrow, which takes a fifth of what Python's strings do."""
+    words = ("study_id", "patient_id", "dataset", "split", "view", "image_source", "sex", "race")
+    return frame.astype({name: "str" for name in words if name in frame})
 
 
 def blank_to_none(text: str | None) -> str | None:
@@ -158,6 +176,11 @@ def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -
     Raises:
         SourceError: unreadable, or a column is missing.
     """
+    return pd.concat(iterate_csv(path, columns, optional), ignore_index=True)
+
+
+def iterate_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+    """As `read_csv`, some thousand rows at a time; at least one frame, which may have no row."""
     try:
         header = _csv_header(path)
         if missing := [c for c in columns if c not in header]:
@@ -166,20 +189,23 @@ def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -
                 "Was the file edited or is it of another version?"
             )
         wanted = [*columns, *(c for c in optional if c in header)]
-        table = pa.csv.read_csv(
+        schema = pa.schema([(name, pa.string()) for name in wanted])
+        yield schema.empty_table().to_pandas()
+        with pa.csv.open_csv(
             path,
             parse_options=pa.csv.ParseOptions(newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
                 include_columns=wanted,
-                column_types={c: pa.string() for c in wanted},
+                column_types=schema,
                 strings_can_be_null=True,
                 null_values=[""],
                 quoted_strings_can_be_null=True,
             ),
-        )
+        ) as batches:
+            for batch in batches:
+                yield batch.to_pandas()
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise SourceError(f"{path}: not a readable CSV file ({one_line(error)}); fetch it again") from error
-    return table.to_pandas()
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -205,6 +231,72 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(value, kind):
         raise SourceError(f"{path}: expected a JSON {'object' if kind is dict else 'list'} at the top")
     return value
+
+
+def iterate_json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Key and value of each entry of a JSON object, one at a time: a file of any size in a little memory. Bare NaN tokens
+    become null.
+
+    Raises:
+        SourceError: unreadable, not JSON, or not an object.
+    """
+    decoder = json.JSONDecoder(parse_constant=lambda token: None)
+    space = re.compile(r"\s*")
+    try:
+        with path.open(encoding="utf-8") as file:
+            text, at = "", 0
+
+            def more() -> bool:
+                nonlocal text, at
+                block = file.read(1 << 20)
+                text, at = text[at:] + block, 0
+                return bool(block)
+
+            def peek() -> str:
+                """The next character that is no space; empty at the end."""
+                nonlocal at
+                while (at := space.match(text, at).end()) == len(text) and more():
+                    pass
+                return text[at : at + 1]
+
+            def value() -> Any:
+                nonlocal at
+                while True:
+                    peek()
+                    try:
+                        found, end = decoder.raw_decode(text, at)
+                    except json.JSONDecodeError:
+                        if len(text) - at > LONGEST_ENTRY or not more():
+                            raise
+                        continue
+                    # A number may go on in the next block; what ends in a bracket or a quote is whole.
+                    if end == len(text) and text[-1] not in '}]"' and more():
+                        continue
+                    at = end
+                    return found
+
+            def expect(character: str) -> None:
+                nonlocal at
+                if peek() != character:
+                    raise json.JSONDecodeError(f"expected {character!r}", text, at)
+                at += 1
+
+            if peek() != "{":
+                raise SourceError(f"{path}: expected a JSON object at the top")
+            at += 1
+            while peek() != "}":
+                key = value()
+                expect(":")
+                yield key, value()
+                if peek() != "}":
+                    expect(",")
+            at += 1
+            if peek():
+                raise json.JSONDecodeError("text after the object", text, at)
+    except (OSError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path}: not a readable JSON file ({one_line(error)}); fetch it again") from error
 
 
 def iterate_archive(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:

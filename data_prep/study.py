@@ -125,6 +125,20 @@ def write_studies(table: pa.Table, path: Path) -> None:
     write_parquet(table.select(STUDY_SCHEMA.names), path)
 
 
+def write_study_batches(tables: Iterable[pa.Table], path: Path) -> None:
+    """Check study tables and write them to `path` one after another, a row group each, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pq.ParquetWriter(temporary, STUDY_SCHEMA, compression="zstd") as writer:
+            for table in tables:
+                check_studies(table, str(path))
+                writer.write_table(table.select(STUDY_SCHEMA.names))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write any table to `path` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)

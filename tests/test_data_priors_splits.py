@@ -14,7 +14,7 @@ from data_prep.splits import LeakageError, check_leakage, exclude_test, random_s
 
 
 def frame(*rows: tuple) -> pd.DataFrame:
-    """Rows (study, patient, split, day or None, findings, impression)."""
+    """Rows (study, patient, split, day or None); the n-th has report n."""
     return pd.DataFrame(
         [
             {
@@ -23,12 +23,11 @@ def frame(*rows: tuple) -> pd.DataFrame:
                 "dataset": "d",
                 "split": split,
                 "study_datetime": day and datetime(2020, 1, day),
-                "findings": findings,
-                "impression": impression,
+                "text": number,
                 "image": f"images/{study}.jpg",
                 "order": None,
             }
-            for study, patient, split, day, findings, impression in rows
+            for number, (study, patient, split, day) in enumerate(rows, start=1)
         ]
     )
 
@@ -36,33 +35,32 @@ def frame(*rows: tuple) -> pd.DataFrame:
 def test_the_prior_is_the_most_recent_earlier_study_whatever_the_order_of_names() -> None:
     linked = link_priors(
         frame(
-            ("c", "p", "train", 1, "first", None),
-            ("a", "p", "train", 9, None, "third"),
-            ("b", "p", "train", 5, "second", "two"),
+            ("c", "p", "train", 1),
+            ("a", "p", "train", 9),
+            ("b", "p", "train", 5),
         )
     ).set_index("study_id")
     assert linked["encounter"].to_dict() == {"c": 1, "b": 2, "a": 3}
-    assert linked["prior_study_id"].to_dict() == {"c": None, "b": "c", "a": "b"}
-    assert linked.loc["a", "prior_report"] == "Findings: second Impression: two"
-    assert linked.loc["b", "prior_report"] == "Findings: first"
+    assert linked["prior_study_id"].dropna().to_dict() == {"b": "c", "a": "b"}
+    assert linked["prior_text"].to_dict() == {"c": 0, "b": 1, "a": 3}
     assert linked.loc["a", "prior_image"] == "images/b.jpg"
 
 
 def test_studies_of_one_time_are_not_each_others_prior() -> None:
-    linked = link_priors(
-        frame(("a", "p", "train", 1, "x", None), ("b", "p", "train", 1, "y", None), ("c", "p", "train", 2, "z", None))
-    ).set_index("study_id")
+    linked = link_priors(frame(("a", "p", "train", 1), ("b", "p", "train", 1), ("c", "p", "train", 2))).set_index(
+        "study_id"
+    )
     assert linked["encounter"].to_dict() == {"a": 1, "b": 1, "c": 2}
-    assert linked["prior_study_id"].to_dict() == {"a": None, "b": None, "c": "b"}
+    assert linked["prior_study_id"].dropna().to_dict() == {"c": "b"}
 
 
 def test_no_prior_across_patients_splits_or_unknown_times() -> None:
     linked = link_priors(
         frame(
-            ("a", "p", "train", 1, "x", None),
-            ("b", "q", "train", 2, "y", None),
-            ("c", "p", "test", 3, "z", None),
-            ("d", "p", "train", None, "w", None),
+            ("a", "p", "train", 1),
+            ("b", "q", "train", 2),
+            ("c", "p", "test", 3),
+            ("d", "p", "train", None),
         )
     )
     assert linked["prior_study_id"].isna().all()
@@ -70,15 +68,15 @@ def test_no_prior_across_patients_splits_or_unknown_times() -> None:
 
 
 def test_priors_can_follow_an_order_instead_of_a_time() -> None:
-    studies = frame(("a", "p", "train", None, "x", None), ("b", "p", "train", None, "y", None)).assign(order=[2, 1])
-    assert link_priors(studies).set_index("study_id")["prior_study_id"].to_dict() == {"a": "b", "b": None}
+    studies = frame(("a", "p", "train", None), ("b", "p", "train", None)).assign(order=[2, 1])
+    assert link_priors(studies).set_index("study_id")["prior_study_id"].dropna().to_dict() == {"a": "b"}
     assert without_priors(studies)["prior_study_id"].isna().all()
 
 
 def many(patients: int = 300, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     rows = [
-        (f"s{p}_{n}", f"p{p}", "train" if p % 10 else "test", n + 1, "f", "i")
+        (f"s{p}_{n}", f"p{p}", "train" if p % 10 else "test", n + 1)
         for p in range(patients)
         for n in range(rng.integers(1, 6))
     ]
@@ -140,7 +138,7 @@ def test_test_studies_and_their_patients_leave_training() -> None:
     ],
 )
 def test_leaks_are_found(change: dict, message: str) -> None:
-    studies = link_priors(frame(("a", "p", "train", 1, "x", None), ("b", "q", "test", 2, "y", None)))
+    studies = link_priors(frame(("a", "p", "train", 1), ("b", "q", "test", 2)))
     check_leakage(studies, "here")
     for column, value in change.items():
         studies.loc[studies["study_id"] == "b", column] = value
@@ -153,7 +151,7 @@ def test_leaks_are_found(change: dict, message: str) -> None:
     [("study_datetime", datetime(2020, 1, 1), "not earlier"), ("prior_image", "images/b.jpg", "another image")],
 )
 def test_priors_that_are_none_are_found(column: str, value: object, message: str) -> None:
-    studies = link_priors(frame(("a", "p", "train", 1, "x", None), ("b", "p", "train", 2, "y", None)))
+    studies = link_priors(frame(("a", "p", "train", 1), ("b", "p", "train", 2)))
     studies.loc[studies["study_id"] == "b", column] = value
     with pytest.raises(LeakageError, match=message):
         check_leakage(studies, "here")

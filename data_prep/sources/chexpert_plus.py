@@ -20,7 +20,8 @@ from data_prep.demographics import age_of, races, sexes
 from data_prep.priors import none
 from data_prep.rejects import NO_FRONTAL, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import single_spaced
-from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, find_one, inside, read_csv
+from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, find_one, inside, iterate_csv
+from data_prep.texts import Texts
 
 DATASET = "chexpert_plus"
 TITLE = "CheXpert Plus (Stanford; Chambon et al. 2024)"
@@ -62,7 +63,8 @@ def read(root: Path, options: Options) -> Found:
         SourceError: the table is missing or has other columns or splits.
     """
     path = find_one(root, TABLE, "the CheXpert Plus table")
-    images = read_csv(path, COLUMNS)
+    texts = Texts()
+    images = pd.concat([_with_texts(rows, texts) for rows in iterate_csv(path, COLUMNS)], ignore_index=True)
     if unknown := sorted(set(images["split"].dropna()) - set(SPLIT_NAMES)):
         raise SourceError(f"{path}: split {unknown[0]!r}; expected {', '.join(SPLIT_NAMES)}")
     parts = images["path_to_image"].str.extract(r"(patient[^/]+)/(study[^/]+)/[^/]+$")
@@ -91,10 +93,6 @@ def read(root: Path, options: Options) -> Found:
     studies["view"] = view.where(view.isin(["AP", "PA"]), "frontal").astype(object)
     images_root = options.images or root
     studies["image_source"] = image_paths(studies["path_to_image"], images_root)
-    history = _text(studies["section_clinical_history"])
-    studies["indication"] = history.where(history.notna(), _text(studies["section_history"]))
-    for name in ("comparison", "findings", "impression"):
-        studies[name] = _text(studies[f"section_{name}"])
     studies["sex"] = sexes(studies["sex"])
     studies["age"] = pd.Series([age_of(text) for text in none(studies["age"])], dtype="float64")
     studies["race"] = races(studies["race"])
@@ -103,6 +101,7 @@ def read(root: Path, options: Options) -> Found:
     linked = bool(options.priors)
     return Found(
         studies[list(FOUND_COLUMNS)],
+        texts,
         images_root,
         TITLE,
         LICENCE,
@@ -119,9 +118,16 @@ def read(root: Path, options: Options) -> Found:
     )
 
 
-def _text(column: pd.Series) -> pd.Series:
-    """Free text with single spaces; null where blank."""
-    return pd.Series([single_spaced(text) for text in none(column)], index=column.index, dtype=object)
+def _with_texts(rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
+    """`rows` of the table with the sections, single-spaced, moved to `texts`."""
+    columns = [name for name in rows if name.startswith("section_")]
+    sections = pd.DataFrame(
+        {name: [single_spaced(text) for text in none(rows[name])] for name in columns}, dtype=object
+    )
+    history = sections["section_clinical_history"]
+    sections["section_indication"] = history.where(history.notna(), sections["section_history"])
+    named = sections.rename(columns=lambda name: name.removeprefix("section_"))
+    return rows.drop(columns=columns).join(texts.add(named.to_dict("records")))
 
 
 def image_paths(paths: pd.Series, root: Path) -> pd.Series:

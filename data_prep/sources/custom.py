@@ -34,7 +34,7 @@ frontal that `values` does not name count as lateral only if they are `lateral`;
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,10 @@ from data_prep.demographics import age_of, races, sexes
 from data_prep.priors import none
 from data_prep.rejects import NO_FRONTAL, NO_IMAGE, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import SECTIONS, parse_report, single_spaced
-from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, inside, one_line, read_csv
+from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, inside, iterate_csv, one_line
 from data_prep.splits import random_split
 from data_prep.study import SPLITS, VIEWS
+from data_prep.texts import BATCH, Texts
 
 REQUIRED = ("study_id", "patient_id", "image")
 OPTIONAL = ("report", *SECTIONS, "view", "study_datetime", "sex", "age", "race", "split")
@@ -70,23 +71,14 @@ def read(root: Path, options: Options) -> Found:
     mapping = read_mapping(options.mapping)
     path = _table_path(root, mapping)
     columns: dict[str, str] = mapping["columns"]
-    table = _read_table(path, list(dict.fromkeys(columns.values())))
-    frame = pd.DataFrame({name: table[column] for name, column in columns.items()}, dtype=object)
-    for name in ("study_id", "patient_id"):
-        if frame[name].isna().any():
-            raise SourceError(
-                f"{path}: column {columns[name]} ({name}) is empty in row {int(frame[name].isna().to_numpy().argmax()) + 1}"
-            )
-    for name, words in mapping.get("values", {}).items():
-        frame[name] = frame[name].map(lambda value, words=words: words.get(value, value))
-    for name in OPTIONAL:
-        if name not in frame:
-            frame[name] = None
-    frame[["study_id", "patient_id"]] = frame[["study_id", "patient_id"]].astype(str)
+    texts, frames, read = Texts(), [], 0
+    for table in _iterate_table(path, list(dict.fromkeys(columns.values()))):
+        frames.append(_images(table, mapping, path, read, texts))
+        read += len(table)
+    frame = pd.concat(frames, ignore_index=True)
+    del frames
     frame["dataset"] = options.name or "custom"
 
-    if "view" not in columns:
-        frame["view"] = "frontal"
     no_image = frame["image"].isna()
     usable = frame["view"].isin(VIEWS) & ~no_image
     studies = frame[usable].drop_duplicates("study_id").reset_index(drop=True)
@@ -101,21 +93,7 @@ def read(root: Path, options: Options) -> Found:
     if options.sample:
         studies = studies.iloc[:: max(1, len(studies) // options.sample)].reset_index(drop=True)
 
-    if "report" in columns:
-        parsed = pd.DataFrame(
-            [parse_report(text or "") for text in none(studies["report"])], columns=list(SECTIONS), dtype=object
-        )
-    for name in SECTIONS:  # a section's own column goes before the free text
-        own = pd.Series([single_spaced(text) for text in none(studies[name])], dtype=object)
-        studies[name] = own.where(own.notna(), parsed[name]) if "report" in columns else own
-    studies["image_source"] = studies["image"].astype(str)
-    if "study_datetime" in columns:
-        studies["study_datetime"] = _datetimes(studies["study_datetime"], mapping, columns, path)
-    studies["sex"] = sexes(studies["sex"])
-    studies["age"] = pd.Series(
-        [age_of(str(value)) if value is not None else None for value in none(studies["age"])], dtype="float64"
-    )
-    studies["race"] = races(studies["race"].astype("string"))
+    studies = studies.rename(columns={"image": "image_source"})
     notes = []
     if "split" not in columns:
         shares = mapping.get("shares", [0.8, 0.1, 0.1])
@@ -130,6 +108,7 @@ def read(root: Path, options: Options) -> Found:
     studies["order"] = None
     found = Found(
         studies[list(FOUND_COLUMNS)],
+        texts,
         options.images or root,
         str(mapping.get("title", options.name or "custom")),
         str(mapping.get("licence", "not stated")),
@@ -140,6 +119,39 @@ def read(root: Path, options: Options) -> Found:
     if rejects:
         found.rejects = pd.concat(rejects, ignore_index=True)
     return found
+
+
+def _images(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, before: int, texts: Texts) -> pd.DataFrame:
+    """Some rows of the table, after `before` others, in the study table's terms; the reports go to `texts`."""
+    columns: dict[str, str] = mapping["columns"]
+    frame = pd.DataFrame({name: table[column] for name, column in columns.items()}, dtype=object)
+    for name in ("study_id", "patient_id"):
+        if frame[name].isna().any():
+            row = before + int(frame[name].isna().to_numpy().argmax()) + 1
+            raise SourceError(f"{path}: column {columns[name]} ({name}) is empty in row {row}")
+    for name, words in mapping.get("values", {}).items():
+        frame[name] = frame[name].map(lambda value, words=words: words.get(value, value))
+    for name in OPTIONAL:
+        if name not in frame:
+            frame[name] = None
+    if "view" not in columns:
+        frame["view"] = "frontal"
+    if "study_datetime" in columns:
+        frame["study_datetime"] = _datetimes(frame["study_datetime"], mapping, columns, path)
+    frame["sex"] = sexes(frame["sex"])
+    frame["age"] = pd.Series([age_of(str(age)) if age is not None else None for age in none(frame["age"])], dtype=float)
+    frame["race"] = races(frame["race"].astype("string"))
+    own = {name: [single_spaced(text) for text in none(frame[name])] for name in SECTIONS}
+    frontal = frame["view"].isin(VIEWS)
+    parsed = (
+        {} if not shown else parse_report(text or "")
+        for shown, text in zip(frontal, none(frame["report"]), strict=True)
+    )
+    reports = [
+        {name: own[name][row] or free.get(name) for name in SECTIONS} for row, free in enumerate(parsed)
+    ]  # a section's own column goes before the free text
+    words = {name: "str" for name in ("study_id", "patient_id", "image", "view", "split", "sex", "race")}
+    return frame.drop(columns=[*SECTIONS, "report"]).astype(words).join(texts.add(reports))
 
 
 def read_mapping(path: Path | None) -> dict[str, Any]:
@@ -195,31 +207,60 @@ def _table_path(root: Path, mapping: Mapping[str, Any]) -> Path:
     return path
 
 
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+def _iterate_table(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    """`columns` of the table, some thousand rows at a time, text without white space at its ends, None for null."""
     if path.suffix == ".parquet":
-        try:
-            table = pq.read_table(path).to_pandas()
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+        tables = _iterate_parquet(path, columns)
     elif path.suffix == ".jsonl":
-        rows = []
+        tables = _iterate_jsonl(path, columns)
+    elif path.name.endswith((".csv", ".csv.gz")):
+        tables = iterate_csv(path, columns)
+    else:
+        raise SourceError(f"{path}: expected a .csv, .csv.gz, .jsonl or .parquet table")
+    for table in tables:
+        table = table.astype(object).where(table.notna(), None)
+        yield table.map(lambda value: value.strip() or None if isinstance(value, str) else value)
+
+
+def _iterate_parquet(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if missing := [column for column in columns if column not in names]:
+                raise _missing(path, missing, names)
+            yield file.schema_arrow.empty_table().select(columns).to_pandas()
+            for batch in file.iter_batches(BATCH, columns=columns):
+                yield batch.to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+
+
+def _iterate_jsonl(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    names: dict[str, None] = {}  # of all rows: one row need not have every column
+    rows: list[list] = []
+    try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    rows.append(json.loads(line))
+                    row = json.loads(line)
                 except ValueError as error:
                     raise SourceError(f"{path}: line {number} is not JSON ({one_line(error)})") from error
-        table = pd.DataFrame(rows, dtype=object)
-    elif path.name.endswith((".csv", ".csv.gz")):
-        table = read_csv(path, columns)
-    else:
-        raise SourceError(f"{path}: expected a .csv, .csv.gz, .jsonl or .parquet table")
-    if missing := [column for column in columns if column not in table]:
-        raise SourceError(
-            f"{path}: column(s) {', '.join(missing)} of the mapping missing; it has {', '.join(map(str, table.columns[:30]))}"
-        )
-    table = table[columns].astype(object).where(table[columns].notna(), None)
-    return table.map(lambda value: value.strip() or None if isinstance(value, str) else value)
+                if not isinstance(row, dict):
+                    raise SourceError(f"{path}: line {number} is not a JSON object")
+                names.update(dict.fromkeys(row))
+                rows.append([row.get(column) for column in columns])
+                if len(rows) == BATCH:
+                    yield pd.DataFrame(rows, columns=columns, dtype=object)
+                    rows = []
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: not a readable JSONL file ({one_line(error)})") from error
+    yield pd.DataFrame(rows, columns=columns, dtype=object)
+    if missing := [column for column in columns if column not in names]:
+        raise _missing(path, missing, list(names))
+
+
+def _missing(path: Path, missing: list[str], names: list[str]) -> SourceError:
+    return SourceError(f"{path}: column(s) {', '.join(missing)} of the mapping missing; it has {', '.join(names[:30])}")
 
 
 def _datetimes(column: pd.Series, mapping: Mapping[str, Any], columns: Mapping[str, str], path: Path) -> pd.Series:

@@ -48,6 +48,7 @@ from data_prep.source import (
     read_json,
 )
 from data_prep.splits import random_split
+from data_prep.texts import Texts
 
 DATASET = "iu_xray"
 TITLE = "IU X-ray (Indiana University Chest X-ray Collection, Open-i; Demner-Fushman et al. 2015)"
@@ -123,7 +124,8 @@ def read(root: Path, options: Options) -> Found:
                 row = {"study_id": study_id, "patient_id": f"CXR{uid}", "split": split}
                 bad.append((row, REPORT_MISSING, "named by the split file", None))
 
-    studies = found_frame(rows, DATASET)
+    texts = Texts()
+    studies = found_frame(rows, DATASET, texts)
     if not split_of and len(studies):
         studies["split"] = random_split(studies["patient_id"], R2GEN_SHARES, options.seed)
         notes.append(
@@ -134,7 +136,7 @@ def read(root: Path, options: Options) -> Found:
         reject_frame(pd.DataFrame([{**row, "dataset": DATASET}]), reason, detail, file)
         for row, reason, detail, file in bad
     ]
-    found = Found(studies, images_root, TITLE, LICENCE, credentialed=False, notes=notes, priors=False)
+    found = Found(studies, texts, images_root, TITLE, LICENCE, credentialed=False, notes=notes, priors=False)
     if rejects:
         found.rejects = pd.concat(rejects, ignore_index=True)
     found.notes.append("No dates and no patient identity: each study counts as one patient's first, without a prior.")

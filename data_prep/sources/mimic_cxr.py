@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -31,8 +32,9 @@ from data_prep.rejects import (
     VIEW_UNKNOWN,
     reject_frame,
 )
-from data_prep.sections import SECTIONS, parse_report
+from data_prep.sections import parse_report
 from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, find_one, find_optional, one_line, read_csv
+from data_prep.texts import Texts
 
 DATASET = "mimic"
 TITLE = "MIMIC-CXR (MIMIC-CXR-JPG images, MIMIC-CXR reports; Johnson et al. 2019)"
@@ -131,9 +133,9 @@ def read(root: Path, options: Options) -> Found:
         below = "files/"
     studies["image_source"] = below + folder + "/" + studies["dicom_id"] + ".jpg"
 
-    texts, failures = read_reports(_reports_path(root, options), folder + ".txt", studies["study_id"])
-    for name in SECTIONS:
-        studies[name] = texts[name]
+    texts = Texts()
+    reports, failures = read_reports(_reports_path(root, options), folder + ".txt", studies["study_id"], texts)
+    studies = studies.join(reports)
     failed = studies["study_id"].map(failures)
     reject(failed.notna() & (failed == REPORT_MISSING), REPORT_MISSING)
     failed = studies["study_id"].map(failures)
@@ -153,6 +155,7 @@ def read(root: Path, options: Options) -> Found:
     studies["order"] = None
     return Found(
         studies[list(FOUND_COLUMNS)],
+        texts,
         images_root,
         TITLE,
         LICENCE,
@@ -216,11 +219,12 @@ def _reports_path(root: Path, options: Options) -> Path:
     )
 
 
-def read_reports(place: Path, names: pd.Series, study_ids: pd.Series) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The sections of each report, and the studies whose report failed: study → REPORT_MISSING or why it is unreadable."""
-    rows: list[dict[str, str | None]] = []
+def read_reports(
+    place: Path, names: pd.Series, study_ids: pd.Series, texts: Texts
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Where each report's sections lie in `texts`, and the studies whose report failed: study → REPORT_MISSING or why it
+    is unreadable."""
     failures: dict[str, str] = {}
-    empty = dict.fromkeys(SECTIONS)
     archive, members = None, {}
     if place.is_file():
         try:
@@ -228,24 +232,29 @@ def read_reports(place: Path, names: pd.Series, study_ids: pd.Series) -> tuple[p
         except (OSError, zipfile.BadZipFile) as error:
             raise SourceError(f"{place}: not a readable zip archive ({one_line(error)}); fetch it again") from error
         members = {name.rsplit("/", 1)[-1]: name for name in archive.namelist() if name.endswith(".txt")}
-    for name, study_id in zip(tqdm(names, desc="mimic reports", unit="report", smoothing=0.05), study_ids, strict=True):
+
+    def parsed(name: str, study_id: str) -> dict[str, str | None]:
         try:
             if archive is None:
                 content = (place / name).read_bytes()
             else:
                 content = archive.read(members[name.rsplit("/", 1)[-1]])
-            rows.append(parse_report(content.decode("utf-8"), study_id))
-            continue
+            return parse_report(content.decode("utf-8"), study_id)
         except (FileNotFoundError, KeyError):
             failures[study_id] = REPORT_MISSING
-        except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        except (OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
             failures[study_id] = one_line(error)
-        rows.append(empty)
+        return {}
+
+    progress = tqdm(names, desc="mimic reports", unit="report", smoothing=0.05)
+    reports = texts.add(parsed(name, study_id) for name, study_id in zip(progress, study_ids, strict=True))
     if archive is not None:
         archive.close()
-    if rows and len(failures) == len(rows):
-        raise SourceError(f"{place}: none of {len(rows):,} reports is there (for one, {names.iloc[0]}); give --reports")
-    return pd.DataFrame(rows, columns=list(SECTIONS), dtype=object), failures
+    if len(reports) and len(failures) == len(reports):
+        raise SourceError(
+            f"{place}: none of {len(reports):,} reports is there (for one, {names.iloc[0]}); give --reports"
+        )
+    return reports, failures
 
 
 def _mimic_iv_paths(options: Options) -> list[Path]:

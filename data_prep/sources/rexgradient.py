@@ -9,7 +9,7 @@ studies of one day are not each other's prior.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import pandas as pd
 
 from data_prep.demographics import age_of, sexes
 from data_prep.rejects import NO_FRONTAL, NO_IMAGE, VIEW_UNKNOWN, reject_frame
-from data_prep.sections import single_spaced
-from data_prep.source import Found, Options, SourceError, find_optional, found_frame, read_json
+from data_prep.sections import SECTIONS, single_spaced
+from data_prep.source import Found, Options, SourceError, find_optional, found_frame, iterate_json
+from data_prep.texts import Texts
 
 DATASET = "rexgradient"
 TITLE = "ReXGradient-160K (Gradient Health; Zhang et al. 2025)"
@@ -41,32 +42,33 @@ def read(root: Path, options: Options) -> Found:
     Raises:
         SourceError: no metadata, or an entry that is not what it should be.
     """
-    rows, rejects = [], []
-    for split, path in _metadata(root).items():
-        for study_id, entry in islice(read_json(path, dict).items(), options.sample):
-            if not isinstance(entry, dict) or any(key not in entry for key in NEEDED):
-                raise SourceError(
-                    f"{path}: study {study_id} has no {' or '.join(NEEDED)}; expected ReXGradient's metadata"
-                )
-            row = {
-                "study_id": study_id,
-                "patient_id": str(entry["PatientID"]),
-                "split": split,
-                **{
-                    name: single_spaced(entry.get(name.title()))
-                    for name in ("indication", "comparison", "findings", "impression")
-                },
-                "study_datetime": entry.get("StudyDate"),
-                "sex": entry.get("PatientSex"),
-                "age": age_of(entry.get("PatientAge")),
-            }
-            reason, view, image = key_image(entry)
-            if reason:
-                rejects.append(reject_frame(pd.DataFrame([{**row, "dataset": DATASET}]), reason))
-            else:
-                rows.append({**row, "view": view, "image_source": image})
-    studies = found_frame(rows, DATASET)
-    if not rows:
+    rejected: dict[str, list[dict]] = {}
+    texts = Texts()
+
+    def usable() -> Iterator[dict]:
+        for split, path in _metadata(root).items():
+            for study_id, entry in islice(iterate_json(path), options.sample):
+                if not isinstance(entry, dict) or any(key not in entry for key in NEEDED):
+                    raise SourceError(
+                        f"{path}: study {study_id} has no {' or '.join(NEEDED)}; expected ReXGradient's metadata"
+                    )
+                row = {"study_id": study_id, "patient_id": str(entry["PatientID"]), "dataset": DATASET, "split": split}
+                reason, view, image = key_image(entry)
+                if reason:
+                    rejected.setdefault(reason, []).append(row)
+                    continue
+                yield {
+                    **row,
+                    "view": view,
+                    "image_source": image,
+                    **{name: single_spaced(entry.get(name.title())) for name in SECTIONS},
+                    "study_datetime": entry.get("StudyDate"),
+                    "sex": entry.get("PatientSex"),
+                    "age": age_of(entry.get("PatientAge")),
+                }
+
+    studies = found_frame(usable(), DATASET, texts)
+    if not len(studies):
         raise SourceError(
             f"{root}: no study has a known frontal view; expected *_metadata_view_position.json in metadata/"
         )
@@ -75,11 +77,12 @@ def read(root: Path, options: Options) -> Found:
         studies["study_datetime"].astype("string"), format="%Y%m%d", errors="coerce"
     )
     studies["sex"] = sexes(studies["sex"])
-    found = Found(studies, options.images or root, TITLE, LICENCE, credentialed=True)
+    found = Found(studies, texts, options.images or root, TITLE, LICENCE, credentialed=True)
     undated = int(studies["study_datetime"].isna().sum())
     found.notes.append(f"Dates without a time of day; {undated:,} studies have none. Race is not given.")
-    if rejects:
-        found.rejects = pd.concat(rejects, ignore_index=True)
+    if rejected:
+        frames = [reject_frame(pd.DataFrame(rows), reason) for reason, rows in rejected.items()]
+        found.rejects = pd.concat(frames, ignore_index=True)
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from data_prep.demographics import age_of, race
 from data_prep.rejects import NO_IMAGE, reject_frame
 from data_prep.source import Found, Options, SourceError, blank_to_none, found_frame, read_json
+from data_prep.texts import Texts
 
 TITLE = "ReXrank ({})"
 # Form of a study's key → (data set, its patient within the key).
@@ -85,8 +86,15 @@ def read(root: Path, options: Options) -> Found:
         other_view += not frontal
         rows.append({**{k: v for k, v in row.items() if k != "dataset"}, "view": view, "image_source": str(image)})
     licence, credentialed = LICENCES[dataset]
+    texts = Texts()
     found = Found(
-        found_frame(rows, dataset), options.images, TITLE.format(dataset), licence, credentialed, priors=False
+        found_frame(rows, dataset, texts),
+        texts,
+        options.images,
+        TITLE.format(dataset),
+        licence,
+        credentialed,
+        priors=False,
     )
     found.notes.append("Key images and texts as ReXrank's file gives them; no dates, so no priors.")
     if other_view:

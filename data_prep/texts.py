@@ -1,0 +1,63 @@
+"""The reports' sections while studies are prepared: on disk, so that memory does not grow with what was written in them."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from data_prep.sections import SECTIONS
+
+WORDS = tuple(f"{name}_words" for name in SECTIONS)
+# What stands for the sections in a frame of studies: where they lie, and words (runs of non-space) of each, 0 where absent.
+TEXT_COLUMNS = ("text", *WORDS)
+BATCH = 4096  # reports written or read at a time
+
+
+class Texts:
+    """Sections by number, in a temporary database that ends with this object (SQLite's own, below TMPDIR or /var/tmp)."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._count = 0
+        for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -4096"):
+            self._database.execute(f"PRAGMA {setting}")
+        self._database.execute(f"CREATE TABLE reports (number INTEGER PRIMARY KEY, {', '.join(SECTIONS)})")
+
+    def add(self, reports: Iterable[Mapping[str, str | None]]) -> pd.DataFrame:
+        """Keep `reports` (mappings with some of the section names; other keys are ignored).
+
+        Returns:
+            TEXT_COLUMNS, one row a report, in order.
+
+        Raises:
+            OSError: the disk that holds temporary files is full.
+        """
+        columns: dict[str, list[int]] = {name: [] for name in TEXT_COLUMNS}
+
+        def rows() -> Iterator[tuple]:
+            for report in reports:
+                texts = [report.get(name) for name in SECTIONS]
+                words = [len(text.split()) if text else 0 for text in texts]
+                self._count += 1
+                for name, value in zip(TEXT_COLUMNS, (self._count, *words), strict=True):
+                    columns[name].append(value)
+                yield (self._count, *(text if number else None for text, number in zip(texts, words, strict=True)))
+
+        try:
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT INTO reports VALUES (?, ?, ?, ?, ?)", rows())
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            mend = f"{error}; free some space or set TMPDIR to a folder that has it"
+            raise OSError(errno.ENOSPC, mend, "temporary files") from error
+        return pd.DataFrame(columns).astype({"text": "int64", **dict.fromkeys(WORDS, "int32")})
+
+    def get(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[str | None, ...]]:
+        """The SECTIONS of each report of `numbers`, in their order; all None for number 0."""
+        find = "SELECT indication, comparison, findings, impression FROM reports WHERE number = ?"
+        nothing = (None,) * len(SECTIONS)
+        return [self._database.execute(find, (int(n),)).fetchone() if n else nothing for n in numbers]
