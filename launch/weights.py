@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launch.machine import format_bytes, free_disk
-from rewards.weights import ENCODERS, RADGRAPH_MODELS, SCORERS
+from rewards.weights import ENCODERS, RADGRAPH_MODELS, RATESCORE_MODELS, SCORERS
 
 LOCK = "weights.lock.json"
 HUB = "https://huggingface.co"
@@ -72,8 +72,8 @@ def sources(groups: tuple[str, ...], base_model: str = BASE_MODEL, radgraph: str
     if "bertscore" in groups:
         chosen.append(_encoder("distilroberta-base"))
     if "ratescore" in groups:
-        for name in ("Angelakeke/RaTE-NER-Deberta", "FremyCompany/BioLORD-2023-C"):
-            chosen.append(Source(name, PurePosixPath(name).name, CHECKPOINT, ("config.json", "*.safetensors")))
+        for folder, name in RATESCORE_MODELS.items():
+            chosen.append(Source(name, folder, CHECKPOINT, ("config.json", "model.safetensors")))
     if "base" in groups:
         name = PurePosixPath(base_model).name
         chosen.append(Source(base_model, name, CHECKPOINT, ("config.json", "*.safetensors")))

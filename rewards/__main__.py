@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rewards import score, weights
+from rewards import score
 from rewards.metric import MetricError
 
 
@@ -18,10 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scoring = commands.add_parser("score", help="metrics of a file of report pairs", description=score.__doc__)
     score.add_arguments(scoring)
     scoring.set_defaults(run=score.run)
-    fetching = commands.add_parser("weights", help="fetch the metrics' weights", description=weights.__doc__)
-    weights.add_arguments(fetching)
-    fetching.set_defaults(run=weights.run)
-    if not arguments or arguments[0] not in ("score", "weights"):  # the judge's client takes a second to import
+    if not arguments or arguments[0] != "score":  # the judge's client takes a second to import
         from rewards.chexprompt import cli
 
         cli.add_parsers(commands)

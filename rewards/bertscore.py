@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rewards.engine import EngineSettings, TextModel
 from rewards.metric import Metric
-from rewards.weights import WeightsError, fingerprint, require
+from rewards.weights import fingerprint, load_pretrained, require
 
 MODEL = "distilroberta-base"
 LAYER = 5
@@ -46,13 +46,8 @@ class RobertaVectors(TextModel[Tensor]):
         require(folder, "model.safetensors")
         super().__init__(fingerprint(files), settings)
         # bert-score 0.3.13 asks for a space before the first word, which current transformers takes only here.
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
-        try:
-            self.encoder = settings.encoder(AutoModel.from_pretrained(folder), LAYER)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise WeightsError(
-                f"{folder} cannot be loaded ({str(error).splitlines()[0]}); fetch it again: make weights"
-            ) from error
+        self.tokenizer = load_pretrained(AutoTokenizer, folder, add_prefix_space=True)
+        self.encoder = settings.encoder(load_pretrained(AutoModel, folder, use_safetensors=True), LAYER)
 
     def prepare(self, texts: list[str]) -> tuple[list[list[int]], list[int]]:
         # CXR-Report-Metric collapses spaces, bert-score strips; both before tokenising.

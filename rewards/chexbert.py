@@ -11,7 +11,7 @@ import torch
 
 from rewards.conditions import CONDITIONS
 from rewards.engine import EngineSettings, TextModel
-from rewards.weights import WeightsError, encoder_folder, fingerprint, load_state, require
+from rewards.weights import WeightsError, encoder_folder, fingerprint, load_pretrained, load_state, require
 
 MAX_TOKENS = 512
 _CLASSES = (4,) * 13 + (2,)
@@ -35,10 +35,10 @@ class CheXbert(TextModel[tuple[np.ndarray, np.ndarray]]):
         settings = settings or EngineSettings()
         path = require(weights_dir, "chexbert.pth")
         folder = encoder_folder(weights_dir, "bert-base-uncased")
-        config = BertConfig.from_pretrained(folder)
+        config = load_pretrained(BertConfig, folder)
         vocabulary = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).exists()]
         super().__init__(fingerprint([path, require(folder, "config.json"), *vocabulary]), settings)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = load_pretrained(AutoTokenizer, folder)
 
         checkpoint: Any = load_state(path)
         if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from rewards.engine import EngineSettings, TextModel
 from rewards.radgraph import Entity, Graph
-from rewards.weights import WeightsError, encoder_folder, fingerprint, load_state, radgraph_folder
+from rewards.weights import WeightsError, encoder_folder, fingerprint, load_pretrained, load_state, radgraph_folder
 
 # Pairs of spans that go through the relation network at once: bounds its memory at about 100 MB.
 _PAIRS_AT_ONCE = 8192
@@ -101,13 +101,13 @@ class RadGraphModel(TextModel[Graph]):
         files += [encoder / name for name in ("tokenizer.json", "vocab.txt") if (encoder / name).exists()]
         super().__init__(fingerprint(files), settings)
         device = settings.torch_device
-        self.tokenizer = AutoTokenizer.from_pretrained(encoder)
+        self.tokenizer = load_pretrained(AutoTokenizer, encoder)
         self._pieces: dict[str, list[int]] = {}
 
         state: dict[str, Any] = load_state(folder / "weights.th")
         prefix = "_embedder.token_embedder_bert._matched_embedder.transformer_model."
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        bert = AutoModel.from_config(AutoConfig.from_pretrained(encoder))
+        bert = AutoModel.from_config(load_pretrained(AutoConfig, encoder))
         expected = bert.state_dict().keys()
         try:
             missing = [key for key in expected if key not in own and not key.startswith("pooler.")]

@@ -92,7 +92,7 @@ class _RealBackend:
         if name == "ratescore":
             from rewards.ratescore import RateScore
 
-            return RateScore(self.weights_dir)
+            return RateScore(self.weights_dir, self.settings)
         raise MetricError(f"{name} has no real backend")
 
     def labeler(self) -> Labeler:

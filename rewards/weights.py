@@ -1,20 +1,20 @@
-"""Where metric weights are, how they are fetched and opened safely, and their fingerprints.
+"""Where metric weights are, how they are opened safely, and their fingerprints. `make weights` fetches them.
 
-A weights folder holds, as `make weights` lays it out:
+A weights folder holds, as `make weights` (launch/weights.py) lays it out:
 
     chexbert.pth                        StanfordAIMI/RRG_scorers
     radgraph.tar.gz, radgraph-xl.tar.gz StanfordAIMI/RRG_scorers (either or both)
     bert-base-uncased/                  configuration and vocabulary that CheXbert was trained with
     BiomedNLP-PubMedBERT-…/             configuration and vocabulary that RadGraph's config.json names
     distilroberta-base/                 the encoder of BERTScore
+    RaTE-NER-Deberta/, BioLORD-2023-C/  the two models of RaTEScore
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib
-import os
+import json
 import shutil
 import tarfile
 import tempfile
@@ -39,6 +39,11 @@ ENCODERS = {
         "distilbert/distilroberta-base",
         ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "model.safetensors"),
     ),
+}
+# Whole checkpoints (configuration, tokenizer, safetensors): folder → repository.
+RATESCORE_MODELS = {
+    "RaTE-NER-Deberta": "Angelakeke/RaTE-NER-Deberta",
+    "BioLORD-2023-C": "FremyCompany/BioLORD-2023-C",
 }
 _ARCHIVE_FILES = ("config.json", "weights.th")  # and vocabulary/*.txt
 
@@ -119,6 +124,25 @@ def load_state(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} cannot be loaded ({reason}); remove it and fetch it again: make weights") from error
 
 
+def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """`kind.from_pretrained(folder)` of a transformers class, from local files alone; weights from safetensors only.
+
+    Raises:
+        WeightsError: a file of it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        for path in sorted(folder.glob("*.json")):  # tokenizers' own error for a cut file has no type of its own
+            json.loads(path.read_text(encoding="utf-8"))
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise WeightsError(
+            f"{folder} cannot be loaded ({reason}); remove it and fetch it again: make weights"
+        ) from error
+
+
 def radgraph_folder(folder: Path, model: str) -> Path:
     """The extracted RadGraph archive: `<model>/` if it is there, else `<model>.tar.gz` extracted beside it, once.
 
@@ -173,45 +197,3 @@ def _extract(archive: Path, target: Path) -> None:
             found.add(parts[0])
     if missing := {*_ARCHIVE_FILES, "vocabulary"} - found:
         raise WeightsError(f"{archive} lacks {', '.join(sorted(missing))}; fetch it again: make weights")
-
-
-def download(folder: Path, radgraph: str = "radgraph") -> None:
-    """Fetch what is missing in `folder` from the Hugging Face hub; what is there stays.
-
-    Raises:
-        WeightsError: the hub cannot be reached, or refuses.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(SCORERS, "chexbert.pth", folder), (SCORERS, f"{radgraph}.tar.gz", folder)]
-    for name, (repository, files) in ENCODERS.items():
-        wanted += [(repository, file, folder / name) for file in files]
-    for repository, file, target in wanted:
-        if (target / file).exists():
-            continue
-        print(f"{repository}: {file}", flush=True)
-        try:
-            hf_hub_download(repository, file, local_dir=target)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            optional = file in ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")
-            if optional and "404" in str(error):
-                continue
-            reason = str(error).splitlines()[0]
-            raise WeightsError(f"{repository}/{file} could not be fetched into {target}: {reason}") from error
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("WEIGHTS_DIR", "weights")), help="the folder")
-    parser.add_argument("--radgraph", choices=RADGRAPH_MODELS, default="radgraph", help="which RadGraph model")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Fetch the weights.
-
-    Raises:
-        WeightsError: they cannot be had.
-    """
-    download(arguments.out, arguments.radgraph)
-    print(f"metric weights are in {arguments.out}")

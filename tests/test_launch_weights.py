@@ -14,7 +14,7 @@ from hub_server import Hub, serve
 
 import launch.weights
 from launch.weights import LOCK, Fetcher, FetchError, Source, main, problems, read_lock, sources
-from rewards.weights import ENCODERS, SCORERS
+from rewards.weights import ENCODERS, RATESCORE_MODELS, SCORERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE = "someone/Tiny-VL"
@@ -38,7 +38,7 @@ def hub(monkeypatch):
     }
     for repository, files in ENCODERS.values():
         repositories[repository] = {name: content(name, 700) for name in files if name != "special_tokens_map.json"}
-    for repository in (BASE, "Angelakeke/RaTE-NER-Deberta", "FremyCompany/BioLORD-2023-C"):
+    for repository in (BASE, *RATESCORE_MODELS.values()):
         repositories[repository] = {
             "config.json": b"{}",
             "tokenizer.json": b'{"a": 1}',
