@@ -19,6 +19,8 @@ from torch.nn import functional
 class PackedEncoder:
     """The first `layers` layers of a BERT or RoBERTa model.
 
+    One thread at a time: calls share scratch memory.
+
     Attributes:
         hidden_size: width of a token's vector.
         max_length: most tokens a text may have, special ones included.
@@ -46,6 +48,7 @@ class PackedEncoder:
         self.device, self.dtype = torch.device(device), dtype
         self.hidden_size, self.heads = config.hidden_size, config.num_attention_heads
         self.eps = config.layer_norm_eps
+        self._scratch: dict[str, Tensor] = {}
         # RoBERTa counts positions from after its padding token's.
         self.first_position = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         self.max_length = config.max_position_embeddings - self.first_position
@@ -101,19 +104,19 @@ class PackedEncoder:
         return functional.layer_norm(x, (self.hidden_size,), *parameters, self.eps)
 
     def _layer(self, x: Tensor, layer: dict, runs: list[tuple[int, int, int]], first_only: bool) -> Tensor:
-        """One transformer layer; works in place where it can, as passes over memory are what a CPU has to spare least:
-        biases and residuals are accumulated by the matrix products themselves."""
+        """One transformer layer; in place and in memory that is kept, as beside the matrix products, passes over memory
+        and fresh pages of it are what costs most: residuals are accumulated by the products themselves."""
         weight, bias = layer["qkv"]
         width = self.hidden_size
         if first_only:
             starts = torch.tensor([start + i * n for start, count, n in runs for i in range(count)], device=self.device)
             x, source = x[starts], x
-            query = (x @ weight[:width].T).add_(bias[:width])
-            key_value = (source @ weight[width:].T).add_(bias[width:])
+            query = self._product("query", x, weight[:width], bias[:width])
+            key_value = self._product("qkv", source, weight[width:], bias[width:])
         else:
-            projected = (x @ weight.T).add_(bias)
+            projected = self._product("qkv", x, weight, bias)
             query, key_value = projected[:, :width], projected[:, width:]
-        attended = torch.empty_like(x)
+        attended = self._kept("attended", len(x), width)
         row = 0
         for start, count, n in runs:
             rows = count if first_only else count * n
@@ -125,9 +128,19 @@ class PackedEncoder:
             attended[row : row + rows].view(shape).copy_(output.transpose(1, 2))
             row += rows
         x = self._norm(_add_product(x, attended, *layer["out"]), layer["norm1"])
-        weight, bias = layer["up"]
-        hidden = functional.gelu((x @ weight.T).add_(bias))
+        hidden = torch.ops.aten.gelu_(self._product("up", x, *layer["up"]))
         return self._norm(_add_product(x, hidden, *layer["down"]), layer["norm2"])
+
+    def _product(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x · weightᵀ + bias in the memory kept under `name`: valid until that name is asked for again."""
+        return torch.mm(x, weight.T, out=self._kept(name, len(x), len(weight))).add_(bias)
+
+    def _kept(self, name: str, rows: int, width: int) -> Tensor:
+        """Uninitialised memory [rows, width], the same again while a batch needs no more."""
+        held = self._scratch.get(name)
+        if held is None or held.numel() < rows * width:
+            held = self._scratch[name] = torch.empty(rows * width, device=self.device, dtype=self.dtype)
+        return held[: rows * width].view(rows, width)
 
 
 def _add_product(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
