@@ -3,13 +3,13 @@
     python -m benchmarks.bench_rewards                      # base-size encoders, 16 prompts × 16 rollouts, 63% unique
     python -m benchmarks.bench_rewards --prompts 2          # the same, an eighth of it
     python -m benchmarks.bench_rewards --weights weights    # published weights instead of random ones of their format
-    python -m benchmarks.bench_rewards --stream 100000      # also: memory while many pairs are scored (tiny encoders)
+    python -m benchmarks.bench_rewards --stream 100000      # instead: memory while many pairs are scored (tiny encoders)
 
 Every part runs in its own process, on `--threads` threads, so that its peak memory is its own. Speed is given in pairs a
 CPU second as well as a second of wall clock: the first is the one to compare on a machine with other work. Random weights
 do the same arithmetic as trained ones; RadGraph's biases are shifted until graphs are about as dense as real ones.
 
-Writes benchmarks/rewards.json and benchmarks/rewards.png.
+Writes benchmarks/rewards.json and benchmarks/rewards.png; `--stream` writes benchmarks/rewards_memory.json.
 """
 
 from __future__ import annotations
@@ -178,26 +178,47 @@ def matrix_rate(threads: int) -> float:
     return flops / seconds / 1e9
 
 
-def stream(weights: Path, pairs: int, threads: int) -> list[tuple[int, float]]:
-    """(pairs scored, resident MB) while `pairs` different pairs go through the composite."""
+def stream(weights: Path, pairs: int, threads: int) -> dict[str, Any]:
+    """Memory while `pairs` different pairs go through the composite, with caches far smaller than the texts need.
+
+    Returns:
+        `points`: (pairs scored, resident MB) forty times; `growth_mb`: mean of the last ten less mean of the second ten
+        (caches are full by then); `peak_mb`; seconds.
+    """
     import psutil
     import torch
     from synthetic_reports import reports
+    from tqdm import tqdm
 
     from rewards.engine import EngineSettings
     from rewards.registry import load_metrics
 
     torch.set_num_threads(threads)
-    settings = EngineSettings(device="cpu", cache_megabytes=64, tokens_per_batch=8192)
+    settings = EngineSettings(device="cpu", cache_megabytes=16)
     metrics = load_metrics([*WEIGHTS, "bleu2"], "real", weights, settings)
-    process, points, chunk = psutil.Process(), [], max(1, pairs // 20)
-    for start in range(0, pairs, chunk):
-        candidates, references = reports(chunk, seed=2 * start), reports(chunk, seed=2 * start + 1)
-        for metric in metrics.values():
-            metric(candidates, references)
-        points.append((start + chunk, process.memory_info().rss / 2**20))
-        print(f"{start + chunk} pairs, {points[-1][1]:.0f} MB", file=sys.stderr, flush=True)
-    return points
+    process, points, chunk = psutil.Process(), [], max(1, min(500, pairs // 40))
+    wall, cpu = time.perf_counter(), time.process_time()
+    with tqdm(total=pairs, desc="pairs", unit="pair") as progress:
+        for start in range(0, pairs, chunk):
+            n = min(chunk, pairs - start)
+            candidates, references = reports(n, seed=2 * start), reports(n, seed=2 * start + 1)
+            for metric in metrics.values():
+                metric(candidates, references)
+            progress.update(n)
+            if (start + n) * 40 // pairs > start * 40 // pairs:
+                points.append((start + n, round(process.memory_info().rss / 2**20, 1)))
+    resident = [megabytes for _, megabytes in points]
+    return {
+        "pairs": pairs,
+        "cache_megabytes": settings.cache_megabytes,
+        "first_mb": resident[0],
+        "last_mb": resident[-1],
+        "growth_mb": sum(resident[-10:]) / 10 - sum(resident[10:20]) / 10,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "wall_seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+        "points": points,
+    }
 
 
 # --- the whole benchmark ------------------------------------------------------------------------------------------------
@@ -252,7 +273,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--stream", type=int, default=0, metavar="PAIRS", help="also watch memory over so many pairs")
+    parser.add_argument("--stream", type=int, default=0, metavar="PAIRS", help="instead: memory over so many pairs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of rewards.json and rewards.png")
     parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -267,6 +288,13 @@ def main() -> None:
         print(json.dumps(value))
         return
 
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.stream:
+        arguments.weights = arguments.weights or _random_weights("tiny")
+        memory = _child(arguments, "stream")
+        path = _write_json(arguments.out / "rewards_memory.json", {"machine": _machine(), **memory})
+        print(f"{memory['first_mb']:.0f} MB after the first pairs, peak {memory['peak_mb']:.0f} MB: {path}")
+        return
     published = arguments.weights is not None
     arguments.weights = arguments.weights or _random_weights(arguments.size)
     results: dict[str, Any] = {
@@ -274,7 +302,7 @@ def main() -> None:
         "threads": arguments.threads,
         "prompts": arguments.prompts,
         "rollouts": arguments.rollouts,
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "radgraph", "f1chexbert", "bert-score")},
         "matrix_gflops": _child(arguments, "rate"),
         "parts": {},
@@ -294,16 +322,20 @@ def main() -> None:
             f"{ours['not_encoder_share']:12.1%} {share:15.0%} {packages['peak_memory_mb']:7.0f} → {ours['peak_memory_mb']:.0f}",
             flush=True,
         )
-    if arguments.stream:
-        arguments.weights = _random_weights("tiny")
-        results["memory_over_pairs"] = _child(arguments, "stream")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "rewards.json"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(temporary, path)
+    path = _write_json(arguments.out / "rewards.json", results)
     plot(results, arguments.out / "rewards.png")
     print(f"{path}, {path.with_suffix('.png')}")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> Path:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def _machine() -> dict[str, Any]:
+    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
 
 
 def _processor() -> str:
