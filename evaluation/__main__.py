@@ -56,7 +56,7 @@ def _baseline(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from evaluation.score import score_file
+    from evaluation.score import METRICS, OPTIONAL_METRICS, score_file
     from evaluation.scorers import open_scorers
 
     files = options.predictions
@@ -64,9 +64,10 @@ def _score(options: argparse.Namespace) -> None:
     with open_scorers(
         options.backend,
         options.weights_dir,
-        options.metrics.split(","),
+        options.metrics.split(",") if options.metrics else METRICS,
         _judge_settings(options),
         options.temporal == "judge",
+        () if options.metrics else OPTIONAL_METRICS,
     ) as scorers:
         for file, out in zip(files, outs, strict=True):
             result = score_file(
@@ -113,8 +114,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _compare_folders(paths: Sequence[Path], out: Path | None, resamples: int, seed: int) -> None:
+    from data_prep.files import write_json
     from evaluation.compare import compare, named_folders, read_result, table
-    from evaluation.predictions import write_json
     from evaluation.score import Scores
 
     folders = named_folders(paths)
@@ -247,7 +248,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--sections", default="available", choices=SECTIONS, help="which sections are compared")
     made.add_argument("--backend", default="real", choices=("real", "offline"))
     made.add_argument("--weights_dir", type=Path, default=Path("weights"))
-    made.add_argument("--metrics", default="bleu2,bertscore,sembscore,radgraph", help="comma-separated")
+    made.add_argument(
+        "--metrics",
+        help="comma-separated; default: bleu2,bertscore,sembscore,radgraph, and ratescore where it can be had",
+    )
     made.add_argument(
         "--judge", default="none", help="none, offline (rule stand-in), or the URL of an OpenAI-compatible server"
     )

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.files import write_json
 from data_prep.study import report_text
 from evaluation.errors import EvaluationError
-from evaluation.predictions import rexrank_entry, studies_of_data, write_json
+from evaluation.predictions import rexrank_entry, studies_of_data
 from recipes.prompts import study_sections
 
 BASELINES = ("most_frequent", "copy_prior", "retrieval")

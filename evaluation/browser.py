@@ -19,15 +19,16 @@ from tqdm import tqdm
 
 from evaluation.baselines import BASELINES
 from evaluation.errors import EvaluationError
+from evaluation.names import shown_name, shown_number
 from evaluation.predictions import inside
 from evaluation.run_folder import Run
-from evaluation.tables import shown_name
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS
 
 BROWSER_STUDIES = 3_000
 IMAGE_SIZE = 256  # longest side of the browser's images in pixels
 _IMAGES_A_CHUNK = 60
+GRAPH_LABELS = {"ANAT-DP": "anatomy", "OBS-DP": "present", "OBS-DA": "absent", "OBS-U": "uncertain"}
 
 
 def browser_content(run: Run, headline: str, data_dir: Path | None, limit: int, seed: int) -> dict[str, Any] | None:
@@ -41,11 +42,12 @@ def browser_content(run: Run, headline: str, data_dir: Path | None, limit: int, 
     if total > limit:
         chosen = sorted(chosen[i] for i in np.random.default_rng(seed).choice(total, limit, replace=False))
     studies: dict[tuple[str, str], dict[str, Any]] = {key: {} for key in chosen}
+    labels: dict[str, int] = {}  # the graphs' labels, numbered
     for index, line in _lines(run):
         key = (line["dataset"], line["study_id"])
         if key in studies:
-            studies[key] = studies[key] or _browser_study(line, len(run.models))
-            studies[key]["candidates"][index] = _browser_candidate(line, metrics)
+            studies[key] = studies[key] or _browser_study(line, len(run.models), labels)
+            studies[key]["candidates"][index] = _browser_candidate(line, metrics, labels)
     shown = list(studies.values())
     folders = {
         dataset: run.data_folder(dataset, data_dir) for dataset in {s["dataset"] for s in shown} & {*run.datasets}
@@ -60,7 +62,9 @@ def browser_content(run: Run, headline: str, data_dir: Path | None, limit: int, 
     data = {
         "models": [shown_name(model) for model in run.models],
         "chosenModel": trained[-1] if trained else 0,
-        "metrics": metrics,
+        "metrics": [shown_number(name) for name in metrics],
+        "graphLabels": [GRAPH_LABELS.get(label, label.replace("::", ", ").lower()) for label in labels],
+        "graphName": next((n for n in metrics if n.startswith("radgraph")), None) if labels else None,
         "shownMetric": metrics.index(headline) if headline in metrics else 0,
         "conditions": list(CONDITIONS),
         "errorTypes": list(ERROR_TYPES),
@@ -77,7 +81,7 @@ def script_json(content: Any) -> str:
     return text.translate(str.maketrans(escapes))
 
 
-def _browser_study(line: Mapping[str, Any], models: int) -> dict[str, Any]:
+def _browser_study(line: Mapping[str, Any], models: int, labels: dict[str, int]) -> dict[str, Any]:
     def image(name: str) -> str | None:
         return f"{line['dataset']}/{line[name]}" if line.get(name) else None
 
@@ -93,6 +97,7 @@ def _browser_study(line: Mapping[str, Any], models: int) -> dict[str, Any]:
         "comparison": line["comparison"],
         "prior": line["prior_report"],
         "reference": line["reference"],
+        "graph": _entities(line, "reference", labels),
         "image": image("image"),
         "priorImage": image("prior_image"),
         # True labels where the data has them: then disagreements are with what the image shows.
@@ -101,16 +106,31 @@ def _browser_study(line: Mapping[str, Any], models: int) -> dict[str, Any]:
     }
 
 
-def _browser_candidate(line: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+def _browser_candidate(line: Mapping[str, Any], metrics: Sequence[str], labels: dict[str, int]) -> dict[str, Any]:
     judge = line.get("judge") or {}
     return {
         "text": line["candidate"],
         "status": line["status"],
         "metrics": [None if name not in line["metrics"] else round(line["metrics"][name], 4) for name in metrics],
         "labels": line["labels"]["candidate"],
+        "graph": _entities(line, "candidate", labels),
         "significant": judge.get("significant"),
         "insignificant": judge.get("insignificant"),
     }
+
+
+def _entities(line: Mapping[str, Any], side: str, labels: dict[str, int]) -> list[list[Any]] | None:
+    """The graph's entities as [start, end, label number], with their words where these are not the text's own."""
+    graph = (line.get("graph") or {}).get(side)
+    if graph is None:
+        return None
+    text = line[side]
+    entities = []
+    for start, end, label, words in graph:
+        number = labels.setdefault(label, len(labels))
+        same = start >= 0 and " ".join(text[start:end].lower().split()) == words
+        entities.append([start, end, number] if same else [start, end, number, words])
+    return entities
 
 
 def _image_chunks(

@@ -22,16 +22,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.baselines import BASELINES
+from evaluation.names import short_name, shown_number
 from rewards.radcliq import PARTS, radcliq_v1
 
 INK = "#1a2430"  # text and axes; the report turns it into the page's own text colour
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C6D1F", "#4B4B9B")
+_OTHERS = (*_COLOURS[3:4], *_COLOURS[5:], "#117733", "#882255", "#44AA99", "#999933", "#661100", "#6699CC")
 _GREYS = ("#7d8590", "#a3aab3", "#5c636b")
 _PUBLISHED = "#b9a7d6"
 _PART = re.compile(r"^reward_parts/(?!judge_)(.+)$")  # judge_errors and judge_failed are counts beside the parts
 _NEAR_ZERO = 0.2
 
 Means = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # model → number → {mean, low, high}
+
+
+def principal_numbers(seen: Means, zero_shot: Means, titles: Mapping[str, str]) -> Figure | None:
+    """The summary's numbers (`titles`: key → panel title): filled on data sets trained on, hollow on zero-shot ones."""
+    keys = [key for key in titles if any(_mean(seen, m, key) is not None for m in seen)]
+    if not keys:
+        return None
+    models = list(seen)
+    with _figure(3.5 * len(keys), 1.2 + 0.3 * len(models), 1, len(keys)) as (figure, axes):
+        for axis, key in zip(axes, keys, strict=True):
+            for i, model in enumerate(models[::-1]):
+                _points(axis, [i + 0.12], [seen[model].get(key)], model, models, line=False, horizontal=True)
+                if zero_shot.get(model, {}).get(key):
+                    _points(axis, [i - 0.16], [zero_shot[model][key]], model, models, line=False, horizontal=True)
+                    axis.containers[-1].lines[0].set_markerfacecolor("none")
+            axis.set_title(_two_lines(titles[key]))
+            shown = axis is axes[0]
+            axis.set_yticks(range(len(models)), [short_name(m) if shown else "" for m in models[::-1]])
+            axis.set_ylim(-0.6, len(models) - 0.4)
+            axis.margins(x=0.08)
+    return figure
 
 
 def metrics_against_published(
@@ -42,7 +65,7 @@ def metrics_against_published(
     A reciprocal whose denominator comes near zero or below it (RadCliQ of stand-ins) says nothing and is left out.
     """
     numbers = [n for n in numbers if any(_mean(means, m, n) is not None for m in means)]
-    numbers = [n for n in numbers if not (n.startswith("1/") and any(_jumps(_mean(means, m, n)) for m in means))]
+    numbers = [n for n in numbers if all(says_something(n, means[m].get(n)) for m in means)]
     if not numbers:
         return None
     columns = min(3, len(numbers))
@@ -50,7 +73,10 @@ def metrics_against_published(
     entries = len(means) + len(published)
     with _figure(columns * 3.4, rows * (0.9 + 0.2 * entries), rows, columns) as (figure, axes):
         for axis, number in zip(axes, numbers, strict=False):
-            bars = [(m, _mean(means, m, number), _error(means[m].get(number)), _colour(m, list(means))) for m in means]
+            bars = [
+                (short_name(m), _mean(means, m, number), _error(means[m].get(number)), _colour(m, list(means)))
+                for m in means
+            ]
             bars += [(p["model"], p.get(number), None, _PUBLISHED) for p in published if p.get(number) is not None]
             bars = [bar for bar in bars if bar[1] is not None]
             # Baselines and models stay in the order of training where nothing published is shown.
@@ -62,32 +88,42 @@ def metrics_against_published(
             for i, (_, value, error, _) in enumerate(bars):
                 if error is not None:
                     axis.errorbar(value, i, xerr=error, color=INK, linewidth=1, capsize=2)
-            axis.set_title(number.replace("[", "\n[") if len(number) > 24 else number)
+            axis.set_title(_two_lines(shown_number(number)))
             axis.grid(axis="y", visible=False)
         _hide_rest(axes, len(numbers))
     return figure
 
 
-def _jumps(reciprocal: float | None) -> bool:
-    return reciprocal is not None and not 0 < reciprocal < 1 / _NEAR_ZERO
+def says_something(number: str, value: Mapping[str, float | None] | None) -> bool:
+    """Whether a number can be read: one over a mean cannot where the mean's interval reaches zero, as it jumps there."""
+    if not number.startswith("1/") or value is None or value["mean"] is None:
+        return True
+    return value["mean"] > 0 and value["low"] is not None
+
+
+def _two_lines(name: str) -> str:
+    return name.replace(" [", "\n[") if len(name) > 24 else name
 
 
 def single_against_combined(means: Means, numbers: Sequence[str], start: str = "sft") -> Figure | None:
-    """Paper, figure 2b: what each RL run changed against its start, metric by metric."""
+    """Paper, figure 2b: what each RL run changed against its start, metric by metric, in percent of the start's value."""
     runs = [m for m in means if m not in (start, "base", *BASELINES)]
     numbers = [n for n in numbers if start in means and _mean(means, start, n) is not None]
+    numbers = [n for n in numbers if all(says_something(n, means[m].get(n)) for m in (start, *runs))]
     if not runs or not numbers:
         return None
-    with _figure(1.6 + 1.3 * len(numbers), 3.2) as (figure, axes):
+    with _figure(2.2 + max(1.1, 0.2 * len(runs)) * len(numbers), 3.4) as (figure, axes):
         axis, width = axes[0], 0.8 / len(runs)
         for i, run in enumerate(runs):
             change = [_change(_mean(means, run, n), _mean(means, start, n)) for n in numbers]
             at = np.arange(len(numbers)) + (i - (len(runs) - 1) / 2) * width
-            axis.bar(at, change, width * 0.92, label=run, color=_colour(run, list(means)))
+            axis.bar(at, change, width * 0.92, label=short_name(run), color=_colour(run, list(means)))
         axis.axhline(0, color=INK, linewidth=0.8)
-        axis.set_xticks(range(len(numbers)), [n.replace("[", "\n[") for n in numbers], rotation=20, ha="right")
-        axis.set_ylabel(f"change against {start} (%)")
-        _legend(axis)
+        names = [shown_number(n).replace(" [", "\n[").replace(" a report", "") for n in numbers]
+        axis.set_xticks(range(len(numbers)), names, rotation=20, ha="right")
+        axis.set_ylabel(f"change against {short_name(start)} (%)")
+        axis.grid(axis="x", visible=False)
+        _legend(axis, outside=True)
     return figure
 
 
@@ -113,20 +149,29 @@ def training_curves(
         if means:
             for stage, (steps, values) in quality.items():
                 drawn = [1 / v if inverse else v for v in values]
-                axes[0].plot(steps, drawn, label=f"{stage}, rollouts", color=_colour(stage, list(histories)))
+                axes[0].plot(
+                    steps, drawn, label=f"{short_name(stage)}, rollouts", color=_colour(stage, list(histories))
+                )
             for stage, rated in points.items():
                 values = [_inverted(value) if inverse else value for _, value in rated]
                 _points(axes[0], [step for step, _ in rated], values, stage, list(histories), line=False)
-                axes[0].containers[-1].set_label(f"{stage}, validation")
-            axes[0].set_title("1/RadCliQ-v1" if inverse else "RadCliQ-v1 (lower is better)")
+                axes[0].containers[-1].set_label(f"{short_name(stage)}, validation")
+            axes[0].set_title(("1/RadCliQ-v1" if inverse else "RadCliQ-v1 (lower is better)") + _marks(histories))
         if errors:
             for stage, (steps, values) in errors.items():
-                axes[-1].plot(steps, values, label=stage, color=_colour(stage, list(histories)))
-            axes[-1].set_title("judge errors a report, rollouts")
+                axes[-1].plot(steps, values, label=short_name(stage), color=_colour(stage, list(histories)))
+            axes[-1].set_title("judge's errors a report, rollouts (lower is better)")
         for axis in axes:
             axis.set_xlabel("step")
             _legend(axis)
     return figure
+
+
+def _marks(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The marks of stand-ins among RadCliQ's parts, on a line of their own."""
+    names = {name for history in histories.values() for name in logged_parts(history) if name.split("[")[0] in PARTS}
+    marks = sorted({name.partition("[")[2].rstrip("]") for name in names} - {""})
+    return f"\n[{'+'.join(marks)}]" if marks else ""
 
 
 def error_histogram(tables: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Figure | None:
@@ -139,7 +184,8 @@ def error_histogram(tables: Mapping[str, Mapping[str, Mapping[str, float | None]
         left = np.zeros(len(models))
         for shade, bin_name in zip(shades, ("≤1", "2", "3", "≥4"), strict=True):
             share = np.array([100 * (tables[m][bin_name]["mean"] or 0) for m in models])
-            axis.barh(models, share, left=left, color=shade, height=0.7, label=f"{bin_name} errors")
+            label = f"{bin_name} error{'' if bin_name == '≤1' else 's'}"
+            axis.barh([short_name(m) for m in models], share, left=left, color=shade, height=0.7, label=label)
             for i, (start, value) in enumerate(zip(left, share, strict=True)):
                 if value >= 7:
                     axis.text(
@@ -200,14 +246,16 @@ def subgroups(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figur
             values = [breakdowns[model][a]["strata"].get(s, {}).get("metrics", {}).get(number) for a, s, _ in strata]
             _dots(axis, np.arange(len(strata)) - (i - (len(models) - 1) / 2) * step, values, model, models)
         axis.set_yticks(range(len(strata)), [f"{attribute}: {name} (n={n})" for attribute, name, n in strata])
-        axis.set_xlabel(number)
+        axis.set_xlabel(shown_number(number))
         _legend(axis, outside=True)
     return figure
 
 
-def zero_shot(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
-    """Paper, figure 4a: by data set, those never trained on among them."""
-    return _bars_by_stratum(breakdowns, "dataset", number)
+def zero_shot(
+    breakdowns: Mapping[str, Mapping[str, Any]], number: str, never_trained_on: Sequence[str] = ()
+) -> Figure | None:
+    """Paper, figure 4a: by data set, those never trained on among them and marked."""
+    return _bars_by_stratum(breakdowns, "dataset", number, never_trained_on)
 
 
 def reward_parts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
@@ -223,8 +271,8 @@ def reward_parts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
     with _figure(3.3 * columns, 2.5 * rows, rows, columns) as (figure, axes):
         for axis, (part, lines) in zip(axes, curves.items(), strict=False):
             for stage, steps, values in lines:
-                axis.plot(steps, values, label=stage, color=_colour(stage, list(histories)))
-            axis.set_title(part, fontsize=9)
+                axis.plot(steps, values, label=short_name(stage), color=_colour(stage, list(histories)))
+            axis.set_title(_two_lines(shown_number(part)), fontsize=9)
             axis.set_xlabel("step")
         _legend(axes[0])
         _hide_rest(axes, len(curves))
@@ -244,7 +292,7 @@ def length_drift(
     with _figure(4.8 * panels, max(2.9, 1 + 0.3 * len(models)), 1, panels) as (figure, axes):
         if curves:
             for stage, (steps, values) in curves.items():
-                axes[0].plot(steps, values, label=stage, color=_colour(stage, list(histories)))
+                axes[0].plot(steps, values, label=short_name(stage), color=_colour(stage, list(histories)))
             axes[0].set_title("mean length of rollouts (tokens)")
             axes[0].set_xlabel("step")
             _legend(axes[0])
@@ -252,7 +300,7 @@ def length_drift(
             axis = axes[panels - 1]
             for i, model in enumerate(models[::-1]):
                 _dots(axis, [i], [words[model]], model, models)
-            axis.set_yticks(range(len(models)), models[::-1])
+            axis.set_yticks(range(len(models)), [short_name(m) for m in models[::-1]])
             if words.get("references"):
                 axis.axvline(words["references"]["mean"], color=INK, linestyle="--", linewidth=1)
                 axis.set_title("words a test report (dashed: references)")
@@ -298,7 +346,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
     style = {
         "font.size": 9,
-        "font.family": "DejaVu Sans",
+        "font.family": ["DejaVu Sans", "sans-serif"],  # the second for SVG where the first is not installed
         "axes.titlesize": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -333,12 +381,14 @@ def _lines_by_stratum(
             _points(axes[0], at, values, model, models, line=True)
         axes[0].set_xticks(range(len(strata)), strata)
         axes[0].set_xlabel(label)
-        axes[0].set_ylabel(number)
+        axes[0].set_ylabel(_two_lines(shown_number(number)))
         _legend(axes[0], outside=True)
     return figure
 
 
-def _bars_by_stratum(breakdowns: Mapping[str, Mapping[str, Any]], attribute: str, number: str) -> Figure | None:
+def _bars_by_stratum(
+    breakdowns: Mapping[str, Mapping[str, Any]], attribute: str, number: str, zero_shot: Sequence[str] = ()
+) -> Figure | None:
     strata = _strata(breakdowns, attribute)
     if not strata:
         return None
@@ -349,12 +399,13 @@ def _bars_by_stratum(breakdowns: Mapping[str, Mapping[str, Any]], attribute: str
             values = _values(breakdowns[model], attribute, strata, number)
             at = np.arange(len(strata)) + (i - (len(models) - 1) / 2) * width
             heights = [v["mean"] if v and v["mean"] is not None else np.nan for v in values]
-            axis.bar(at, heights, width * 0.92, color=_colour(model, models), label=model)
+            axis.bar(at, heights, width * 0.92, color=_colour(model, models), label=short_name(model))
             for x, value in zip(at, values, strict=True):
                 if (error := _error(value)) is not None:
                     axis.errorbar(x, value["mean"], yerr=error, color=INK, linewidth=0.8, capsize=1.5)
-        axis.set_xticks(range(len(strata)), strata, rotation=12 if len(strata) > 3 else 0)
-        axis.set_ylabel(number)
+        names = [f"{s}\n(zero-shot)" if s in zero_shot else s.replace(" ", "\n") for s in strata]
+        axis.set_xticks(range(len(strata)), names)
+        axis.set_ylabel(_two_lines(shown_number(number)))
         axis.grid(axis="x", visible=False)
         _legend(axis, outside=True)
     return figure
@@ -385,7 +436,7 @@ def _points(
 ) -> None:
     means = np.array([np.nan if v is None or v["mean"] is None else v["mean"] for v in values])
     errors = np.array([_error(v) if _error(v) is not None else [[0.0], [0.0]] for v in values])[:, :, 0].T
-    style = {"fmt": "o-" if line else "o", "markersize": 4, "linewidth": 1, "capsize": 2, "label": model}
+    style = {"fmt": "o-" if line else "o", "markersize": 4, "linewidth": 1, "capsize": 2, "label": short_name(model)}
     style["color"] = _colour(model, models)
     if horizontal:
         axis.errorbar(means, at, xerr=errors, **style)
@@ -416,7 +467,7 @@ def _colour(model: str, models: Sequence[str]) -> str:
     if model in stages:
         return _COLOURS[(4, 1, 0, 2)[stages.index(model)]]
     others = [m for m in models if m not in BASELINES and m not in stages]
-    return (_COLOURS[3], *_COLOURS[5:])[others.index(model) % 4] if model in others else _COLOURS[3]
+    return _OTHERS[others.index(model) % len(_OTHERS)] if model in others else _OTHERS[0]
 
 
 def _legend(axis: Axes, outside: bool = False) -> None:

@@ -28,6 +28,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from data_prep.files import write_json
 from evaluation.engines import (
     VLLM_BATCHES,
     GenerationSettings,
@@ -38,7 +39,7 @@ from evaluation.engines import (
     make_writer,
 )
 from evaluation.errors import EvaluationError
-from evaluation.predictions import rexrank_entry, studies_of_data, write_json
+from evaluation.predictions import rexrank_entry, studies_of_data
 
 
 def generate(

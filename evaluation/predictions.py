@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,14 +91,6 @@ def read_predictions(path: Path | str) -> PredictionFile:
     return PredictionFile(
         path, entries, sorted({key for key in duplicates if key in studies}), hashlib.sha256(content).hexdigest()
     )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically (temporary name, then rename). NaN is refused: strict parsers could not read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def section(value: Any) -> str | None:

@@ -35,7 +35,7 @@ def comparable(result: Mapping[str, Any], dataset: str) -> tuple[list[dict[str, 
     made_by = result["made_by"]
     rows = [row for row in read_published() if row["dataset"] == dataset]
     if not rows:
-        return [], f"no published numbers for {dataset}"
+        return [], "no published numbers for this data set"
     if made_by["scorers"]["backend"] != "real":
         return [], "these scores come from offline stand-ins, which are not the published metrics"
     boards = [row for row in rows if row["sections"] == made_by["sections"]]

@@ -1,10 +1,14 @@
-"""What a run has evaluated: `outputs/<run>/eval/<dataset>/<model>/`, read together."""
+"""What a run has evaluated, read together.
+
+The run's own models are in `outputs/<run>/eval/<dataset>/<model>/`, its comparisons (`make ablation NAME=…`) in
+`outputs/<run>/ablations/<name>/eval/<dataset>/<name>/`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,13 @@ class Run:
     Attributes:
         folders: model → data set → folder with scores.jsonl and scores.json.
         trained_on: data sets of the run's training stages; empty where no stage says.
+        ablations: the same as `folders` for each evaluated comparison, by its name.
     """
 
     root: Path
     folders: Mapping[str, Mapping[str, Path]]
     trained_on: frozenset[str]
+    ablations: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
@@ -58,7 +64,7 @@ class Run:
         """
         all_described = [
             read_result(folder)["made_by"]["scorers"]
-            for name, folder in self.folders[model].items()
+            for name, folder in self.folders_of(model).items()
             if dataset in (None, name)
         ]
         if any(other != all_described[0] for other in all_described):
@@ -67,10 +73,13 @@ class Run:
 
     def scores(self, model: str, datasets: Sequence[str]) -> Scores | None:
         """A model's scores pooled over those of `datasets` that it has; None where it has none."""
-        parts = [
-            Scores.read(self.folders[model][name] / "scores.jsonl") for name in datasets if name in self.folders[model]
-        ]
+        folders = self.folders_of(model)
+        parts = [Scores.read(folders[name] / "scores.jsonl") for name in datasets if name in folders]
         return concatenate(parts) if parts else None
+
+    def folders_of(self, model: str) -> Mapping[str, Path]:
+        """Data set → folder, of a model or of a comparison."""
+        return self.folders[model] if model in self.folders else self.ablations[model]
 
     def data_folder(self, dataset: str, data_dir: Path | None = None) -> Path | None:
         """The prepared folder of a data set: in `data_dir` if given, else where it was when it was scored, if anywhere."""
@@ -86,6 +95,15 @@ class Run:
             found[path.parent.name] = _json(path)
         return {stage: found[stage] for stage in [*STAGES, *sorted(set(found) - set(STAGES))] if stage in found}
 
+    def ablation_files(self, name: str) -> dict[str, Any]:
+        """`<name>` of the last stage of each comparison that has it, parsed."""
+        found = {}
+        for folder in sorted((self.root / "ablations").glob("*")):
+            paths = [path for stage in STAGES if (path := folder / stage / name).is_file()]
+            if paths:
+                found[folder.name] = _json(paths[-1])
+        return found
+
     def root_file(self, name: str) -> Any:
         """A JSON file of the run's folder, or None where it is absent."""
         path = self.root / name
@@ -99,11 +117,16 @@ def read_run(root: Path) -> Run:
         folders.setdefault(path.parent.name, {})[path.parent.parent.name] = path.parent
     if not folders:
         raise EvaluationError(f"nothing in {root}/eval has been scored; run: make eval RECIPE={root.name}")
+    ablations: dict[str, dict[str, Path]] = {}
+    for path in sorted((root / "ablations").glob("*/eval/*/*/scores.json")):
+        name, model = path.parents[3].name, path.parent.name
+        if model == name and name not in folders:  # beside it are the baselines, which the run has too
+            ablations.setdefault(name, {})[path.parent.parent.name] = path.parent
     trained: set[str] = set()
     for path in root.glob("*/result.json"):
         settings = _json(path).get("settings", {})
         trained.update(settings.get("datasets") or [])
-    return Run(root, folders, frozenset(trained))
+    return Run(root, folders, frozenset(trained), ablations)
 
 
 def concatenate(parts: Sequence[Scores]) -> Scores:

@@ -22,10 +22,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data_prep.files import write_json
 from evaluation import statistics, temporal
 from evaluation.errors import EvaluationError
 from evaluation.generate import drop_cut_line, read_lines
-from evaluation.predictions import Problems, pair, read_predictions, studies_of_data, studies_of_file, write_json
+from evaluation.graphs import MarkedEntity, marked_graphs
+from evaluation.predictions import Problems, pair, read_predictions, studies_of_data, studies_of_file
 from evaluation.statistics import Statistic
 from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge
@@ -33,10 +35,12 @@ from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS, TOP_FIVE, Labeler, binary_labels
 from rewards.metric import Metric
 from rewards.radcliq import PARTS, RadCliQ
+from rewards.radgraph import RadGraphF1
 
 # Paper, Optimization: the composite reward of step 1. It is shown beside the metrics because it is what RL optimises.
 COMPOSITE_WEIGHTS = {"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
 METRICS = ("bleu2", "bertscore", "sembscore", "radgraph")
+OPTIONAL_METRICS = ("ratescore",)  # scored where its package and weights are; named as skipped elsewhere
 CHUNK = 256  # studies scored, judged and written at a time
 
 _COPIED = (
@@ -55,6 +59,7 @@ class Scorers:
     labeler: Labeler
     judge: Judge | None = None
     temporal_by_judge: bool = False  # label change by the judge's model, not by rules
+    skipped: Mapping[str, str] = field(default_factory=dict)  # optional metrics that are not scored, and why
 
     def described(self) -> dict[str, Any]:
         """Names, backends and fingerprints: what makes a number what it is."""
@@ -73,6 +78,7 @@ class Scorers:
             "judge": self.judge
             and {"name": self.judge.name, "model": self.judge.model, "fingerprint": self.judge.fingerprint},
             "composite": {"name": self.composite_name(), "weights": COMPOSITE_WEIGHTS},
+            "skipped": sorted(self.skipped),
             "temporal": {"backend": self.judge.model, "fingerprint": temporal.PROMPT_VERSION}
             if self.temporal_by_judge and self.judge
             else {"backend": temporal.RULES_NAME, "fingerprint": temporal.RULES_VERSION},
@@ -142,6 +148,7 @@ def score(
         "counts": problems.counts(),
         "listed": {name: ids[:_LISTED] for name, ids in vars(problems).items() if ids},
         "judge_failures": scores.judge_failures(),
+        "skipped_metrics": dict(scorers.skipped),
         **summarise(scores, described["scorers"], resamples, seed),
     }
     os.replace(partial, final)
@@ -194,18 +201,21 @@ async def _score_chunk(
 ) -> list[dict[str, Any]]:
     candidates, references = [row["candidate"] for row in rows], [row["reference"] for row in rows]
 
-    def local() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def local() -> tuple[dict[str, np.ndarray], np.ndarray, list[list[MarkedEntity]] | None]:
         by_name = {name: metric(candidates, references) for name, metric in scorers.metrics.items()}
         values = {scorers.metrics[name].name: value for name, value in by_name.items()}
         if scorers.radcliq:
             values[scorers.radcliq.name] = scorers.radcliq.formula(*(by_name[p].astype(np.float64) for p in PARTS))
-        return values, scorers.labeler.label(references + candidates)
+        graph = scorers.metrics.get("radgraph")
+        # The graphs that were just compared: they are cached, and kept for whoever looks at a study.
+        graphs = marked_graphs(graph, references + candidates) if isinstance(graph, RadGraphF1) else None
+        return values, scorers.labeler.label(references + candidates), graphs
 
     # Local metrics run in a thread while the judge's calls are in flight.
     waiting = [asyncio.to_thread(local)]
     if scorers.judge is not None:
         waiting.append(scorers.judge.judge(candidates, references, [row["dataset"] for row in rows]))
-    (values, labels), *judged = await asyncio.gather(*waiting)
+    (values, labels, graphs), *judged = await asyncio.gather(*waiting)
     composite = None
     if name := scorers.composite_name():
         composite = sum(w * values[scorers.metrics[m].name] for m, w in COMPOSITE_WEIGHTS.items())
@@ -224,6 +234,8 @@ async def _score_chunk(
         line["labels"] = {"reference": labels[i].tolist(), "candidate": labels[len(rows) + i].tolist()}
         if truth is not None:
             line["labels"]["truth"] = np.asarray(truth[row["study_id"]]).tolist()
+        if graphs:
+            line["graph"] = {"reference": graphs[i], "candidate": graphs[len(rows) + i]}
         if judged:
             result = judged[0][i]
             line["judge"] = result.judgement and {

@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import write_json
 from evaluation import statistics
 from evaluation.baselines import BASELINES
 from evaluation.compare import same_studies
-from evaluation.predictions import write_json
 from evaluation.run_folder import STAGES, Run, read_run
 from evaluation.score import Scores, principal_statistics
 

@@ -1,4 +1,4 @@
-"""Tables of the report: rows of text cells, numbers with their intervals, names for people."""
+"""Tables of the report: rows of text cells, numbers with their intervals."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Table:
     folded: str = ""
 
 
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
 def cell(value: Mapping[str, Any] | None, key: str = "mean", signed: bool = False, percent: bool = False) -> str:
     if value is None or value[key] is None:
         return "–"
@@ -28,17 +32,13 @@ def cell(value: Mapping[str, Any] | None, key: str = "mean", signed: bool = Fals
     return f"{shown} [{value['low'] * scale:{form}}, {value['high'] * scale:{form}}]".replace("-", "−")
 
 
+def with_p(value: Mapping[str, Any] | None, key: str = "difference", signed: bool = True) -> str:
+    """A difference with its interval and Holm-corrected p: `+0.028 [0.013, 0.045], p 0.004`."""
+    if value is None or value[key] is None:
+        return "–"
+    p = p_value(value["p_holm"])
+    return cell(value, key, signed=signed) + ("" if p == "–" else f", p {p}")
+
+
 def p_value(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def shown_name(model: str) -> str:
-    names = {
-        "most_frequent": "baseline: most frequent report",
-        "copy_prior": "baseline: copy the prior report",
-        "retrieval": "baseline: retrieval by indication",
-        "sft": "SFT",
-        "rl_step1": "RL step 1",
-        "rl_step2": "RL step 2",
-    }
-    return names.get(model, model)

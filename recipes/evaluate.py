@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from evaluation.baselines import write_baseline
 from evaluation.engines import GenerationSettings
 from evaluation.generate import generate
-from evaluation.score import score_file
+from evaluation.score import OPTIONAL_METRICS, score_file
 from evaluation.scorers import open_scorers
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError, run_command
@@ -38,7 +38,11 @@ def main() -> None:
     settings = generation_settings(evaluation)
     judge_settings = asdict(judge) if judge.judge_base_url else None
     with open_scorers(
-        evaluation.reward_backend, Path(evaluation.weights_dir), evaluation.metrics, judge_settings
+        evaluation.reward_backend,
+        Path(evaluation.weights_dir),
+        evaluation.metrics,
+        judge_settings,
+        optional=OPTIONAL_METRICS,
     ) as scorers:
         for dataset in datasets:
             data = data_dir / dataset

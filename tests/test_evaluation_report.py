@@ -115,7 +115,7 @@ def test_one_file_with_every_section_and_nothing_to_load(run):
     assert wanted | {"encounters", "temporal", "subgroups", "institutions", "other", "made", "browser"} <= sections
     identities = [attributes["id"] for tag, attributes in page.tags if "id" in attributes and tag in HTML]
     assert len(identities) == len(set(identities))
-    assert sum(tag == "svg" for tag, _ in page.tags) == 11
+    assert sum(tag == "svg" for tag, _ in page.tags) == 12
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "base")
         assert not attributes.get("src")

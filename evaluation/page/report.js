@@ -1,5 +1,15 @@
 // The study browser. All text reaches the page by textContent, never as HTML. Only the rows in view are in the document.
 "use strict";
+// On paper, what is folded away is shown.
+addEventListener("beforeprint", () => document.querySelectorAll("details:not([open])").forEach((d) => {
+  d.open = true;
+  d.dataset.folded = "";
+}));
+addEventListener("afterprint", () => document.querySelectorAll("details[data-folded]").forEach((d) => {
+  d.open = false;
+  delete d.dataset.folded;
+}));
+
 const holder = document.getElementById("studies");
 if (holder) startBrowser(JSON.parse(holder.textContent));
 
@@ -16,6 +26,7 @@ function startBrowser(data) {
   fill(field("dataset"), [...new Set(data.studies.map((s) => s.dataset))].map((name) => [name, name]));
   fill(field("finding"), data.conditions.map((name, i) => [i, name]));
   field("model").value = String(data.chosenModel);
+  field("graph-choice").hidden = data.graphName === null;
 
   const words = (text) => text.toLowerCase();
   const haystacks = data.studies.map((s) =>
@@ -100,7 +111,7 @@ function startBrowser(data) {
       const errors = errorsOf(candidate);
       row.append(
         element("span", "", study.id),
-        element("span", "", candidate && candidate.metrics[metric] !== null ? candidate.metrics[metric].toFixed(3) : "–"),
+        element("span", "", candidate && candidate.metrics[metric] !== null ? candidate.metrics[metric].toFixed(3).replace("-", "−") : "–"),
         element("span", "small", [study.dataset, study.encounter ? `encounter ${study.encounter}` : "", study.temporal].filter(Boolean).join(" · ")),
         element("span", "small", errors === null ? "" : `${errors} error${errors === 1 ? "" : "s"}`),
       );
@@ -139,12 +150,15 @@ function startBrowser(data) {
     for (const [name, text] of [["Indication", study.indication], ["Comparison", study.comparison], ["Prior report", study.prior]])
       if (text) context.append(element("dt", "", name), element("dd", "", text));
 
+    const mark = document.querySelector("#marks input:checked").value;
     const reports = element("div", "reports");
-    const chosenText = study.candidates[model] ? study.candidates[model].text : "";
+    const chosenCandidate = study.candidates[model];
     const reference = element("div", "report reference");
     reference.append(element("h4", "", "Reference"),
-      marked(study.reference, difference(study.reference, chosenText)[0], "missing"),
-      chips(study.labels.map((value, i) => (isPositive(value) ? ["agreed", data.conditions[i]] : null))));
+      textOf(study.reference, study.graph, chosenCandidate, mark),
+      mark === "graph"
+        ? graphChips(study.graph, study.reference, chosenCandidate, "reference")
+        : chips(study.labels.map((value, i) => (isPositive(value) ? ["agreed", data.conditions[i]] : null))));
     reports.append(reference);
     data.models.forEach((name, i) => {
       const candidate = study.candidates[i];
@@ -152,21 +166,85 @@ function startBrowser(data) {
       const box = element("div", i === model ? "report chosen" : "report");
       box.append(element("h4", "", name));
       box.append(candidate.text.trim()
-        ? marked(candidate.text, difference(study.reference, candidate.text)[1], "added")
+        ? candidateText(study, candidate, mark)
         : element("p", "absent", `(no text: ${candidate.status})`));
-      box.append(chips(study.labels.map((value, k) => {
-        const truth = isPositive(value), said = isPositive(candidate.labels[k]);
-        if (truth && said) return ["agreed", `✓ ${data.conditions[k]}`];
-        if (truth) return ["missed", `− ${data.conditions[k]} missed`];
-        return said ? ["false", `+ ${data.conditions[k]} added`] : null;
-      })));
-      const numbers = data.metrics.map((metric, k) =>
-        candidate.metrics[k] === null ? "" : `${metric} ${candidate.metrics[k].toFixed(3)}`).filter(Boolean);
-      box.append(element("p", "numbers", numbers.join(" · ")));
-      if (candidate.significant) box.append(element("p", "numbers", errorText(candidate)));
+      box.append(mark === "graph"
+        ? graphChips(study.graph, study.reference, candidate, "candidate")
+        : chips(study.labels.map((value, k) => {
+          const truth = isPositive(value), said = isPositive(candidate.labels[k]);
+          if (truth && said) return ["agreed", `✓ ${data.conditions[k]}`];
+          if (truth) return ["missed", `− ${data.conditions[k]} missed`];
+          return said ? ["false", `+ ${data.conditions[k]} added`] : null;
+        })));
+      const numbers = element("dl", "numbers");
+      data.metrics.forEach((metric, k) => {
+        if (candidate.metrics[k] !== null)
+          numbers.append(element("dt", "", metric), element("dd", "", candidate.metrics[k].toFixed(3).replace("-", "−")));
+      });
+      box.append(numbers);
+      if (candidate.significant) box.append(element("p", "judged", errorText(candidate)));
       reports.append(box);
     });
-    view.replaceChildren(bar, images, context, reports);
+    view.replaceChildren(bar, images, context, legend(mark), reports);
+  }
+
+  // The reference, marked against the chosen model's report.
+  function textOf(text, graph, candidate, mark) {
+    const other = candidate ? candidate.text : "";
+    if (mark === "words") return marked(text, difference(text, other)[0], "missing");
+    if (mark === "graph" && graph)
+      return markedSpans(text, alone(graph, text, candidate && candidate.graph, other), "missing");
+    return markedSpans(text, [], "");
+  }
+
+  function candidateText(study, candidate, mark) {
+    if (mark === "words") return marked(candidate.text, difference(study.reference, candidate.text)[1], "added");
+    if (mark === "graph" && candidate.graph)
+      return markedSpans(candidate.text, alone(candidate.graph, candidate.text, study.graph, study.reference), "added");
+    return markedSpans(candidate.text, [], "");
+  }
+
+  // Entities of one graph that the other lacks; RadGraph-F1 compares words and label, not places.
+  function alone(graph, text, otherGraph, otherText) {
+    const other = new Set((otherGraph || []).map((entity) => entityKey(entity, otherText)));
+    return graph.filter((entity) => !other.has(entityKey(entity, text)));
+  }
+
+  function entityWords(entity, text) {
+    return entity.length > 3 ? entity[3] : [...text].slice(entity[0], entity[1]).join("").toLowerCase().split(/\s+/).join(" ");
+  }
+  function entityKey(entity, text) { return `${entity[2]} ${entityWords(entity, text)}`; }
+
+  function graphChips(reference, referenceText, candidate, side) {
+    if (!reference || !candidate || !candidate.graph) return chips([]);
+    const [mine, text, others, othersText] = side === "reference"
+      ? [reference, referenceText, candidate.graph, candidate.text]
+      : [candidate.graph, candidate.text, reference, referenceText];
+    const name = (entity, from) => `${entityWords(entity, from)}, ${data.graphLabels[entity[2]]}`;
+    const shared = new Set(others.map((entity) => entityKey(entity, othersText)));
+    const agreed = new Set(mine.map((entity) => entityKey(entity, text)).filter((key) => shared.has(key)));
+    const found = [["agreed", `✓ ${agreed.size} in both`]];
+    const only = (graph, from, rest, restText, kind, sign) => {
+      const names = new Set(alone(graph, from, rest, restText).map((entity) => name(entity, from)));
+      for (const text of names) found.push([kind, `${sign} ${text}`]);
+    };
+    only(reference, referenceText, candidate.graph, candidate.text, "missed", "−");
+    if (side === "candidate") only(candidate.graph, candidate.text, reference, referenceText, "false", "+");
+    return chips(found);
+  }
+
+  function legend(mark) {
+    const line = element("p", "legend");
+    if (mark === "words")
+      line.append("Words only in ", element("mark", "missing", "the reference"), " (against the chosen model), only in ",
+        element("mark", "added", "the model's report"), ".");
+    if (mark === "labels") line.append("Conditions that the labeler finds: ✓ in both, − missed, + added.");
+    if (mark === "graph") {
+      line.append(`Entities of ${data.graphName} only in `, element("mark", "missing", "the reference's graph"),
+        " (against the chosen model), only in ", element("mark", "added", "the model's"), ".");
+      if (data.graphName.includes("[")) line.append(" The graph is of rules that stand in for RadGraph.");
+    }
+    return line;
   }
 
   function facts(study) {
@@ -204,7 +282,7 @@ function startBrowser(data) {
   field("filters").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName);
+    const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) && event.target.type !== "radio";
     if (event.key === "/" && !typing) { field("search").focus(); event.preventDefault(); return; }
     if (event.key === "Escape" && typing) { event.target.blur(); return; }
     if (typing) return;
@@ -262,6 +340,19 @@ function marked(text, alone, kind) {
     paragraph.append(mark ? element("mark", kind, run) : run, " ");
     i = end;
   }
+  return paragraph;
+}
+
+// The text with the characters of `spans` ([start, end, …], in code points) marked.
+function markedSpans(text, spans, kind) {
+  const paragraph = element("p"), characters = [...text];
+  let position = 0;
+  for (const [start, end] of spans.filter(([start]) => start >= 0).sort((a, b) => a[0] - b[0])) {
+    if (start < position) continue;
+    paragraph.append(characters.slice(position, start).join(""), element("mark", kind, characters.slice(start, end).join("")));
+    position = end;
+  }
+  paragraph.append(characters.slice(position).join(""));
   return paragraph;
 }
 

@@ -415,6 +415,27 @@ def report_graph(report: str) -> Graph:
     return tuple(entities)
 
 
+def entity_places(report: str) -> list[tuple[int, int] | None]:
+    """Where each entity of `report_graph(report)` stands: its first character and the one after its last.
+
+    None for an entity whose words are not found again, e.g. where lower case changed the text's length.
+    """
+    found = list(_TOKEN.finditer(report.lower()))
+    same_length = len(report.lower()) == len(report)
+    places: list[tuple[int, int] | None] = []
+    position = 0
+    for sentence in sentences(report):
+        spans: list[tuple[int, int] | None] = []
+        for word in _TOKEN.findall(sentence):  # the report's words in order, without its headings
+            match = next((i for i in range(position, len(found)) if found[i].group() == word), None)
+            spans.append(found[match].span() if match is not None and same_length else None)
+            position = position if match is None else match + 1
+        for entity in _parse(sentence)[1]:
+            first, last = spans[entity.start], spans[entity.end]
+            places.append((first[0], last[1]) if first and last else None)
+    return places
+
+
 def annotate(reports: Sequence[str]) -> list[Graph]:
     """The graph of each report."""
     return [report_graph(report) for report in reports]

@@ -1,0 +1,120 @@
+"""The report's last words: what each number is, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation.compare import read_result
+from evaluation.material import Material
+from evaluation.names import F1_MEANING, meaning, shown_name, shown_number, split_number
+from evaluation.tables import Table, listed
+
+FINGERPRINT = 16  # hexadecimal digits shown; scores.json has all
+
+
+def lead(m: Material) -> str:
+    total = max(len(s.study_id) for s in m.scores.values())
+    patients = max(len(set(s.patient_id)) for s in m.scores.values())
+    models = listed([shown_name(model) for model in m.trained or m.run.models])
+    return f"{models}: reports of {total:,} studies of {patients:,} patients from {listed(m.run.datasets)}."
+
+
+def notices(m: Material, unusual: int) -> list[str]:
+    """What a reader must know before any number."""
+    found = []
+    if any(d["backend"] == "offline" for d in m.described.values()):
+        found.append(
+            "Numbers marked [offline…] come from rule-based stand-ins for machines without the metrics' weights. They are "
+            "not the published metrics and must not be compared with published numbers."
+        )
+    skipped = {name for d in m.described.values() for name in d.get("skipped", [])}
+    if skipped:
+        found.append(
+            f"Not scored: {listed([shown_number(name) for name in sorted(skipped)])} (reasons: How it was made)."
+        )
+    if unusual:
+        found.append(
+            f"{unusual} unusual things about the prediction files (missing, extra, empty or null predictions, failed judge "
+            "calls): see the table in the summary. Missing, null and empty predictions count as empty reports."
+        )
+    if m.summary["not_evaluated"]:
+        found.append(f"Not evaluated in this run: {listed([shown_name(s) for s in m.summary['not_evaluated']])}.")
+    return found
+
+
+def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
+    """Words, tables and data cards of the section."""
+    scored, generated, skipped = [], [], {}
+    for model in m.run.models:
+        for dataset, folder in m.run.folders[model].items():
+            result = read_result(folder)
+            sha = result["made_by"]["predictions_sha256"][:FINGERPRINT]
+            scored.append([shown_name(model), dataset, result.get("command", ""), sha])
+            path = folder / "generation.json"
+            if path.is_file():
+                made_by = json.loads(path.read_text(encoding="utf-8"))["made_by"]
+                told = ", ".join(
+                    f"{k} {str(v)[:FINGERPRINT] if k.endswith('sha256') else v}" for k, v in made_by.items()
+                )
+                generated.append([shown_name(model), dataset, told])
+            skipped |= result.get("skipped_metrics", {})
+    cards = []
+    for dataset in m.run.datasets:
+        folder = m.run.data_folder(dataset, data_dir)
+        card = folder / "card.md" if folder else None
+        if card and card.is_file():
+            cards.append((dataset, card.read_text(encoding="utf-8")))
+    tables = [Table(["number", "what it is", "backend", "fingerprint"], _numbers(m))]
+    if skipped:
+        rows = [[shown_number(name), reason] for name, reason in skipped.items()]
+        tables.append(Table(["not scored", "why"], rows))
+    tables += [
+        Table(["model", "data set", "command", "predictions (sha256)"], scored, folded="Scoring commands"),
+        Table(["model", "data set", "settings"], generated, folded="Generation settings"),
+        Table(["package", "version"], [[k, v] for k, v in m.summary["versions"].items()], folded="Versions"),
+    ]
+    return {"statistics": _statistics(m), "tables": tables, "cards": cards}
+
+
+def _statistics(m: Material) -> list[str]:
+    return [
+        f"Intervals: 95%, by {m.resamples:,} bootstrap resamples of patients (percentiles, widened as Student's t is for few "
+        f"patients; seed {m.seed}). A patient's studies are resampled together, because they are alike.",
+        "Differences between models are paired: the same studies, the same resamples. p is of a permutation test that swaps "
+        "the two models' reports within patients, two-sided; Holm's correction is over all tests of a table.",
+        "One over RadCliQ is one over its mean, and its interval is the mean's inverted; studies are never inverted one by one.",
+        f"A number is printed as – where it does not exist. {shown_number('composite')}: "
+        + " + ".join(f"{w:g} × {shown_number(n)}" for n, w in _weights(m).items() if w)
+        + " (step 1's reward).",
+    ]
+
+
+def _weights(m: Material) -> Mapping[str, float]:
+    return m.described[m.run.models[0]]["composite"]["weights"]
+
+
+def _numbers(m: Material) -> list[list[str]]:
+    """Rows: number, meaning, backend, fingerprint; a number whose backend differs between models has a row for each."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for described in m.described.values():
+        for number in next(iter(m.means.values())):
+            base, _ = split_number(number)
+            if base.startswith(("errors", "significant")):
+                made = {"backend": described["judge"]["model"], "fingerprint": described["judge"]["fingerprint"]}
+            elif "_f1_" in base:
+                continue
+            elif base == "composite":
+                made = {"backend": "its parts'", "fingerprint": ""}
+            else:
+                made = described["metrics"].get(number.removeprefix("1/"), {"backend": "–", "fingerprint": ""})
+            if base.startswith(("1/radcliq", "radcliq")):
+                made = {"backend": made["backend"], "fingerprint": "its parts'"}
+            row = [shown_number(number), meaning(number), made["backend"], made["fingerprint"][:FINGERPRINT]]
+            rows[(number, made["fingerprint"])] = row
+        labels = described["labels"]
+        row = ["F1 of conditions", F1_MEANING, labels["backend"], labels["fingerprint"][:FINGERPRINT]]
+        rows[("f1", labels["fingerprint"])] = row
+    return list(rows.values())

@@ -1,0 +1,464 @@
+"""The sections of the report in their order, one function each: numbers in, words, figure and tables out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from evaluation import figures
+from evaluation.compare import read_result
+from evaluation.material import Material
+from evaluation.names import sentence, shown_name, shown_number
+from evaluation.published import METRICS as PUBLISHED_METRICS
+from evaluation.published import comparable
+from evaluation.tables import Table, cell, listed, p_value, with_p
+from rewards.chexprompt.judgement import ERROR_TYPES
+from rewards.conditions import CONDITIONS
+
+PRINCIPAL = ("micro_f1", "composite", "judge_errors")
+
+
+@dataclass
+class Part:
+    """One section: words, a figure with its tables, or the reason why the figure is absent."""
+
+    id: str
+    title: str
+    text: str = ""
+    figure: Figure | None = None
+    tables: list[Table] = field(default_factory=list)
+    absent: str = ""
+    points: list[str] = field(default_factory=list)  # what the numbers say, one sentence each
+    note: str = ""  # how to read the figure
+    svg: str = ""  # made from the figure when it is saved
+
+
+def report_parts(m: Material) -> list[Part]:
+    """The report's sections in order."""
+    return [
+        summary(m),
+        metrics(m),
+        *published(m),
+        rewards(m),
+        training(m),
+        reward_parts(m),
+        length(m),
+        error_counts(m),
+        conditions(m),
+        encounters(m),
+        temporal(m),
+        subgroups(m),
+        institutions(m),
+        others(m),
+    ]
+
+
+# ---- summary -------------------------------------------------------------------------------------------------------
+
+
+def summary(m: Material) -> Part:
+    seen = {**m.summary["stages"], **m.summary["baselines"]}
+    zero = m.summary["zero_shot"]
+    never = {**zero["stages"], **zero["baselines"]}
+    titles = principal_names(m)
+    tables = [_principal_table(m, seen, f"Trained on: {listed(m.run.seen)}")]
+    if never:
+        tables.append(_principal_table(m, never, f"Zero-shot: {listed(m.run.zero_shot)}"))
+    for paired, caption in (
+        (m.summary["paired"], "Paired differences on the same studies"),
+        (zero["paired"], "Paired differences, zero-shot"),
+    ):
+        if paired:
+            rows = [
+                [_pair_name(pair), *(with_p(numbers.get(key)) for key in PRINCIPAL)] for pair, numbers in paired.items()
+            ]
+            tables.append(Table(["", *titles.values()], rows, caption=caption))
+    if unusual := _unusual(m):
+        caption = "Unusual predictions"
+        tables.append(Table(["model", "data set", "what", "how many", "studies"], unusual, caption=caption))
+    if m.summary["seconds"]:
+        memory = m.summary["peak_memory_mib"] or {}
+        rows = [
+            [shown_name(s), f"{v:,.0f} s" if v is not None else "–", f"{memory[s]:,} MiB" if s in memory else "–"]
+            for s, v in m.summary["seconds"].items()
+        ]
+        tables.append(Table(["stage", "time", "peak memory"], rows, folded="Time and memory of each stage"))
+    points = _in_short(m)
+    text = f"On the studies of {listed(m.run.seen)}; 95% intervals over patients."
+    note = f"Filled points: {listed(m.run.seen)}" + (
+        f"; hollow: {listed(m.run.zero_shot)}, never trained on." if m.run.zero_shot else "."
+    )
+    if m.summary["paired"]:
+        note = f"A change is called clear where p < 0.05 after Holm's correction. {note}"
+    figure = figures.principal_numbers(seen, never, titles)
+    return Part("summary", "Summary", text, figure, tables, points=points, note=note)
+
+
+def principal_names(m: Material) -> dict[str, str]:
+    """The three numbers of the summary, each with the mark of its backend and ↓ where lower is better."""
+    scorers = m.summary["scorers"]
+    labels = scorers["labels"]["backend"]
+    mark = "" if labels in ("real", "exact") else f" [{labels}]"
+    names = {"micro_f1": f"micro-F1, {_micro_of(m)}{mark}"}
+    if scorers["composite"]["name"]:
+        names["composite"] = shown_number(scorers["composite"]["name"])
+    if scorers["judge"]:
+        names["judge_errors"] = shown_number(f"errors {scorers['judge']['name']}")
+    return {key: names.get(key, key.replace("_", " ")) for key in PRINCIPAL}
+
+
+def _principal_table(m: Material, numbers: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
+    rows = [
+        [shown_name(name), f"{n['n']:,} of {n['patients']:,}", *(cell(n.get(key)) for key in PRINCIPAL)]
+        for name, n in numbers.items()
+    ]
+    return Table(["", "studies of patients", *principal_names(m).values()], rows, caption=caption)
+
+
+def _in_short(m: Material) -> list[str]:
+    """What the summary's numbers say, by rule: a change counts as clear where p after Holm's correction is below 0.05."""
+    words = {"micro_f1": "micro-F1", "composite": "composite reward", "judge_errors": "judge errors a report"}
+    points = []
+    for pair, numbers in m.summary["paired"].items():
+        told = []
+        for key, value in numbers.items():
+            if value["difference"] is None:
+                continue
+            clear = value["p_holm"] is not None and value["p_holm"] < 0.05
+            kind = ("a clear rise" if value["difference"] > 0 else "a clear fall") if clear else "no clear change"
+            told.append(f"{words[key]} {cell(value, 'difference', signed=True)}, {kind}")
+        if told:
+            after, _, before = pair.partition(" - ")
+            points.append(f"{shown_name(after)} against {shown_name(before)}: {'; '.join(told)}.")
+    stages, baselines = m.summary["stages"], m.summary["baselines"]
+    last = next(reversed(stages), None)
+    if last and baselines:
+        told = []
+        for key in PRINCIPAL:
+            known = {n: v[key]["mean"] for n, v in baselines.items() if v.get(key) and v[key]["mean"] is not None}
+            if known and stages[last].get(key):
+                best = (min if key == "judge_errors" else max)(known, key=known.get)
+                mine = cell({**stages[last][key], "low": None})
+                told.append(
+                    f"{words[key]} {mine} against {known[best]:.3f} ({shown_name(best).removeprefix('baseline: ')})"
+                )
+        points.append(f"{shown_name(last)} beside the better baseline that sees no image: {'; '.join(told)}.")
+    return points
+
+
+def _pair_name(pair: str) -> str:
+    after, _, before = pair.partition(" - ")
+    return f"{shown_name(after)} − {shown_name(before)}"
+
+
+def _unusual(m: Material) -> list[list[str]]:
+    """Rows: model, data set, what, how many, which."""
+    rows = []
+    for model in m.run.models:
+        for dataset, folder in m.run.folders[model].items():
+            result = read_result(folder)
+            for name, ids in result["listed"].items():
+                more = ", …" if result["counts"][name] > 3 else ""
+                count = f"{result['counts'][name]:,}"
+                rows.append([shown_name(model), dataset, name.replace("_", " "), count, ", ".join(ids[:3]) + more])
+            for cause, count in result["judge_failures"].items():
+                rows.append([shown_name(model), dataset, f"judge failed: {cause}", f"{count:,}", ""])
+    return rows
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------------
+
+
+def drawn_numbers(m: Material) -> list[str]:
+    """The numbers that figures show; F1 has figures of its own."""
+    return [n for n in next(iter(m.means.values())) if "_f1_" not in n and not n.startswith(("radcliq", "significant"))]
+
+
+def metrics(m: Material) -> Part:
+    text = f"Mean with 95% interval over the studies of {listed(m.run.seen)}. ↓: lower is better."
+    hidden = [n for means in m.means.values() for n in means if not figures.says_something(n, means[n])]
+    if hidden:
+        text += " 1/RadCliQ-v1 is left out where the interval of mean RadCliQ reaches zero, as its inverse jumps there."
+    figure = figures.metrics_against_published(m.means, drawn_numbers(m), [])
+    return Part("metrics", "Metrics", text, figure, [_means_table(m.means)])
+
+
+def _means_table(means: figures.Means, folded: str = "") -> Table:
+    numbers = list(dict.fromkeys(n for model in means.values() for n in model))
+    rows = [[shown_number(n), *(readable(n, means[m].get(n)) for m in means)] for n in numbers]
+    return Table(["", *map(shown_name, means)], rows, folded=folded)
+
+
+def readable(number: str, value: Mapping[str, float | None] | None) -> str:
+    """The cell of a number; a dash for a reciprocal that says nothing."""
+    return cell(value) if figures.says_something(number, value) else "–"
+
+
+def published(m: Material) -> list[Part]:
+    """A section for each data set where published numbers may stand beside these; one that says why for the others."""
+    parts: list[Part] = []
+    reasons: dict[str, list[str]] = {}
+    for dataset in m.run.datasets:
+        models = [model for model in m.run.models if dataset in m.run.folders[model]]
+        results = {model: read_result(m.run.folders[model][dataset]) for model in models}
+        rows, reason = comparable(results[models[0]], dataset)
+        if reason:
+            reasons.setdefault(reason, []).append(dataset)
+            continue
+        means = {model: results[model]["metrics"] for model in models if not comparable(results[model], dataset)[1]}
+        ranked = sorted(rows, key=lambda r: -(r["1/radcliq_v1"] or 0))
+        table = [
+            [shown_name(model), *(cell(means[model].get(n)) for n in PUBLISHED_METRICS), "this run", ""]
+            for model in means
+        ]
+        table += [
+            [r["model"], *("–" if r[n] is None else f"{r[n]:.3f}" for n in PUBLISHED_METRICS), r["source"], r["date"]]
+            for r in ranked
+        ]
+        parts.append(
+            Part(
+                f"published-{len(parts)}",
+                f"Beside published numbers: {dataset}",
+                f"ReXrank's test split, sections {rows[0]['sections']}. Published numbers come without intervals; the figure "
+                "shows the eight highest by 1/RadCliQ-v1, the table all.",
+                figures.metrics_against_published(means, PUBLISHED_METRICS, ranked[:8]),
+                [Table(["", *map(shown_number, PUBLISHED_METRICS), "source", "date"], table)],
+            )
+        )
+    if reasons:
+        points = [f"{listed(datasets)}: {reason}." for reason, datasets in reasons.items()]
+        parts.append(Part("published", "Published numbers", "None stand beside these:", points=points))
+    return parts
+
+
+def rewards(m: Material) -> Part:
+    c = m.comparisons
+    ablations = [name for name in c.means if name in m.run.ablations]
+    text = f"Change of each run against the SFT model, over the studies of {listed(c.datasets)}."
+    if ablations:
+        text += f" Comparisons beside the run's own stages: {listed([shown_name(a) for a in ablations])}."
+    if c.left_out:
+        text += " Left out: " + "; ".join(f"{shown_name(n)} ({why})" for n, why in c.left_out.items()) + "."
+    numbers = [n for n in drawn_numbers(m) if any(n in means for means in c.means.values())]
+    tables = [_means_table(c.means, folded="Means of the run and its comparisons")] if ablations else []
+    if m.comparison:
+        tables.append(_pairs_table(m.comparison))
+    figure = figures.single_against_combined(c.means, numbers)
+    absent = "This needs an SFT model and at least one RL run; comparisons are made with: make ablation NAME=…"
+    return _part("rewards", "What RL changed, metric by metric", text, figure, absent, tables)
+
+
+def _pairs_table(comparison: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            f"{shown_name(r['first'])} − {shown_name(r['second'])}",
+            shown_number(r["number"]),
+            cell(r, "difference", signed=True),
+            p_value(r["p"]),
+            p_value(r["p_holm"]),
+        ]
+        for r in comparison["pairs"]
+        if not r["number"].startswith("1/") or _both_readable(comparison, r)
+    ]
+    folded = f"All pairs of models on their {comparison['studies']:,} common studies, Holm-corrected over the table"
+    return Table(["", "number", "difference", "p", "p (Holm)"], rows, folded=folded)
+
+
+def _both_readable(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    number = row["number"]
+    means = comparison["means"]
+    return all(figures.says_something(number, means[row[side]].get(number)) for side in ("first", "second"))
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def rl_histories(m: Material) -> dict[str, Sequence[Mapping[str, Any]]]:
+    return {s: h for s, h in m.histories.items() if figures.logged_parts(h)}
+
+
+def training(m: Material) -> Part:
+    compared = {s: h for s, h in m.ablation_histories.items() if figures.logged_parts(h)}
+    text = (
+        "Lines: rollouts sampled in training (temperature 1), averaged over what is logged together. Points with intervals: "
+        "greedy reports of the validation studies at saved checkpoints, by which the best one is chosen."
+    )
+    figure = figures.training_curves({**rl_histories(m), **compared}, m.selections)
+    tables = [_selection_table(m.selections)] if m.selections else []
+    absent = "No RL stage of this run has logged its reward parts."
+    return _part("training", "Training: quality and errors over the steps", text, figure, absent, tables)
+
+
+def _selection_table(selections: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        [
+            f"{shown_name(stage)}, {c['checkpoint']}",
+            f"{c['studies']:,}",
+            cell(c["radcliq_v1"]),
+            readable("1/radcliq_v1", c["inverse_radcliq_v1"]),
+            "best" if c["checkpoint"] == selection["best"] else "",
+        ]
+        for stage, selection in selections.items()
+        for c in selection["checkpoints"]
+    ]
+    header = ["checkpoint", "studies", "RadCliQ-v1 ↓", "1/RadCliQ-v1", ""]
+    backends = " and ".join(sorted({s["backend"] for s in selections.values()}))
+    return Table(header, rows, caption=f"Validation, backend {backends}")
+
+
+def reward_parts(m: Material) -> Part:
+    rl = rl_histories(m)
+    text = "Each part as the reward saw it, averaged over the rollouts of a step."
+    absent = "No RL stage of this run has logged its reward parts."
+    tables = [_parts_table(rl)] if rl else []
+    return _part("reward-parts", "Reward parts over the steps", text, figures.reward_parts(rl), absent, tables)
+
+
+def _parts_table(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    rows = []
+    for stage, history in histories.items():
+        for part, (_, values) in figures.logged_parts(history).items():
+            third = max(1, len(values) // 3)
+            first, last = np.mean(values[:third]), np.mean(values[-third:])
+            rows.append([shown_name(stage), shown_number(part), f"{first:.3f}", f"{last:.3f}"])
+    return Table(["stage", "part", "mean of the first third", "mean of the last third"], rows, folded="Table")
+
+
+def length(m: Material) -> Part:
+    text = "A reward that can be raised by writing more, or less, shows here."
+    rows = [[shown_name(name), cell(value)] for name, value in m.words.items()]
+    figure = figures.length_drift(rl_histories(m), m.words)
+    return _part(
+        "length", "Length of the reports", text, figure, "", [Table(["", "words a report"], rows, folded="Table")]
+    )
+
+
+# ---- errors and findings -------------------------------------------------------------------------------------------
+
+
+def error_counts(m: Material) -> Part:
+    names = {d["judge"]["name"] for d in m.described.values() if d["judge"]}
+    text = f"Counted by {listed(sorted(names))}; all six types, clinically significant or not." if names else ""
+    absent = "No judge has counted errors; score with --judge."
+    tables = _error_tables(m) if m.judge else []
+    return _part("error-counts", "Errors a report", text, figures.error_histogram(m.judge), absent, tables)
+
+
+def _error_tables(m: Material) -> list[Table]:
+    shares = [
+        [shown_name(model), *(cell(t[b], percent=True) for b in ("≤1", "2", "3", "≥4"))] for model, t in m.judge.items()
+    ]
+    types = [
+        [shown_name(model), name.replace("_", " "), cell(t[f"{name} significant"]), cell(t[f"{name} insignificant"])]
+        for model, t in m.judge.items()
+        for name in ERROR_TYPES
+    ]
+    return [
+        Table(["", "≤ 1 error", "2", "3", "≥ 4"], shares, caption="Share of reports (%)"),
+        Table(["", "type", "significant", "insignificant"], types, folded="Mean errors a report by type"),
+    ]
+
+
+def conditions(m: Material) -> Part:
+    labelled = "the true labels" if any("truth" in s.labels for s in m.scores.values()) else "the references' labels"
+    text = (
+        f"F1 of each condition in the written reports against {labelled}; n is how often the condition is present. "
+        f"The labeler is {listed(sorted({d['labels']['backend'] for d in m.described.values()}))}."
+    )
+    first = next(iter(m.conditions.values()))
+    rows = [
+        [c, str(first[c]["positives"]), *(cell(m.conditions[model][c]) for model in m.conditions)] for c in CONDITIONS
+    ]
+    table = Table(["", "n", *map(shown_name, m.conditions)], rows, folded="Table")
+    absent = "No condition is present in the references."
+    return _part("conditions", "Findings", text, figures.condition_f1(m.conditions), absent, [table])
+
+
+# ---- breakdowns ----------------------------------------------------------------------------------------------------
+
+
+def encounters(m: Material) -> Part:
+    text = f"{sentence(shown_number(m.headline))} by the patient's encounter: 1 is the first."
+    figure = figures.encounters(m.breakdowns, m.headline)
+    return _part(
+        "encounters", "Encounters", text, figure, "All studies are of one encounter.", [strata_table(m, "encounter")]
+    )
+
+
+def temporal(m: Material) -> Part:
+    by = listed(sorted({d["temporal"]["backend"] for d in m.described.values()}))
+    text = f"{sentence(shown_number(m.headline))} by what the reference says of change, labelled by {by}."
+    figure = figures.temporal_categories(m.breakdowns, m.headline)
+    return _part("temporal", "Change over time", text, figure, "", [strata_table(m, "temporal", "temporal category")])
+
+
+def subgroups(m: Material) -> Part:
+    text = f"{sentence(shown_number(m.headline))} by sex, age and race; unknown is a stratum of its own."
+    tables = [_gaps_table(m), *(strata_table(m, name) for name in ("sex", "age", "race"))]
+    return _part("subgroups", "Subgroups", text, figures.subgroups(m.breakdowns, m.headline), "", tables)
+
+
+def institutions(m: Material) -> Part:
+    text = f"{sentence(shown_number(m.headline))} by data set."
+    if m.run.zero_shot:
+        text += f" Never trained on: {listed(m.run.zero_shot)}."
+    tables = [strata_table(m, "dataset", "data set")]
+    if m.run.zero_shot:
+        tables.append(strata_table(m, "institution", "institution, seen or zero-shot"))
+    figure = figures.zero_shot(m.breakdowns, m.headline, m.run.zero_shot)
+    return _part("institutions", "Data sets", text, figure, "", tables)
+
+
+def others(m: Material) -> Part:
+    tables = [strata_table(m, "sections", "sections available"), strata_table(m, "length", "length of the reference")]
+    return Part("other", "By sections and length", "", None, tables)
+
+
+def strata_table(m: Material, attribute: str, title: str = "") -> Table:
+    """All numbers of all models in each stratum; macro-F1 and parts of other numbers are left to scores.json."""
+    numbers = [
+        n
+        for n in next(iter(m.means.values()))
+        if "_macro_" not in n and "_f1_5" not in n and not n.startswith("radcliq")
+    ]
+    shown = [n for n in numbers if all(figures.says_something(n, means.get(n)) for means in m.means.values())]
+    rows = []
+    for model, found in m.breakdowns.items():
+        for name, stratum in found.get(attribute, {"strata": {}})["strata"].items():
+            n = f"{stratum['n']:,}" + (" (few patients)" if stratum["small"] else "")
+            cells = [readable(x, stratum["metrics"].get(x)) for x in shown]
+            rows.append([name, shown_name(model), n, *cells])
+    order = {s: i for i, s in enumerate(next(iter(m.breakdowns.values())).get(attribute, {"strata": {}})["strata"])}
+    rows.sort(key=lambda row: order.get(row[0], len(order)))
+    title = title or attribute
+    return Table([title, "model", "n", *map(shown_number, shown)], rows, folded=f"Table by {title}")
+
+
+def _gaps_table(m: Material) -> Table:
+    rows = []
+    for model, found in m.breakdowns.items():
+        cells = []
+        for attribute in ("sex", "age", "race"):
+            gap = found[attribute].get("gaps", {}).get(m.headline)
+            cells.append(f"{gap['highest']} − {gap['lowest']}: {with_p(gap, signed=False)}" if gap else "–")
+        rows.append([shown_name(model), *cells])
+    caption = (
+        f"Largest gap between known strata of at least ten patients in {shown_number(m.headline)}. p of a permutation test, "
+        "after Holm's correction over all numbers and attributes of a model."
+    )
+    return Table(["", "sex", "age", "race"], rows, caption=caption)
+
+
+def _part(
+    identity: str, title: str, text: str, figure: Figure | None, absent: str, tables: list[Table] | None = None
+) -> Part:
+    return Part(identity, title, text, figure, tables or [], absent if figure is None else "")
+
+
+def _micro_of(m: Material) -> str:
+    numbers = [*m.summary["stages"].values(), *m.summary["baselines"].values()]
+    return numbers[0]["micro_f1_of"] if numbers else "the labels"
