@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import write_json
 from data_prep.images import ImageSettings
 from evaluation.engines import GenerationSettings, check_images, engine_here, make_writer
 from evaluation.errors import EvaluationError
 from evaluation.generate import read_lines, write_reports
-from evaluation.predictions import SECTIONS, inside, read_predictions, studies_of_file, write_json
+from evaluation.predictions import SECTIONS, inside, read_predictions, studies_of_file
 from recipes.errors import run_command
 from recipes.models import check_model_folder, model_fingerprint
 

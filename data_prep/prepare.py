@@ -19,6 +19,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep import card as cards
+from data_prep.files import write_text
 from data_prep.images import (
     FORMATS,
     MODES,
@@ -354,13 +355,6 @@ def to_table(studies: pd.DataFrame, texts: Texts) -> pa.Table:
         else:
             columns.append(pa.array(none(column), field.type))
     return pa.Table.from_arrays(columns, schema=STUDY_SCHEMA)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def dry_run(source: Path, out: Path, options: Options, workers: int, say: Callable[[str], None] = print) -> None:
