@@ -326,7 +326,7 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     _use_measurement(plan, target)
     if grpo and find(parsed, "RewardArguments").weight_chexprompt:
         _judge(plan, size, find(parsed, "JudgeSettings"), target)
-    _checkpoints(plan, training, model, arch)
+    _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states)
     if target.gpus:
         _fit(plan, arch, training, model, target, grpo)
     return plan
@@ -394,19 +394,23 @@ def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target) -> None:
         ) / 1e6
 
 
-def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture) -> None:
+def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture, whole: int | None) -> None:
+    """`whole`: how many of the newest keep their optimiser state; None for all."""
     if str(training.save_strategy) == "no":
         return
     every = training.save_steps if training.save_steps >= 1 else max(1, round(training.save_steps * plan.steps))
     written = max(1, math.ceil(plan.steps / every))
     plan.checkpoints = min(written, training.save_total_limit) if training.save_total_limit else written
+    # For a moment one more is whole: the older ones are trimmed once the newest is written.
+    whole = plan.checkpoints if whole is None else min(whole + 1, plan.checkpoints)
     settings = {"dtype": model.dtype, "use_peft": model.use_peft, "save_only_model": training.save_only_model}
     weights_only = checkpoint_bytes(arch.parameters, settings | {"save_only_model": True})
-    plan.checkpoint_bytes = plan.checkpoints * checkpoint_bytes(arch.parameters, settings) + weights_only
-    if plan.checkpoints > 10 and not training.save_only_model:
+    each = checkpoint_bytes(arch.parameters, settings)
+    plan.checkpoint_bytes = whole * each + (plan.checkpoints - whole + 1) * weights_only
+    if whole > 10 and not training.save_only_model:
         plan.advice.append(
-            f"{plan.checkpoints} checkpoints with optimiser state take {format_bytes(plan.checkpoint_bytes)}; keep fewer "
-            "(save_total_limit) or save them further apart (save_steps)"
+            f"{whole} checkpoints with optimiser state take {format_bytes(whole * each)}; keep that of the newest only "
+            "(keep_optimizer_states), keep fewer (save_total_limit) or save them further apart (save_steps)"
         )
 
 

@@ -23,10 +23,11 @@ from typing import Any
 import yaml
 from trl import ModelConfig, SFTConfig
 
+from data_prep.files import write_json, write_text
 from recipes.arguments import DataArguments, StageArguments
 from recipes.errors import RecipeError, run_command
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
-from recipes.stage import announce, write_json, write_text
+from recipes.stage import announce
 
 RECIPES = Path(__file__).parent
 STAGES = ("sft", "rl_step1", "rl_step2")

@@ -152,6 +152,17 @@ class StageArguments:
         default=None,
         metadata={"help": "Batch of one optimiser step over all processes; sets gradient_accumulation_steps."},
     )
+    keep_optimizer_states: int | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoints, the newest, that keep what training goes on from; older ones keep their model alone. "
+            "Default: all."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.keep_optimizer_states is not None and self.keep_optimizer_states < 1:
+            raise RecipeError(f"keep_optimizer_states is {self.keep_optimizer_states}; it must be at least 1, or null")
 
 
 @dataclass

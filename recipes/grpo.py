@@ -21,27 +21,16 @@ from recipes.arguments import (
     RolloutArguments,
     StageArguments,
     parse_recipe,
-    set_global_batch,
 )
-from recipes.data import load_studies, rollout_dataset
-from recipes.errors import RecipeError, run_command
-from recipes.models import check_model_folder, load_processor, merged_checkpoint
+from recipes.data import rollout_dataset
+from recipes.errors import run_command
+from recipes.models import load_processor, merged_checkpoint
 from recipes.monitors import RolloutMonitors, build_monitors
-from recipes.stage import (
-    announce,
-    check_report_to,
-    data_fingerprint,
-    finish_stage,
-    is_finished,
-    quiet_logs,
-    run_training,
-    stage_settings,
-    start_or_resume,
-)
+from recipes.stage import announce, finish_stage, open_stage, run_training, start_or_resume
 from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from recipes.vllm_guards import check_vllm, forbid_image_tokens
 from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
-from rewards.composite import CompositeReward, JudgeFailureRateError
+from rewards.composite import CompositeReward
 from rewards.grpo_reward import GrpoReward
 from rewards.registry import MetricError, load_metrics
 
@@ -59,45 +48,27 @@ ARGUMENTS = (
 
 def main() -> None:
     data, reward, judge_settings, stage, rollouts, watched, model, training = parse_recipe(ARGUMENTS)
-    quiet_logs()
-    set_global_batch(stage, training, rollouts)
     check_vllm(training)
-    if not model.model_name_or_path:
-        raise RecipeError("model_name_or_path is not set: name the model to start from")
-    check_model_folder(model.model_name_or_path)
-    studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
-    sources = {study["dataset"] for study in studies}
-    check_report_to(training, sources)
-    data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
-    settings = stage_settings(
-        model.model_name_or_path, data_sha256, data, reward, judge_settings, rollouts, watched, model, training
-    )
-    output_dir = Path(training.output_dir)
-    if is_finished(output_dir, settings, stage.force):
+    opened = open_stage(data, stage, model, training, rollouts, reward, judge_settings, watched)
+    if opened is None:
         return
-    name = output_dir.name
+    name, studies = opened.name, opened.studies
     with contextlib.ExitStack() as resources:
-        composite = build_composite(reward, judge_settings, sources, resources)
-        monitors = build_monitors(watched, reward, composite, output_dir)
-        checkpoint = start_or_resume(output_dir, settings)
+        composite = build_composite(reward, judge_settings, opened.sources, resources)
+        monitors = build_monitors(watched, reward, composite, opened.output_dir)
+        checkpoint = start_or_resume(opened.output_dir, opened.settings)
         announce(f"{name}: {len(studies):,} studies of {', '.join(data.datasets)}; from {model.model_name_or_path}")
         announce(f"{name}: reward = {describe(composite)}")
         unscored = keep_rows_out_of_logs()
         trainer = build_trainer(data, reward, judge_settings, model, training, studies, composite, monitors)
-        try:
-            run_training(trainer, name, checkpoint)
-        except JudgeFailureRateError as error:
-            trainer._save_checkpoint(trainer.model, trial=None)
-            raise RecipeError(
-                f"{error}; checkpoint of step {trainer.state.global_step} saved in {output_dir}"
-            ) from error
+        run_training(trainer, name, checkpoint, stage.keep_optimizer_states)
         monitors.raise_if_tripped()
         extra = {
             "studies": len(studies),
             "reward": describe(composite),
             "batches_with_unscored_rollouts": unscored.count,
         }
-        finish_stage(trainer, name, settings, extra)
+        finish_stage(trainer, name, opened.settings, extra)
 
 
 def build_trainer(
@@ -123,12 +94,14 @@ def build_trainer(
             judge_settings.judge_failure_window,
             observers=[monitors.observe],
             normalize_groups_of=training.num_generations if reward.reward_normalize_parts else None,
+            stop_at_once=False,  # the monitors stop all processes together
         ),
         args=training,
         train_dataset=rollout_dataset(studies, data.longitudinal, data.context),
         processing_class=processor,
         peft_config=get_peft_config(model),
     )
+    monitors.watch_judge(trainer.reward_funcs[0])
     trainer.add_callback(monitors)
     return trainer
 

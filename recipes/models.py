@@ -64,7 +64,8 @@ def check_model_folder(path: str) -> None:
             "(or name another checkpoint in model_name_or_path)"
         )
     elif looks_local:
-        raise RecipeError(f"no model in {path}; run the stage that makes it first, or set model_name_or_path")
+        made_by = "fetch it with: make weights" if folder.parts[0] == "weights" else "run the stage that makes it first"
+        raise RecipeError(f"no model in {path}; {made_by}, or set model_name_or_path")
 
 
 def is_adapter(path: str) -> bool:

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from data_prep.files import write_json
 from recipes.arguments import MonitorArguments, RewardArguments
 from recipes.errors import RecipeError
 from recipes.rollouts import best_and_worst, groups, write_rollouts
-from recipes.stage import write_json
+from recipes.stage import finite, over_processes
 from rewards.composite import CompositeReward
 from rewards.conditions import NEGATIVE, POSITIVE, Labeler
-from rewards.grpo_reward import Rollouts
+from rewards.grpo_reward import GrpoReward, Rollouts
 from rewards.label_f1 import label_f1
 from rewards.metric import Metric
 from rewards.registry import load_labeler, load_metrics
@@ -186,6 +188,11 @@ class RolloutMonitors(TrainerCallback):
         self.latest: Rollouts | None = None
         self.kept: Rollouts | None = None
         self.flips: np.ndarray | None = None
+        self.judged: GrpoReward | None = None
+
+    def watch_judge(self, reward: GrpoReward) -> None:
+        """Stop the run where too many of `reward`'s judge calls fail, over all processes (`judge_max_failure_rate`)."""
+        self.judged = reward if reward.composite.judge is not None else None
 
     def observe(self, rollouts: Rollouts) -> dict[str, float]:
         """What the rollouts say, for the log: shares in [0, 1] and the held-out measure."""
@@ -229,6 +236,22 @@ class RolloutMonitors(TrainerCallback):
                 break
         return control
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self.judged is None:
+            return control
+        recent = self.judged.recent
+        counts = over_processes([sum(recent), len(recent)], torch.distributed.ReduceOp.SUM)
+        if reason := self.judged.too_many_failures(*counts):
+            saved = f"checkpoint-{state.global_step} is saved, and the same command goes on from there"
+            self.tripped = f"stopped at step {state.global_step}: {reason}; {saved}"
+            self._write_stopped(
+                state, "judge_max_failure_rate", counts[0] / counts[1], self.judged.judge_max_failure_rate
+            )
+            control.should_save = control.should_training_stop = True
+        return control
+
     def raise_if_tripped(self) -> None:
         """Raise `RecipeError` with the message of the monitor that stopped the run, if one did; one process tells it."""
         if self.tripped and not PartialState().is_main_process:
@@ -257,23 +280,19 @@ class RolloutMonitors(TrainerCallback):
             f"see {shown}; checkpoint-{state.global_step} is saved: mend the cause, or set {monitor.limit} to null or "
             "another limit, and the same command goes on from there"
         )
-        if not state.is_world_process_zero:
-            return
-        if self.latest is not None:
+        if state.is_world_process_zero and self.latest is not None:
             rows = self._flipped() if name == "negation_flips" else monitor.shows(self.latest)
             write_rollouts(shown, self.latest, rows[:SHOWN])
-        write_json(
-            self.output_dir / "stopped.json",
-            {
-                "monitor": monitor.limit,
-                "step": state.global_step,
-                "value": value,
-                "limit": limit,
-                "rollouts": shown.name,
-                "message": self.tripped,
-                "settings": asdict(self.settings),
-            },
-        )
+        self._write_stopped(state, monitor.limit, value, limit, shown.name)
+
+    def _write_stopped(
+        self, state: TrainerState, key: str, value: float, limit: float, rollouts: str | None = None
+    ) -> None:
+        """`stopped.json`: the YAML key of the limit, the value that passed it, and the file of rollouts that show it."""
+        stopped = {"monitor": key, "step": state.global_step, "value": value, "limit": limit, "rollouts": rollouts}
+        if state.is_world_process_zero:
+            settings = {"message": self.tripped, "settings": asdict(self.settings)}
+            write_json(self.output_dir / "stopped.json", finite(stopped | settings))
 
     def _flipped(self) -> list[int]:
         counts = self.flips.sum(axis=1)

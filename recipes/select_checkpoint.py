@@ -9,13 +9,13 @@ Paper, Optimization: step 2 starts "from the best checkpoint from Step 1's RadCl
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.files import write_json
 from data_prep.study import read_studies
 from evaluation import statistics
 from evaluation.generate import generate
@@ -25,7 +25,7 @@ from recipes.errors import RecipeError, run_command
 from recipes.evaluate import generation_settings
 from recipes.models import model_fingerprint
 from recipes.prompts import study_report
-from recipes.stage import announce, quiet_logs, write_json
+from recipes.stage import announce, quiet_logs, saved_checkpoints
 from rewards.chexprompt.judge import JudgeError, JudgeSettings
 from rewards.metric import Metric
 from rewards.registry import MetricError, load_metrics
@@ -71,10 +71,10 @@ def find_checkpoints(folder: Path) -> list[Path]:
     Raises:
         RecipeError: there is none.
     """
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = saved_checkpoints(folder)
     if not found:
         raise RecipeError(f"no checkpoint in {folder}; train the stage first, with save_strategy: steps")
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return found
 
 
 def rate(checkpoint: Path, evaluation: EvaluationArguments, metric: Metric, out: Path) -> dict[str, Any]:

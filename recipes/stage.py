@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import resource
 import shutil
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,11 +32,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig, ModelConfig, SFTConfig
 
+from data_prep.files import write_json
 from launch.provenance import write_run
+from recipes.arguments import DataArguments, RolloutArguments, StageArguments, set_global_batch
+from recipes.data import load_studies
 from recipes.errors import RecipeError
-from recipes.models import is_adapter, merge_adapter, model_fingerprint
+from recipes.models import check_model_folder, is_adapter, merge_adapter, model_fingerprint
 from rewards.chexprompt.governance import is_open
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
@@ -69,6 +74,9 @@ _MACHINE = (
     "ddp_",
     "max_steps",
 )
+# What a checkpoint holds for training to go on, by transformers, FSDP and DeepSpeed; the model is not among it.
+OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
+OTHER_STATE = ("scheduler.pt", "scaler.pt", "rng_state*.pth", "latest", "zero_to_fp32.py")
 TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}  # report_to → package
 
 _PROGRESS_KEYS = {
@@ -81,17 +89,59 @@ _PROGRESS_KEYS = {
 }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically (temporary name, then rename)."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+@dataclass(frozen=True)
+class Stage:
+    """A training stage that is to be run: checked, its data read, no model loaded.
+
+    Attributes:
+        studies: what it trains on, as `load_studies` gives them.
+        settings: all that decides what is learned, as `stage_settings` gives it.
+    """
+
+    output_dir: Path
+    studies: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`sft`, `rl_step1`, …: the name of its folder."""
+        return self.output_dir.name
+
+    @property
+    def sources(self) -> set[str]:
+        """Names of the data sets that its studies come from."""
+        return {study["dataset"] for study in self.studies}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically (temporary name, then rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def open_stage(
+    data: DataArguments,
+    stage: StageArguments,
+    model: ModelConfig,
+    training: SFTConfig | GRPOConfig,
+    rollouts: RolloutArguments | None = None,
+    *others: Any,
+) -> Stage | None:
+    """What SFT and GRPO do before a model is loaded; None where the stage is finished already.
+
+    Args:
+        others: further settings that decide what is learned.
+
+    Raises:
+        RecipeError: a setting that cannot work, or a finished stage with other settings.
+        StudyError: a data set is missing, empty or broken.
+    """
+    quiet_logs()
+    set_global_batch(stage, training, rollouts)
+    if not model.model_name_or_path:
+        raise RecipeError("model_name_or_path is not set: name the model to start from")
+    check_model_folder(model.model_name_or_path)
+    studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
+    data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
+    parts = [part for part in (data, rollouts, *others, model, training) if part is not None]
+    settings = stage_settings(model.model_name_or_path, data_sha256, *parts)
+    opened = Stage(Path(training.output_dir), studies, settings)
+    check_report_to(training, opened.sources)
+    return None if is_finished(opened.output_dir, settings, stage.force) else opened
 
 
 def package_versions() -> dict[str, str]:
@@ -151,7 +201,7 @@ def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
     """
     state = PartialState()
     path = output_dir / "settings.json"
-    checkpoints = [folder for folder in output_dir.glob("checkpoint-*") if folder.is_dir()]
+    checkpoints = saved_checkpoints(output_dir)
     if checkpoints and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         relevant = [key for key in settings if key in before and not key.startswith(_MACHINE)]
@@ -168,10 +218,26 @@ def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
         write_json(path, settings)
         write_run(output_dir, output_dir.name, settings["seed"], state.num_processes)
     state.wait_for_everyone()
-    checkpoint = get_last_checkpoint(str(output_dir))
-    if checkpoint:
-        announce(f"{output_dir}: going on from {Path(checkpoint).name}")
-    return checkpoint
+    complete = saved_checkpoints(output_dir)
+    if not complete:
+        return None
+    if not _optimizer_state(complete[-1]):
+        raise RecipeError(
+            f"{complete[-1]} holds a model without optimiser state, so training cannot go on from it; "
+            "FORCE=1 starts it again"
+        )
+    announce(f"{output_dir}: going on from {complete[-1].name}")
+    return str(complete[-1])
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a stage's folder, by step."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _optimizer_state(checkpoint: Path) -> list[Path]:
+    return [path for pattern in OPTIMIZER_STATE for path in sorted(checkpoint.glob(pattern))]
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -228,7 +294,8 @@ class SaveOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        self.received = self._of_any_process()
+        (received,) = over_processes([self.received or 0], torch.distributed.ReduceOp.MAX)
+        self.received = received or None
         if self.received:
             control.should_save = control.should_training_stop = True
         return control
@@ -242,17 +309,55 @@ class SaveOnSignal(TrainerCallback):
     def _receive(self, number: int, frame: Any) -> None:
         self.received = number
 
-    def _of_any_process(self) -> int | None:
-        state = PartialState()
-        if state.num_processes == 1:
-            return self.received
-        told = torch.tensor(self.received or 0, device=state.device)
-        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        return int(told) or None
+
+def over_processes(values: Sequence[int], operation: torch.distributed.ReduceOp) -> list[int]:
+    """Whole numbers reduced over all processes, the same in each: all must call this."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return list(values)
+    reduced = torch.tensor(values, device=state.device)
+    torch.distributed.all_reduce(reduced, op=operation)
+    return reduced.tolist()
 
 
-def run_training(trainer: transformers.Trainer, stage: str, checkpoint: str | None) -> None:
+class TrimCheckpoints(TrainerCallback):
+    """Once a checkpoint is whole, older ones keep their model alone, which is all that selection and evaluation read.
+
+    The newest `keep` stay as they are: a run goes on from the newest. An 8 B model's checkpoint is 130 GB with its optimiser
+    state and 18 GB without.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            whole = [path for path in saved_checkpoints(Path(args.output_dir)) if _is_complete(path)]
+            for checkpoint in whole[: -self.keep]:
+                trim_checkpoint(checkpoint)
+
+
+def trim_checkpoint(checkpoint: Path) -> None:
+    """Remove what only training needs from a checkpoint that has its whole model as safetensors beside it.
+
+    The optimiser state goes first and at once, so that a checkpoint half trimmed is never taken for one to go on from.
+    """
+    if not any(checkpoint.glob("*.safetensors")):
+        return
+    others = [path for pattern in OTHER_STATE for path in checkpoint.glob(pattern)]
+    for path in [*_optimizer_state(checkpoint), *others, *checkpoint.glob(".removed-*")]:
+        removed = path.with_name(f".removed-{path.name.removeprefix('.removed-')}")
+        os.replace(path, removed)
+        shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+
+
+def run_training(
+    trainer: transformers.Trainer, stage: str, checkpoint: str | None, keep_optimizer_states: int | None = None
+) -> None:
     """`trainer.train`, with readable progress, from `checkpoint` if there is one; saves first when told to stop.
+
+    Args:
+        keep_optimizer_states: how many of the newest checkpoints training could go on from; None for all.
 
     Raises:
         SystemExit: with 128 + the signal's number, once the checkpoint is saved.
@@ -260,6 +365,8 @@ def run_training(trainer: transformers.Trainer, stage: str, checkpoint: str | No
     add_progress(trainer, stage)
     on_signal = SaveOnSignal()
     trainer.add_callback(on_signal)
+    if keep_optimizer_states is not None:
+        trainer.add_callback(TrimCheckpoints(keep_optimizer_states))
     trainer.train(resume_from_checkpoint=checkpoint)
     step = trainer.state.global_step
     if on_signal.received and step < trainer.state.max_steps:
@@ -349,7 +456,7 @@ def finish_stage(trainer: transformers.Trainer, stage: str, settings: dict[str, 
         shutil.rmtree(adapter, ignore_errors=True)
         (output_dir / "final").rename(adapter)
         merge_adapter(str(adapter), output_dir / "final")
-    history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    history = [finite(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
     write_json(output_dir / "log_history.json", history)
     result = {
         "stage": stage,
@@ -368,6 +475,13 @@ def finish_stage(trainer: transformers.Trainer, stage: str, settings: dict[str, 
     }
     write_json(output_dir / "result.json", result)
     print(f"{stage}: {result['steps']} steps, model in {output_dir / 'final'}")
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with null for NaN and infinities, which JSON does not have."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> str:

@@ -76,12 +76,14 @@ class GrpoReward:
         minimum: int = 32,
         observers: Sequence[Observer] = (),
         normalize_groups_of: int | None = None,
+        stop_at_once: bool = True,
     ) -> None:
         """Stop when more than `judge_max_failure_rate` of the last `window` rollouts, once there are `minimum`, failed.
 
         Each of `observers` is called with every batch; it needs the data set's columns `study_id`, `prior_report` and
         `image_paths` too. With `normalize_groups_of` (the number of rollouts a study, side by side), each part is
-        normalised within its group before the weighted sum; the reward is then a sum of z-scores.
+        normalised within its group before the weighted sum; the reward is then a sum of z-scores. Without
+        `stop_at_once` the caller asks `too_many_failures` itself: one of several processes must not stop alone.
 
         Raises:
             ValueError: a rate outside [0, 1].
@@ -94,6 +96,7 @@ class GrpoReward:
         self.failures: dict[str, int] = {}
         self.observers = list(observers)
         self.normalize_groups_of = normalize_groups_of
+        self.stop_at_once = stop_at_once
 
     async def __call__(
         self,
@@ -107,7 +110,7 @@ class GrpoReward:
         """Rewards of the rollouts; TRL passes the data set's columns repeated once for each rollout.
 
         Raises:
-            JudgeFailureRateError: too many judge calls failed lately.
+            JudgeFailureRateError: too many judge calls failed lately (with `stop_at_once`).
         """
         candidates = [completion_text(completion) for completion in completions]
         scores = await self.composite.score(candidates, reference, source)
@@ -131,7 +134,9 @@ class GrpoReward:
                 for name, value in observer(rollouts).items():
                     if log_metric is not None:
                         log_metric(name, value)
-        self._check_failures(failed, scores.failures)
+        self._count_failures(failed, scores.failures)
+        if self.stop_at_once and (reason := self.too_many_failures(sum(self.recent), len(self.recent))):
+            raise JudgeFailureRateError(reason)
         if self.normalize_groups_of is None:
             return scores.total
         return self._normalized(scores)
@@ -152,20 +157,23 @@ class GrpoReward:
                     total[row] += weight * (rollouts - judged.mean()) / (judged.std(ddof=1) + 1e-4)
         return [None if lost else float(value) for lost, value in zip(failed.ravel(), total.ravel(), strict=True)]
 
-    def _check_failures(self, failed: list[bool], causes: dict[str, int]) -> None:
+    def _count_failures(self, failed: list[bool], causes: dict[str, int]) -> None:
         self.recent.extend(failed)
         for cause, count in causes.items():
             self.failures[cause] = self.failures.get(cause, 0) + count
         if any(failed):
             logger.warning("judge failed for %d of %d rollouts: %s", sum(failed), len(failed), causes)
-        rate = sum(self.recent) / len(self.recent) if self.recent else 0.0
-        if len(self.recent) >= self.minimum and rate > self.judge_max_failure_rate:
-            reasons = ", ".join(f"{cause} × {count}" for cause, count in sorted(self.failures.items()))
-            raise JudgeFailureRateError(
-                f"the judge failed for {rate:.0%} of the last {len(self.recent)} rollouts, above "
-                f"judge_max_failure_rate {self.judge_max_failure_rate:.0%} ({reasons}); see that the judge at "
-                "judge_base_url answers, then start again: training resumes from the last checkpoint"
-            )
+
+    def too_many_failures(self, failed: int, total: int) -> str | None:
+        """Why training should stop where `failed` of the last `total` rollouts went unjudged; None where it should not."""
+        if total < self.minimum or failed <= self.judge_max_failure_rate * total:
+            return None
+        reasons = ", ".join(f"{cause} × {count}" for cause, count in sorted(self.failures.items()))
+        return (
+            f"the judge failed for {failed / total:.0%} of the last {total} rollouts, above judge_max_failure_rate "
+            f"{self.judge_max_failure_rate:.0%} ({reasons or 'in other processes'}); see that the judge at "
+            "judge_base_url answers"
+        )
 
 
 def _rollouts(

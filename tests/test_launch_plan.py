@@ -301,3 +301,12 @@ def test_the_command_ends_with_status_1_where_a_stage_does_not_fit(monkeypatch, 
         main()
     assert stop.value.code == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_checkpoints_that_keep_their_model_alone_are_counted_as_such():
+    """Two whole ones kept, a third while it is written, and the final model."""
+    (plan,) = plan_recipe("unirg_cxr", target(), ["rl_step1"])
+    parameters = ARCHITECTURES["Qwen3-VL-8B-Instruct"].parameters
+    assert plan.checkpoints > 10
+    assert plan.checkpoint_bytes == 3 * 14 * parameters + (plan.checkpoints - 3 + 1) * 2 * parameters
+    assert not any("optimiser state" in line for line in plan.advice)

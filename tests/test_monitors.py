@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -214,3 +215,31 @@ def test_a_tripped_monitor_saves_says_which_and_shows_the_rollouts(
     monitor = next(callback for callback in run.trainer.callback_handler.callbacks if hasattr(callback, "tripped"))
     with pytest.raises(RecipeError, match="stopped at step 1: share of truncated completions"):
         monitor.raise_if_tripped()
+
+
+class SilentJudge:
+    """Has no answer for every third report."""
+
+    name = "judge[silent]"
+
+    async def judge(self, candidates: list[str], references: list[str], sources: list[str]) -> list[SimpleNamespace]:
+        judged = SimpleNamespace(judgement=Judgement((0,) * 6, (0,) * 6), failure=None)
+        failed = SimpleNamespace(judgement=None, failure="timeout")
+        return [failed if row % 3 == 0 else judged for row in range(len(candidates))]
+
+
+def test_a_judge_that_fails_too_often_stops_the_run_with_a_checkpoint(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    """6 of 16 rollouts a generation, judged by 32 or more: at the second generation, not the first."""
+    out = tmp_path / "rl_step1"
+    run = grpo_run(out, tiny_base, phantom_data, judge=SilentJudge(), judge_max_failure_rate=0.3, max_steps=4)
+    assert run.trainer.state.global_step == 3
+    assert (out / "checkpoint-3" / "trainer_state.json").is_file()
+    monitor = next(callback for callback in run.trainer.callback_handler.callbacks if hasattr(callback, "tripped"))
+    expected = (
+        r"stopped at step 3: the judge failed for 38% of the last 32 .*30% \(timeout × 12\).*checkpoint-3 is saved"
+    )
+    with pytest.raises(RecipeError, match=expected):
+        monitor.raise_if_tripped()
+    assert json.loads((out / "stopped.json").read_text())["monitor"] == "judge_max_failure_rate"

@@ -131,6 +131,8 @@ def test_global_batch_that_does_not_divide_is_refused(tmp_path):
     [
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--data_dir", "{tmp}/none"], "no prepared data"),
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--model_name_or_path", "outputs/none"], "no model in"),
+        (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--model_name_or_path", "weights/none"], "make weights"),
+        (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--keep_optimizer_states", "0"], "at least 1"),
         (["recipes.sft", "--config", "recipes/demo/nothing.yaml"], "no recipe file"),
         (["recipes.grpo", "--config", "recipes/demo/rl_step1.yaml", "--model_name_or_path", "./none"], "no model in"),
     ],

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rl_runs import REPOSITORY, SMALL, Run, grpo_run, options
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from recipes.errors import RecipeError
 from recipes.models import check_model_folder
-from recipes.stage import start_or_resume
+from recipes.stage import TrimCheckpoints, start_or_resume
 
 SFT = {
     "datasets": "phantom_prairie",
@@ -31,6 +32,7 @@ SFT = {
     "logging_steps": 1,
     "save_steps": 3,
     "save_total_limit": 10,
+    "keep_optimizer_states": 1,
     "seed": 3,
 }
 
@@ -59,12 +61,13 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads((folder / "log_history.json").read_text()) if "loss" in entry]
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 600) -> None:
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen, seconds: float = 900) -> None:
+    """Until a file of that pattern is in the folder."""
     end = time.monotonic() + seconds
-    while not path.exists():
+    while not any(folder.glob(pattern)):
         assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, f"no {path}"
-        time.sleep(0.02)
+        assert time.monotonic() < end, f"no {pattern} in {folder}"
+        time.sleep(0.01)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -101,20 +104,65 @@ def test_a_grpo_run_resumed_inside_a_generation_keeps_to_its_studies(
 
 
 def test_a_checkpoint_whose_writing_was_cut_short_is_not_resumed_from(tmp_path: Path, capsys) -> None:
-    for step in (10, 20):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    checkpoint(tmp_path, 10, "optimizer.pt")
+    (checkpoint(tmp_path, 20, "optimizer.pt") / "trainer_state.json").unlink()
     assert start_or_resume(tmp_path, {"seed": 1}) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-20: incomplete" in capsys.readouterr().out
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
     assert start_or_resume(tmp_path, {"seed": 1}) is None
 
 
+def checkpoint(folder: Path, step: int, *files: str) -> Path:
+    """A checkpoint by its files' names alone."""
+    path = folder / f"checkpoint-{step}"
+    for name in ("model.safetensors", "trainer_state.json", *files):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("optimizer.pt", "scheduler.pt", "rng_state.pth"),
+        ("optimizer.bin", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"),  # FSDP
+        ("global_step7/zero_0_optim_states.pt", "latest", "zero_to_fp32.py", "rng_state_0.pth"),  # DeepSpeed
+    ],
+)
+def test_older_checkpoints_keep_their_model_alone_and_the_newest_all(files: tuple[str, ...], tmp_path: Path) -> None:
+    whole = [checkpoint(tmp_path, step, *files) for step in (50, 100, 950, 1000)]
+    written = tmp_path / "checkpoint-1050"  # its writing goes on
+    (written / "global_step7").mkdir(parents=True)
+    before = {path: sorted(path.rglob("*")) for path in whole[2:]}
+    state = SimpleNamespace(is_world_process_zero=True)
+    TrimCheckpoints(keep=2).on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    for path in whole[:2]:
+        assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "trainer_state.json"]
+    assert {path: sorted(path.rglob("*")) for path in whole[2:]} == before
+    assert (written / "global_step7").is_dir()
+
+
+def test_a_checkpoint_without_its_whole_model_is_not_trimmed(tmp_path: Path) -> None:
+    """ZeRO-3's weights lie beside its optimiser state where they were not gathered."""
+    for step in (1, 2):
+        path = checkpoint(tmp_path, step, "global_step1/mp_rank_00_model_states.pt")
+        (path / "model.safetensors").unlink()
+    state = SimpleNamespace(is_world_process_zero=True)
+    TrimCheckpoints(keep=1).on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    assert (tmp_path / "checkpoint-1" / "global_step1" / "mp_rank_00_model_states.pt").is_file()
+
+
+def test_training_does_not_go_on_from_a_model_without_optimiser_state(tmp_path: Path) -> None:
+    """It would start with an empty optimiser and say nothing."""
+    checkpoint(tmp_path, 50, "optimizer.pt")
+    assert start_or_resume(tmp_path, {"seed": 1}) == str(tmp_path / "checkpoint-50")
+    checkpoint(tmp_path, 100)
+    with pytest.raises(RecipeError, match=r"checkpoint-100 holds a model without optimiser state.*FORCE=1"):
+        start_or_resume(tmp_path, {"seed": 1})
+
+
 def test_checkpoints_of_another_model_or_other_settings_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-10").mkdir()
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    checkpoint(tmp_path, 10, "optimizer.pt")
     begun = {"model_sha256": "a" * 64, "learning_rate": 1e-4, "per_device_train_batch_size": 8, "seed": 1}
     start_or_resume(tmp_path, begun)
     with pytest.raises(RecipeError, match=r"other settings \(model_sha256: .*FORCE=1"):
@@ -144,7 +192,7 @@ def test_sigterm_saves_first_and_the_same_command_ends_with_the_same_losses(
     arguments = command("recipes.sft", "sft", tmp_path / "sft", tiny_base, phantom_data, **SFT)
     uninterrupted = command("recipes.sft", "sft", tmp_path / "whole" / "sft", tiny_base, phantom_data, **SFT)
     process = start(arguments)
-    wait_for(tmp_path / "sft" / "checkpoint-3", process)  # in training now
+    wait_for(tmp_path / "sft", "checkpoint-3/trainer_state.json", process)  # in training now
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, output
@@ -158,24 +206,98 @@ def test_sigterm_saves_first_and_the_same_command_ends_with_the_same_losses(
     assert same_weights(tmp_path / "sft" / "final", tmp_path / "whole" / "sft" / "final")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "status"), [(signal.SIGKILL, -9), (signal.SIGUSR1, 128 + signal.SIGUSR1)])
-@pytest.mark.parametrize("stage", ["sft", "rl_step1", "rl_step2"])
-def test_every_stage_goes_on_after_a_kill_and_after_slurms_warning(
-    stage: str, kind: signal.Signals, status: int, tiny_base: Path, phantom_data: Path, tmp_path: Path
-) -> None:
+SIGNALLED = 128 + signal.SIGUSR1
+
+
+@pytest.fixture(scope="module", params=["sft", "rl_step1", "rl_step2"])
+def uninterrupted(
+    request: pytest.FixtureRequest, tiny_base: Path, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A stage, and the folder of a run of it that nothing disturbed. Read-only."""
+    out = tmp_path_factory.mktemp("whole") / request.param
+    finish(small(request.param, out, tiny_base, phantom_data))
+    return request.param, out
+
+
+def small(stage: str, out: Path, model: Path, data: Path, **settings) -> list[str]:
+    """The command of a short run of a stage; one update a generation, so that every checkpoint is between generations."""
+    rl = {**SMALL, "updates_per_generation": 1, "max_steps": 8, "judge_cache_dir": out.parent / f"{stage}_cache"}
     module = "recipes.sft" if stage == "sft" else "recipes.grpo"
-    # One update a generation: every checkpoint is between generations, so that even a signal's can be bit-equal.
-    rl = {**SMALL, "updates_per_generation": 1, "max_steps": 8, "judge_cache_dir": tmp_path / "cache"}
-    settings = SFT if stage == "sft" else rl
-    arguments = command(module, stage, tmp_path / stage, tiny_base, phantom_data, **settings)
-    uninterrupted = command(module, stage, tmp_path / "whole" / stage, tiny_base, phantom_data, **settings)
+    return command(module, stage, out, model, data, **{**(SFT if stage == "sft" else rl), **settings})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("after", "kind", "status"),
+    [
+        ("settings.json", signal.SIGKILL, -9),  # the model is being loaded
+        ("checkpoint-*", signal.SIGKILL, -9),  # a checkpoint is being written
+        ("checkpoint-*/trainer_state.json", signal.SIGKILL, -9),  # its last file
+        ("checkpoint-*/trainer_state.json", signal.SIGUSR1, SIGNALLED),  # Slurm's warning
+    ],
+    ids=["killed-before-a-step", "killed-while-it-saves", "killed-after-a-checkpoint", "warned"],
+)
+def test_every_stage_goes_on_from_a_kill_or_a_warning_at_any_moment(
+    uninterrupted: tuple[str, Path],
+    after: str,
+    kind: signal.Signals,
+    status: int,
+    tiny_base: Path,
+    phantom_data: Path,
+    tmp_path: Path,
+) -> None:
+    stage, whole = uninterrupted
+    out = tmp_path / stage
+    arguments = small(stage, out, tiny_base, phantom_data)
     process = start(arguments)
-    wait_for(tmp_path / stage / f"checkpoint-{settings['save_steps']}", process)
+    wait_for(out, after, process)
     process.send_signal(kind)
     output, _ = process.communicate()
     assert process.returncode == status, output
-    assert "going on from checkpoint-" in finish(arguments)
-    finish(uninterrupted)
-    assert losses(tmp_path / stage) == losses(tmp_path / "whole" / stage)
-    assert same_weights(tmp_path / stage / "final", tmp_path / "whole" / stage / "final")
+    assert "Traceback" not in output
+    assert not (out / "result.json").exists()
+    output = finish(arguments)
+    if after.endswith("trainer_state.json"):
+        assert "going on from checkpoint-" in output
+    assert losses(out) == losses(whole)
+    assert same_weights(out / "final", whole / "final")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "rl_step1"])
+def test_two_processes_save_at_a_signal_to_one_and_end_as_if_uninterrupted(
+    stage: str, tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    settings = {"per_device_train_batch_size": 4}  # the same global batch over two processes
+    launched = ["-m", "launch.start", "--processes", "2", "--"]
+    commands = {}
+    for name in ("stopped", "whole"):
+        python, *words = small(stage, tmp_path / name / stage, tiny_base, phantom_data, **settings)
+        commands[name] = [python, *launched, *words]
+    out = tmp_path / "stopped" / stage
+    process = start(commands["stopped"])
+    wait_for(out, "checkpoint-*/trainer_state.json", process)
+    os.kill(trainers(process.pid)[1], signal.SIGUSR1)  # not the one that writes the checkpoint
+    output, _ = process.communicate()
+    assert process.returncode != 0
+    assert output.count("SIGUSR1 received; checkpoint-") == 1, output
+    assert not (out / "result.json").exists()
+    assert "going on from checkpoint-" in finish(commands["stopped"])
+    finish(commands["whole"])
+    assert json.loads((out / "result.json").read_text())["processes"] == 2
+    assert losses(out) == losses(tmp_path / "whole" / stage)
+    assert same_weights(out / "final", tmp_path / "whole" / stage / "final")
+
+
+def trainers(launcher: int) -> list[int]:
+    """The training processes below a launcher, in the order of their ranks."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    below = {launcher}
+    found = []
+    for pid, parent, words in sorted(rows, key=lambda row: int(row[0])):
+        if int(parent) in below:
+            below.add(int(pid))
+            if "launch.torchrun" not in words and "-m recipes." in words:
+                found.append(int(pid))
+    return found
