@@ -147,6 +147,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", action="store_true", help="also F1 of CheXbert labels, in the summary")
     parser.add_argument("--radgraph-model", default="radgraph", help="radgraph (published numbers) or radgraph-xl")
     parser.add_argument("--cache", type=Path, help="folder to keep the models' results in: an interrupted run goes on")
+    parser.add_argument(
+        "--cache-megabytes",
+        type=int,
+        default=4096,
+        help="bound of --cache; past it the oldest go (default %(default)s)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument("--tokens-per-batch", type=int, help="token budget of a forward pass (default by device)")
     parser.add_argument("--dtype", default="float32", help="float32 (published numbers); bfloat16 or float16 on a GPU")
@@ -179,6 +185,7 @@ def run(arguments: argparse.Namespace) -> None:
                 dtype=arguments.dtype,
                 compile=arguments.compile,
                 cache_dir=arguments.cache,
+                cache_disk_megabytes=arguments.cache_megabytes,
             )
         except (ValueError, RuntimeError) as error:
             raise MetricError(str(error).splitlines()[0]) from error

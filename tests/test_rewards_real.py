@@ -344,6 +344,39 @@ def test_disk_cache_is_safe_for_several_processes(tmp_path: Path) -> None:
     assert cache.get([cache.key(str(n), "99") for n in range(4)]) == [b"own"] * 3 + [None]
 
 
+def test_disk_cache_keeps_its_bound_and_drops_the_oldest(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, max_bytes=500_000)
+    sizes = []
+    for step in range(60):
+        cache.put([(cache.key(str(step), str(i)), bytes(1000)) for i in range(50)])  # 3 MB in all
+        assert cache.bytes_used() <= 500_000
+        sizes.append(cache.path.stat().st_size)
+    assert max(sizes) < 700_000
+    assert cache.get([cache.key("59", str(i)) for i in range(50)]) == [bytes(1000)] * 50
+    assert cache.get([cache.key("0", "0"), cache.key("20", "0")]) == [None, None]
+    cache.put([(cache.key("huge"), bytes(2_000_000))])
+    assert cache.bytes_used() <= 500_000
+
+
+def test_a_models_disk_cache_has_the_settings_bound(weights: Path, tmp_path: Path) -> None:
+    settings = EngineSettings(cache_dir=tmp_path / "cache", cache_disk_megabytes=1)
+    metric = load_metrics(["radgraph"], "real", weights, settings)["radgraph"]
+    texts = reports(900, seed=31)
+    values = [metric(texts[i : i + 100], texts[i : i + 100]) for i in range(0, 900, 100)]
+    file = tmp_path / "cache" / DiskCache.FILE_NAME
+    assert file.stat().st_size <= 1.5 * 2**20
+    again = load_metrics(["radgraph"], "real", weights, settings)["radgraph"]
+    np.testing.assert_array_equal(again(texts[800:], texts[800:]), values[-1])
+    assert again.annotate.__self__.texts_encoded == 0
+    again(texts[:100], texts[:100])  # long dropped
+    assert again.annotate.__self__.texts_encoded == 100
+
+
+def test_cache_bounds_are_at_least_one_megabyte() -> None:
+    with pytest.raises(ValueError, match="cache_disk_megabytes is 0; at least 1"):
+        EngineSettings(device="cpu", cache_disk_megabytes=0)
+
+
 def test_fingerprint_changes_with_the_weights(weights: Path, tmp_path: Path) -> None:
     copy = tmp_path / "weights"
     shutil.copytree(weights, copy)
