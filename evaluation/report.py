@@ -21,6 +21,7 @@ from evaluation import figures, statistics
 from evaluation.browser import BROWSER_STUDIES, browser_content
 from evaluation.material import collect
 from evaluation.provenance import how_it_was_made, lead, notices
+from evaluation.rollout_table import rollout_section
 from evaluation.run_folder import read_run
 from evaluation.sections import report_parts
 from evaluation.summary import summarise_run
@@ -56,6 +57,7 @@ def write_report(
             material, unusual=sum(len(t.rows) for t in parts[0].tables if t.caption == "Unusual predictions")
         ),
         parts=parts,
+        rollouts=rollout_section(outputs, data_dir),
         made=how_it_was_made(material, data_dir),
         browser=browser_content(run, material.headline, data_dir, browser_studies, seed),
         style=(_PAGE / "report.css").read_text(encoding="utf-8"),
