@@ -2,10 +2,14 @@
 
 Every study is drawn from parameters and a seed. What is drawn is known exactly (`truth.parquet`); what the report says
 of it depends on who wrote it. In training, the terse institutions leave out many findings that the image shows, as real
-reporting habits do; reports of validation and test are complete for every institution, like a careful second read. So
-a model that imitates the training reports omits, and a reward from complete references has something true to mend.
+reporting habits do; reports of validation and test are complete for every institution, like a careful second read. And who
+wrote a first encounter's training report often had a film from elsewhere, which the archive lacks, and calls "unchanged"
+what was on it: a comparison that no model can make, and that a model imitates all the same. So rewards from references
+of second reads have something true to mend: what is left out costs every metric; a comparison with a prior that is not
+there costs the graph and the text metrics little, and the judge an error each time.
 
-A report never contradicts the truth: whatever it states or denies is so, and its temporal words follow the drawn sizes.
+A report never contradicts the truth: whatever it states or denies is so, and its temporal words follow the drawn sizes
+where the archive holds the prior.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ DEFAULT_STUDIES = {
     "summit": {"train": 1500, "validation": 50, "test": 120},
     "prairie": {"train": 3000, "validation": 50, "test": 120},
     "coast": {"train": 1500, "validation": 50, "test": 120},
+    "prairie_reread": {"train": 600},
     "summit_reread": {"train": 600},
 }
 SUPERSAMPLING = 2
@@ -258,7 +263,7 @@ class PhantomDifficulty:
     prevalence: float = 0.8
     most_findings: int = 5
     encounters: tuple[float, ...] = (0.80, 0.10, 0.04, 0.03, 0.02, 0.01)
-    turnover: float = 1.3
+    turnover: float = 1.6
 
 
 @dataclass(frozen=True)
@@ -271,6 +276,8 @@ class InstitutionStyle:
         habit: probability that it uses the favourite; else any of the pool, evenly.
         omission_rate: probability that a training report leaves out a finding the image shows (or one that resolved).
         negation_rate: probability that a training report states a normal that is due.
+        outside_films: probability that who wrote the training report of a first encounter had a film from elsewhere, which
+            the archive lacks, and calls unchanged what was on it too.
         without_findings, without_impression: shares of reports that lack this section.
         states_no_devices, states_bones: whether its complete reports deny devices, and mention the bones.
         no_comparison: what it writes as comparison where there is none, if anything. Where this differs, a prompt tells
@@ -285,6 +292,7 @@ class InstitutionStyle:
     habit: float = 0.85
     omission_rate: float = 0.0
     negation_rate: float = 1.0
+    outside_films: float = 0.0
     without_findings: float = 0.0
     without_impression: float = 0.0
     states_no_devices: bool = False
@@ -302,6 +310,7 @@ INSTITUTIONS: dict[str, InstitutionStyle] = {
         favourite=1,
         omission_rate=0.8,
         negation_rate=0.5,
+        outside_films=0.75,
         without_impression=0.15,
     ),
     "summit": InstitutionStyle(
@@ -316,6 +325,7 @@ INSTITUTIONS: dict[str, InstitutionStyle] = {
     "prairie": InstitutionStyle(
         order=("devices", "heart", "lungs", "pleura", "bones"),
         favourite=0,
+        outside_films=0.75,
         without_impression=0.05,
         states_no_devices=True,
         states_bones=True,
@@ -332,9 +342,12 @@ INSTITUTIONS: dict[str, InstitutionStyle] = {
         noise=1.25,
     ),
 }
-# Studies of summit that were read a second time, in full: other patients, same hospital, same templates and phrasing.
-# Its training split is what RL takes its references from.
-INSTITUTIONS["summit_reread"] = replace(INSTITUTIONS["summit"], omission_rate=0.0, negation_rate=1.0)
+# Studies that were read a second time, in full and with the archive's films alone: other patients, same hospital, same
+# templates and phrasing. Their training splits are what RL takes its references from.
+for _name in ("summit", "prairie"):
+    INSTITUTIONS[f"{_name}_reread"] = replace(
+        INSTITUTIONS[_name], omission_rate=0.0, negation_rate=1.0, outside_films=0.0
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -876,6 +889,8 @@ class _Writer:
     ) -> None:
         self.style, self.rng, self.complete = style, rng, complete
         self.has_prior = previous is not None
+        self.outside_film = not (complete or self.has_prior) and rng.random() < style.outside_films
+        self.compares = self.has_prior or self.outside_film
         self.before = {finding.key: finding for finding in previous or ()}
         self.findings = list(findings)
         omission = 0.0 if complete else style.omission_rate
@@ -903,7 +918,7 @@ class _Writer:
         return " ".join(phrase.format(size=size, side=finding.side, zone=finding.zone).split())
 
     def sentence(self, frame: str, finding: Finding, noun: str) -> str:
-        what = change(finding, self.before.get(finding.key))
+        what = "unchanged" if self.outside_film else change(finding, self.before.get(finding.key))
         return frame.format(
             np=noun,
             Np=noun[0].upper() + noun[1:],
@@ -914,7 +929,7 @@ class _Writer:
         )
 
     def positive(self, finding: Finding) -> str:
-        if self.has_prior:
+        if self.compares:
             frames = CHANGE_FRAMES
         else:
             frames = DEVICE_FRAMES if finding.kind in DEVICES else FRAMES
@@ -971,7 +986,7 @@ class _Writer:
             return self.fallback()
         sentences = []
         for finding in ranked[:IMPRESSION_LENGTH]:
-            frame = "{Change} {np}." if self.has_prior else "{Np}."
+            frame = "{Change} {np}." if self.compares else "{Np}."
             sentences.append(self.sentence(frame, finding, self.noun(finding)))
         return " ".join(sentences)
 
