@@ -1,4 +1,4 @@
-"""python -m evaluation generate | baseline | score | compare | summary | report | submission (each with --help)."""
+"""python -m evaluation generate | baseline | score | compare | summary | seeds | report | submission (each with --help)."""
 
 from __future__ import annotations
 
@@ -132,6 +132,12 @@ def _summary(options: argparse.Namespace) -> None:
 
     print(text(summarise_run(options.outputs, options.resamples, options.seed)))
     print(f"written to {options.outputs / 'summary.json'}")
+
+
+def _seeds(options: argparse.Namespace) -> None:
+    from evaluation.seeds import seeds_table
+
+    print(seeds_table(options.runs))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -270,6 +276,9 @@ def _parser() -> argparse.ArgumentParser:
     made = command("summary", _summary, "the principal numbers of a run: summary.json")
     made.add_argument("--outputs", type=Path, required=True, help="the run's folder, e.g. outputs/demo")
     add_bootstrap(made)
+
+    made = command("seeds", _seeds, "runs of several seeds side by side, as Markdown")
+    made.add_argument("runs", type=Path, nargs="+", help="run folders with summary.json")
 
     made = command("report", _report, "the run's report: one HTML file")
     made.add_argument("--outputs", type=Path, required=True, help="the run's folder, e.g. outputs/demo")

@@ -26,12 +26,13 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
 
     It holds, for each stage, n and micro-F1 of the labels (the true ones where the data has them), composite reward and
     judge errors a report, each {mean, low, high}, over the test studies of the data sets that were trained on; the same
-    for zero-shot data sets, for each data set and for the baselines; paired differences of consecutive stages;
-    seconds a stage; versions; backends.
+    for zero-shot data sets, for each data set, for the baselines and for comparisons (`make ablation`); paired
+    differences of consecutive stages, and of comparisons from the RL stages; seconds a stage; versions; backends.
     """
     run = read_run(outputs)
     stages = [model for model in run.models if model not in BASELINES]
     baselines = [model for model in run.models if model in BASELINES]
+    alike = [name for name in sorted(run.ablations) if run.described(name) == run.described(run.models[0])]
 
     def numbers(models: Sequence[str], datasets: Sequence[str]) -> dict[str, Any]:
         return {
@@ -46,6 +47,11 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
         "stages": numbers(stages, run.seen),
         "baselines": numbers(baselines, run.seen),
         "paired": _paired(run, run.seen, resamples, seed),
+        "comparisons": {
+            "models": numbers(alike, run.seen),
+            "paired": _comparisons(run, alike, run.seen, resamples, seed),
+            "scored_by_other_backends": sorted(set(run.ablations) - set(alike)),
+        },
         "zero_shot": {
             "stages": numbers(stages, run.zero_shot),
             "baselines": numbers(baselines, run.zero_shot),
@@ -101,9 +107,23 @@ def _numbers(scores: Scores, described: Mapping[str, Any], resamples: int, seed:
 
 def _paired(run: Run, datasets: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
     """Differences of consecutive stages on the studies that both have."""
-    result: dict[str, Any] = {}
     present = [stage for stage in STAGES if stage in run.folders]
-    for before, after in pairwise(present):
+    pairs = [(after, before) for before, after in pairwise(present)]
+    return _differences(run, pairs, datasets, resamples, seed)
+
+
+def _comparisons(run: Run, names: Sequence[str], datasets: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+    """Differences of each comparison (`make ablation`) from the RL stages that were evaluated."""
+    pairs = [(name, stage) for name in names for stage in ("rl_step1", "rl_step2") if stage in run.folders]
+    return _differences(run, pairs, datasets, resamples, seed)
+
+
+def _differences(
+    run: Run, pairs: Sequence[tuple[str, str]], datasets: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
+    """`after - before` for each pair; p-values corrected by Holm over all of them."""
+    result: dict[str, Any] = {}
+    for after, before in pairs:
         loaded = {name: run.scores(name, datasets) for name in (after, before)}
         if any(scores is None for scores in loaded.values()):
             continue

@@ -407,6 +407,32 @@ def test_summary_of_a_run(data, tmp_path):
     assert summary["seconds"] == {"sft": 12.5}
     assert summary["datasets"] == {"seen": ["phantom_small"], "zero_shot": []}
     assert summary["versions"]["trl"]
+    assert summary["comparisons"] == {"models": {}, "paired": {}, "scored_by_other_backends": []}
+
+
+def test_several_seeds_in_one_table_with_their_comparisons(data, tmp_path):
+    """The table's numbers are the summaries'; a comparison stands beside the stages it is compared with."""
+    reports, ids = perfect(data), [s["study_id"] for s in studies_of(data)]
+    right = {"sft": 8, "rl_step1": 16, "rl_step2": 24, "no_error_awareness": 16, "copy_prior": 2}
+    runs = [tmp_path / "demo", tmp_path / "demo-seed2"]
+    for run in runs:
+        for model, number in right.items():
+            made = {key: reports[key] if i < number else "Findings: Nothing." for i, key in enumerate(ids)}
+            folder = run / "ablations" / model if model == "no_error_awareness" else run
+            scored(data, folder / "eval" / "phantom_small" / model, made, judge=JUDGE)
+        result = command("seeds", run)
+        assert (result.returncode, "python -m evaluation summary" in result.stderr) == (2, True)
+        summary = summarise_run(run, resamples=200)
+    lines = command("seeds", *runs).stdout.splitlines()
+    assert [line for line in lines if line.startswith("**")] == [
+        "**demo** (24 test studies of phantom_small)",
+        "**demo-seed2** (24 test studies of phantom_small)",
+    ]
+    step2 = summary["stages"]["rl_step2"]["composite"]
+    assert sum(f"{step2['mean']:.3f} [{step2['low']:.3f}, {step2['high']:.3f}]" in line for line in lines) == 2
+    same = next(line for line in lines if line.startswith("| no error awareness − RL step 1 |"))
+    assert same.count("+0.000 [+0.000, +0.000]") == 2
+    assert "| +0.00 [+0.00, +0.00] |" in same
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:

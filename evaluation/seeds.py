@@ -1,0 +1,113 @@
+"""A run on several seeds, in one Markdown table: what held on each.
+
+python -m evaluation seeds outputs/demo outputs/demo-seed2 outputs/demo-seed3
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.errors import EvaluationError
+
+NAMES = {
+    "base": "base (random weights)",
+    "sft": "SFT",
+    "rl_step1": "RL step 1",
+    "rl_step2": "RL step 2",
+    "most_frequent": "most frequent report",
+    "copy_prior": "copy the prior report",
+    "retrieval": "nearest indication",
+}
+COLUMNS = {"micro_f1": ("micro-F1", 3), "composite": ("composite", 3), "judge_errors": ("judge errors a report", 2)}
+
+
+def seeds_table(runs: Sequence[Path]) -> str:
+    """Markdown for each run: its models, their paired differences, micro-F1 by data set, seconds and memory.
+
+    Raises:
+        EvaluationError: a run has no summary, or runs were scored by different backends.
+    """
+    summaries = {run.name: _summary(run) for run in runs}
+    scorers = {json.dumps(summary["scorers"], sort_keys=True) for summary in summaries.values()}
+    if len(scorers) > 1:
+        raise EvaluationError(f"{', '.join(summaries)} were scored by different backends; evaluate them alike first")
+    return "\n\n".join(_of_run(name, summary) for name, summary in summaries.items())
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    path = run / "summary.json"
+    if not path.is_file():
+        raise EvaluationError(f"{path} is not there; make it with: python -m evaluation summary --outputs {run}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _of_run(name: str, summary: Mapping[str, Any]) -> str:
+    models = {**summary["stages"], **summary["comparisons"]["models"], **summary["baselines"]}
+    studies = next(iter(models.values()))["n"]
+    seen = summary["datasets"]["seen"]
+    keys = [key for key in COLUMNS if any(key in numbers for numbers in models.values())]
+    headings = [COLUMNS[key][0] for key in keys]
+    differences = {**summary["paired"], **summary["comparisons"]["paired"]}
+    stages = [stage for stage in summary["stages"] if stage != "base"]
+    return "\n\n".join(
+        (
+            f"**{name}** ({studies} test studies of {', '.join(seen)})",
+            _table(
+                ["", *headings],
+                [[_label(model), *(_value(numbers, key, "mean") for key in keys)] for model, numbers in models.items()],
+            ),
+            _table(
+                ["paired difference", *headings],
+                [
+                    [
+                        " − ".join(_label(model) for model in pair.split(" - ")),
+                        *(_value(numbers, key, "difference") for key in keys),
+                    ]
+                    for pair, numbers in differences.items()
+                ],
+            ),
+            _table(
+                ["micro-F1 by data set", *seen],
+                [
+                    [
+                        _label(stage),
+                        *(f"{summary['by_dataset'][data][stage]['micro_f1']['mean']:.3f}" for data in seen),
+                    ]
+                    for stage in stages
+                ],
+            ),
+            _cost(summary),
+        )
+    )
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    seconds = summary["seconds"] or {}
+    memory = summary["peak_memory_mib"] or {}
+    parts = ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items() if value)
+    total = sum(value for value in seconds.values() if value)
+    peak = f"; peak memory of a process {max(memory.values()):,.0f} MiB" if memory else ""
+    return f"{total:.0f} s of stages ({parts}){peak}."
+
+
+def _label(model: str) -> str:
+    return NAMES.get(model, model.replace("_", " "))
+
+
+def _value(numbers: Mapping[str, Any], key: str, what: str) -> str:
+    """`number [low, high]`, with a sign where it is a difference; a dash where it was not scored."""
+    number = numbers.get(key)
+    if number is None or number[what] is None:
+        return "–"
+    form = f"{'+' if what == 'difference' else ''}.{COLUMNS[key][1]}f"
+    if number["low"] is None:
+        return f"{number[what]:{form}}"
+    return f"{number[what]:{form}} [{number['low']:{form}}, {number['high']:{form}}]"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
