@@ -1,11 +1,14 @@
 """What this project adds to a GRPO step: rewards' plumbing, monitors, kept rollouts. Prints one JSON object.
 
-    python -m benchmarks.bench_train [--steps 8] [--rounds 3]
+    python -m benchmarks.bench_train [--minutes 8] [--steps 8]
 
-step: the demo's step 1 on the untrained tiny model, against a bare TRL script with the same metrics, in alternating
-  rounds from the same seed, so that both sample the same rollouts. CPU seconds of the process a step, the first step of a
-  round left out; ratio: ours by bare, median over steps. direct_share: seconds inside monitors and kept rollouts by all
-  seconds of the steps. At most 1.02 and 0.02 are wanted.
+step: the demo's step 1 on the untrained tiny model, against a bare TRL script with the same metrics. Both arms train from the
+  same seed and sample the same rollouts, which is checked; rounds of one training each alternate in their order (AB, BA,
+  AB, …) until the minutes are over. A first round fills the metrics' caches for both and is not counted: a real step, whose
+  texts are new, is longer, so the ratio is not flattered. CPU seconds of the process (one thread) from one step to the
+  next, the first step of a training left out; ratio: the median of ours by bare over steps of the same number in one
+  round, with a 95% bootstrap interval over rounds. At most 1.02 is wanted.
+direct_share: CPU seconds inside monitors and kept rollouts by all of our arm's, which needs no second arm; at most 0.02.
 overlap: scoring one generation with a judge that takes `--judge_delay` seconds. Metrics run while its calls are in flight:
   `both` is near the longer of `metrics` and `judge`, not their sum.
 """
@@ -15,17 +18,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
+import itertools
 import json
 import logging
+import math
 import os
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
+import numpy as np
+import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
@@ -34,27 +42,34 @@ from recipes.arguments import parse_recipe, set_global_batch
 from recipes.data import load_studies, rollout_dataset
 from recipes.grpo import ARGUMENTS, build_composite, build_trainer
 from recipes.models import load_processor
-from recipes.monitors import build_monitors
-from recipes.stage import add_progress, quiet_logs
+from recipes.monitors import MONITORS, build_monitors
+from recipes.stage import quiet_logs, run_training
 from recipes.tiny_model import save_tiny_model, training_texts
 from rewards.chexprompt.judgement import Judgement
-from rewards.composite import CompositeReward
+from rewards.composite import CompositeReward, CompositeScores
 from rewards.grpo_reward import completion_text
 
 DATASET = "phantom_prairie"
+MIN_ROUNDS = 3
+RESAMPLES = 2000
 
 
 class Clock(TrainerCallback):
-    """CPU seconds of each step."""
+    """CPU seconds of the process at the start of each step and at the end of training."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.marks: list[float] = []
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.began = time.process_time()
+        self.marks.append(time.process_time())
 
-    def on_log(self, *args: Any, **kwargs: Any) -> None:  # after the monitors', which are added before it
-        self.seconds.append(time.process_time() - self.began)
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.marks.append(time.process_time())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each step, all that happens until the next."""
+        return [after - before for before, after in itertools.pairwise(self.marks)]
 
 
 class Timed:
@@ -85,18 +100,35 @@ class SlowJudge:
         return [answer] * len(candidates)
 
 
-def one_run(ours: bool, folder: Path, steps: int) -> tuple[list[float], float]:
-    """CPU seconds of each step, and those inside our monitors, of one training."""
+@dataclass(frozen=True)
+class Training:
+    """One training of one arm.
+
+    Attributes:
+        seconds: CPU seconds of each step.
+        inside: of them, those in monitors and kept rollouts.
+        rollouts: a hash of each generation's texts.
+    """
+
+    seconds: list[float]
+    inside: float
+    rollouts: list[int]
+
+
+def one_training(ours: bool, folder: Path, steps: int) -> Training:
+    """Train from the same seed, as the recipe does or by TRL alone."""
     given = {
         "model_name_or_path": folder / "base",
         "data_dir": folder,
         "datasets": DATASET,
+        "dataset_weights": 1,
         "output_dir": tempfile.mkdtemp(dir=folder),
         "max_steps": steps,
         "updates_per_generation": 1,
         "logging_steps": 1,
         "save_strategy": "no",
         "mask_truncated_completions": False,
+        "shuffle_dataset": False,  # the recipe draws its order in a way of its own
     }
     recipe = Path(__file__).resolve().parent.parent / "recipes" / "demo" / "rl_step1.yaml"
     options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
@@ -104,7 +136,17 @@ def one_run(ours: bool, folder: Path, steps: int) -> tuple[list[float], float]:
         ARGUMENTS, ["--config", str(recipe), *options]
     )
     set_global_batch(stage, training, rollouts)
+    for monitor in MONITORS:  # all at work, none trips on an untrained model
+        setattr(watched, monitor.limit, -math.inf if "_min_" in monitor.limit else math.inf)
     composite = build_composite(reward, judge, set(), contextlib.ExitStack())
+    score_all = composite.score
+    seen: list[int] = []
+
+    async def score_and_note(candidates: Sequence[str], *others: Sequence[str]) -> CompositeScores:
+        seen.append(hash(tuple(candidates)))
+        return await score_all(candidates, *others)
+
+    composite.score = score_and_note
     studies = load_studies([DATASET], folder, "train")
     inside = []
     if ours:
@@ -124,12 +166,50 @@ def one_run(ours: bool, folder: Path, steps: int) -> tuple[list[float], float]:
             train_dataset=rollout_dataset(studies, data.longitudinal, data.context),
             processing_class=load_processor(str(folder / "base")),
         )
-    add_progress(trainer, "bench")
     clock = Clock()
     trainer.add_callback(clock)
+    gc.collect()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        trainer.train()
-    return clock.seconds[:steps], sum(timed.seconds for timed in inside)
+        if ours:
+            run_training(trainer, "bench", None)
+        else:
+            trainer.train()
+    return Training(clock.seconds, sum(timed.seconds for timed in inside), seen)
+
+
+def compare(folder: Path, steps: int, minutes: float) -> dict[str, Any]:
+    """Rounds of both arms in alternating order; the ratio of their steps.
+
+    Raises:
+        RuntimeError: the arms sampled different rollouts.
+    """
+    one_training(True, folder, steps)
+    rounds: list[tuple[Training, Training]] = []  # bare, ours
+    end = time.monotonic() + 60 * minutes
+    while len(rounds) < MIN_ROUNDS or time.monotonic() < end:
+        order = (False, True) if len(rounds) % 2 == 0 else (True, False)
+        trained = {ours: one_training(ours, folder, steps) for ours in order}
+        if trained[False].rollouts != trained[True].rollouts:
+            raise RuntimeError("the two arms sampled different rollouts, so their times do not compare")
+        rounds.append((trained[False], trained[True]))
+        print(f"round {len(rounds)}", file=sys.__stderr__, flush=True)
+    ratios = np.array([np.divide(ours.seconds[1:], bare.seconds[1:]) for bare, ours in rounds])  # [rounds, steps - 1]
+    drawn = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(ratios[drawn].reshape(RESAMPLES, -1), axis=1), [2.5, 97.5])
+    all_of_ours = sum(sum(ours.seconds) for _, ours in rounds)
+    return {
+        "bare_seconds": round(float(np.median([bare.seconds[1:] for bare, _ in rounds])), 3),
+        "our_seconds": round(float(np.median([ours.seconds[1:] for _, ours in rounds])), 3),
+        "ratio": round(float(np.median(ratios)), 4),
+        "ratio_interval": [round(float(low), 4), round(float(high), 4)],
+        "ratio_quartiles": [round(float(value), 4) for value in np.percentile(ratios, [25, 75])],
+        "direct_share": round(sum(ours.inside for _, ours in rounds) / all_of_ours, 5),
+        "rounds": len(rounds),
+        "steps": int(ratios.size),
+        "completions_a_step": 32,
+        "same_rollouts": True,
+        "load": [round(value, 2) for value in os.getloadavg()],
+    }
 
 
 def overlap(folder: Path, delay: float) -> dict[str, float]:
@@ -156,46 +236,21 @@ def overlap(folder: Path, delay: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6, help="updates a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="updates a training; the first is not counted")
+    parser.add_argument("--minutes", type=float, default=8, help=f"time for rounds; {MIN_ROUNDS} at least")
     parser.add_argument("--judge_delay", type=float, default=0.5, help="seconds")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     quiet_logs()
-    transformers.logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    bare: list[float] = []
-    ours: list[float] = []
-    inside = total = 0.0
     with tempfile.TemporaryDirectory() as name, open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         folder = Path(name)
         with contextlib.redirect_stdout(nowhere):
             prepare(folder / DATASET, "prairie", seed=5, studies={"train": 64, "validation": 8, "test": 8})
             save_tiny_model(training_texts([DATASET], str(folder)), folder / "base", vocabulary_size=700)
-        for round_ in range(arguments.rounds):
-            for is_ours in (False, True) if round_ % 2 == 0 else (True, False):  # neither is always the second
-                steps, seconds = one_run(is_ours, folder, arguments.steps)
-                (ours if is_ours else bare).extend(steps[1:])
-                inside += seconds
-                total += sum(steps) if is_ours else 0.0
-        both = overlap(folder, arguments.judge_delay)
-    ratios = sorted(one / other for one, other in zip(ours, bare, strict=True))
-    print(
-        json.dumps(
-            {
-                "step": {
-                    "bare_seconds": round(statistics.median(bare), 3),
-                    "our_seconds": round(statistics.median(ours), 3),
-                    "ratio": round(statistics.median(ratios), 4),
-                    "ratio_quartiles": [round(ratios[len(ratios) // 4], 4), round(ratios[3 * len(ratios) // 4], 4)],
-                    "direct_share": round(inside / total, 5),
-                    "steps": len(ratios),
-                    "completions_a_step": 32,
-                },
-                "overlap": both,
-            },
-            indent=1,
-        )
-    )
+        result = {"step": compare(folder, arguments.steps, arguments.minutes)}
+        result["overlap"] = overlap(folder, arguments.judge_delay)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from recipes.data import rollout_dataset
 from recipes.errors import run_command
 from recipes.models import load_processor, merged_checkpoint
 from recipes.monitors import RolloutMonitors, build_monitors
-from recipes.stage import announce, finish_stage, open_stage, run_training, start_or_resume
+from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from recipes.vllm_guards import check_vllm, forbid_image_tokens
 from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
@@ -51,6 +51,7 @@ def main() -> None:
     check_vllm(training)
     opened = open_stage(data, stage, model, training, rollouts, reward, judge_settings, watched)
     if opened is None:
+        leave_together()
         return
     name, studies = opened.name, opened.studies
     with contextlib.ExitStack() as resources:

@@ -21,7 +21,7 @@ from data_prep.files import write_json
 from recipes.arguments import MonitorArguments, RewardArguments
 from recipes.errors import RecipeError
 from recipes.rollouts import best_and_worst, groups, write_rollouts
-from recipes.stage import finite, over_processes
+from recipes.stage import finite, leave_together, over_processes
 from rewards.composite import CompositeReward
 from rewards.conditions import NEGATIVE, POSITIVE, Labeler
 from rewards.grpo_reward import GrpoReward, Rollouts
@@ -254,10 +254,12 @@ class RolloutMonitors(TrainerCallback):
 
     def raise_if_tripped(self) -> None:
         """Raise `RecipeError` with the message of the monitor that stopped the run, if one did; one process tells it."""
-        if self.tripped and not PartialState().is_main_process:
+        if not self.tripped:
+            return
+        leave_together()
+        if not PartialState().is_main_process:
             raise SystemExit(2)
-        if self.tripped:
-            raise RecipeError(self.tripped)
+        raise RecipeError(self.tripped)
 
     def _labels(self, texts: Sequence[str]) -> np.ndarray:
         """Class labels int [n, 14]; each different text is labelled once."""

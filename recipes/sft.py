@@ -12,7 +12,7 @@ from recipes.arguments import DataArguments, StageArguments, parse_recipe
 from recipes.data import completion_dataset
 from recipes.errors import run_command
 from recipes.models import load_processor
-from recipes.stage import announce, finish_stage, open_stage, run_training, start_or_resume
+from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import ReportTrainer
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     data, stage, model, training = parse_recipe((DataArguments, StageArguments, ModelConfig, SFTConfig))
     opened = open_stage(data, stage, model, training)
     if opened is None:
+        leave_together()
         return
     studies = opened.studies
     checkpoint = start_or_resume(opened.output_dir, opened.settings)

@@ -372,6 +372,7 @@ def run_training(
     if on_signal.received and step < trainer.state.max_steps:
         name = signal.Signals(on_signal.received).name
         announce(f"{stage}: {name} received; checkpoint-{step} saved; the same command goes on from there")
+        leave_together()
         raise SystemExit(128 + on_signal.received)
 
 
@@ -379,6 +380,14 @@ def announce(line: str) -> None:
     """Print `line` once, however many processes train."""
     if PartialState().is_main_process:
         print(line, flush=True)
+
+
+def leave_together() -> None:
+    """Wait for all processes and end what they talk through: one that exits with it alive may abort on its way out."""
+    state = PartialState()
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 def quiet_logs() -> None:
@@ -446,10 +455,14 @@ def format_seconds(seconds: float) -> str:
 
 def finish_stage(trainer: transformers.Trainer, stage: str, settings: dict[str, Any], extra: dict[str, Any]) -> None:
     """Save the final model and processor in `<output_dir>/final`, the log history, and last of all `result.json`."""
+    trainer.save_model(str(Path(trainer.args.output_dir) / "final"))
+    if trainer.is_world_process_zero():
+        _write_result(trainer, stage, settings, extra)
+    leave_together()
+
+
+def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str, Any], extra: dict[str, Any]) -> None:
     output_dir = Path(trainer.args.output_dir)
-    trainer.save_model(str(output_dir / "final"))
-    if not trainer.is_world_process_zero():
-        return
     trainer.processing_class.save_pretrained(output_dir / "final")
     if is_adapter(str(output_dir / "final")):  # the next stage and the evaluation take whole models
         adapter = output_dir / "adapter"

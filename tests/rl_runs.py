@@ -36,6 +36,11 @@ SMALL = {
     "logging_steps": 1,
     "save_steps": 2,
     "seed": 3,
+    # An untrained model breaks the demo's limits at once.
+    "monitor_max_truncated": 1,
+    "monitor_min_unique": 0,
+    "monitor_max_length_drift": 1e9,
+    "monitor_max_prior_copies": 1,
 }
 
 

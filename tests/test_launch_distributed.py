@@ -82,6 +82,7 @@ def test_two_processes_train_grpo_as_one_does(phantom_data, tiny_base, tmp_path)
             "updates_per_generation": 1,
             "max_completion_length": 24,
             "mask_truncated_completions": "false",
+            "monitor_max_truncated": 1,  # an untrained model does not end its reports
         }
         words = stage_arguments("rl_step1", phantom_data, tiny_base, out, **settings)
         logs[processes] = train(processes, [str(REPOSITORY / "tests/grpo_same_sampling.py"), *words], out)
