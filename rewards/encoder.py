@@ -45,6 +45,7 @@ class PackedEncoder:
             raise ValueError(f"packed encoder: activation {config.hidden_act} or a decoder is not supported")
         if layers is not None and layers > config.num_hidden_layers:
             raise ValueError(f"the model has {config.num_hidden_layers} layers, {layers} are needed")
+        # Products and attention are in `dtype`; embeddings, residuals and norms stay float32, as under autocast.
         self.device, self.dtype = torch.device(device), dtype
         self.hidden_size, self.heads = config.hidden_size, config.num_attention_heads
         self.eps = config.layer_norm_eps
@@ -53,8 +54,11 @@ class PackedEncoder:
         self.first_position = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         self.max_length = config.max_position_embeddings - self.first_position
 
-        def take(tensor: Tensor) -> Tensor:
+        def take(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
             return tensor.detach().to(self.device, dtype)
+
+        def linear(*parts: Any) -> tuple[Tensor, Tensor]:
+            return take(torch.cat([p.weight for p in parts]), dtype), take(torch.cat([p.bias for p in parts]), dtype)
 
         embeddings: Any = model.embeddings
         self.words = take(embeddings.word_embeddings.weight)
@@ -64,17 +68,16 @@ class PackedEncoder:
         self.layers = []
         for layer in list(model.encoder.layer)[:layers]:
             attention = layer.attention.self
-            parts = (attention.query, attention.key, attention.value)
             self.layers.append(
                 {
-                    "qkv": (take(torch.cat([p.weight for p in parts])), take(torch.cat([p.bias for p in parts]))),
-                    "out": (take(layer.attention.output.dense.weight), take(layer.attention.output.dense.bias)),
+                    "qkv": linear(attention.query, attention.key, attention.value),
+                    "out": linear(layer.attention.output.dense),
                     "norm1": (
                         take(layer.attention.output.LayerNorm.weight),
                         take(layer.attention.output.LayerNorm.bias),
                     ),
-                    "up": (take(layer.intermediate.dense.weight), take(layer.intermediate.dense.bias)),
-                    "down": (take(layer.output.dense.weight), take(layer.output.dense.bias)),
+                    "up": linear(layer.intermediate.dense),
+                    "down": linear(layer.output.dense),
                     "norm2": (take(layer.output.LayerNorm.weight), take(layer.output.LayerNorm.bias)),
                 }
             )
@@ -98,7 +101,7 @@ class PackedEncoder:
         for number, layer in enumerate(self.layers):
             last = first_only and number == len(self.layers) - 1
             x = self._layer(x, layer, runs, first_only=last)
-        return x.float()
+        return x
 
     def _norm(self, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
         return functional.layer_norm(x, (self.hidden_size,), *parameters, self.eps)
@@ -133,6 +136,7 @@ class PackedEncoder:
 
     def _product(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """x · weightᵀ + bias in the memory kept under `name`: valid until that name is asked for again."""
+        x = x.to(self.dtype)
         return torch.mm(x, weight.T, out=self._kept(name, len(x), len(weight))).add_(bias)
 
     def _kept(self, name: str, rows: int, width: int) -> Tensor:
@@ -145,7 +149,8 @@ class PackedEncoder:
 
 def _add_product(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x + y · weightᵀ + bias, in place of x."""
-    return x.add_(bias).addmm_(y, weight.T)
+    x.add_(bias)
+    return x.addmm_(y, weight.T) if y.dtype == x.dtype else x.add_(y @ weight.T)
 
 
 class PaddedEncoder:
@@ -170,7 +175,8 @@ class PaddedEncoder:
         self.hidden_size, self.padding = config.hidden_size, config.pad_token_id or 0
         first = self.padding + 1 if config.model_type == "roberta" else 0
         self.max_length = config.max_position_embeddings - first
-        model = model.eval().to(self.device, dtype)
+        self.dtype = dtype
+        model = model.eval().to(self.device)
         self.model = torch.compile(model, dynamic=True) if compile_model else model
 
     @torch.inference_mode()
@@ -180,7 +186,8 @@ class PaddedEncoder:
         mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
         padded[mask] = torch.tensor([token for text in ids for token in text])
         mask = mask.to(self.device)
-        hidden = self.model(input_ids=padded.to(self.device), attention_mask=mask.long()).last_hidden_state
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            hidden = self.model(input_ids=padded.to(self.device), attention_mask=mask.long()).last_hidden_state
         return (hidden[:, 0] if first_only else hidden[mask]).float()
 
 

@@ -7,6 +7,7 @@ in the cache, short texts with short ones, and one forward pass for all metrics 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from rewards.encoder import Encoder, PackedEncoder, PaddedEncoder
+from rewards.metric import MetricError
 
 Value = TypeVar("Value")
 
@@ -38,9 +40,9 @@ class EngineSettings:
     Attributes:
         device: `cpu`, `cuda`, `cuda:1` …; None takes a GPU where there is one.
         tokens_per_batch: token budget of a forward pass; None takes `TOKENS_PER_BATCH`'s for the device.
-        dtype: float32 gives the published numbers. bfloat16 and float16 are for a GPU and change scores; by
-            how much has not been measured.
-        compile: torch.compile the encoders, on a GPU.
+        dtype: of the encoders' products. float32 gives the published numbers. bfloat16 (a GPU, or a CPU with AMX) and
+            float16 (a GPU) are faster and change scores; benchmarks/README.md says by how much.
+        compile: torch.compile the encoders (transformers' own forward pass), for a GPU; scores change by float rounding.
         cache_megabytes: bound of each model's cache in memory.
         cache_dir: folder of the cache on disk, shared by processes; None keeps none. It holds no whole report, only
             hashes of it, and of RadGraph and RaTEScore the words of the entities.
@@ -59,11 +61,15 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown; one of {', '.join(DTYPES)}")
-        on_cpu = self.torch_device.type == "cpu"
-        if on_cpu and (self.dtype != "float32" or self.compile):
+        device = self.torch_device
+        if device.type not in TOKENS_PER_BATCH:
+            raise ValueError(f"device {self.device} is unknown; cpu, cuda, cuda:1 …")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(
-                f"dtype {self.dtype} and compile {self.compile} are for a GPU; leave them out on {self.device or 'cpu'}"
+                f"device {self.device}: this machine has {torch.cuda.device_count()} GPU(s) that torch can use"
             )
+        if self.dtype == "float16" and device.type == "cpu":
+            raise ValueError("dtype float16 is for a GPU; on a CPU use float32 or bfloat16")
         if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
             raise ValueError(f"tokens_per_batch is {self.tokens_per_batch}; at least 1")
         for name in ("cache_megabytes", "cache_disk_megabytes"):
@@ -79,10 +85,10 @@ class EngineSettings:
         return self.tokens_per_batch or TOKENS_PER_BATCH.get(self.torch_device.type, TOKENS_PER_BATCH["cuda"])
 
     def encoder(self, model: nn.Module, layers: int | None = None) -> Encoder:
-        """The fastest exact forward pass for `model` on this device."""
+        """The fastest forward pass for `model` on this device."""
         config: Any = model.config
         packed = self.torch_device.type == "cpu" and config.model_type in ("bert", "roberta")
-        if packed and config.hidden_act == "gelu":
+        if packed and config.hidden_act == "gelu" and not self.compile:
             return PackedEncoder(model, self.torch_device, DTYPES[self.dtype], layers)
         return PaddedEncoder(model, self.torch_device, DTYPES[self.dtype], layers, self.compile)
 
@@ -147,7 +153,8 @@ class DiskCache:
 
     def __init__(self, folder: Path | str, max_bytes: int = 4096 * 2**20) -> None:
         self.path, self.max_bytes = Path(folder) / self.FILE_NAME, max_bytes
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
 
@@ -169,20 +176,38 @@ class DiskCache:
             digest.update(len(data).to_bytes(8, "big") + data)
         return digest.digest()
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what a disk and SQLite can raise into one `MetricError` line."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise MetricError(
+                f"the cache {self.path} cannot be used ({error}); remove that file, or name another folder"
+            ) from error
+
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The value of each key, None where there is none."""
-        connection = self._open()
+        """The value of each key, None where there is none.
+
+        Raises:
+            MetricError: the file cannot be read, or is no cache.
+        """
         found: dict[bytes, bytes] = {}
-        for first in range(0, len(keys), 500):
-            some = list(keys[first : first + 500])
-            marks = ",".join("?" * len(some))
-            found.update(connection.execute(f"SELECT key, value FROM entries WHERE key IN ({marks})", some))
+        with self._explained():
+            connection = self._open()
+            for first in range(0, len(keys), 500):
+                some = list(keys[first : first + 500])
+                marks = ",".join("?" * len(some))
+                found.update(connection.execute(f"SELECT key, value FROM entries WHERE key IN ({marks})", some))
         return [found.get(key) for key in keys]
 
     def put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
-        """Store (key, value) pairs, and drop the oldest where the bound is passed, in one transaction."""
-        connection = self._open()
-        with connection:
+        """Store (key, value) pairs, and drop the oldest where the bound is passed, in one transaction.
+
+        Raises:
+            MetricError: the file cannot be written, or is no cache.
+        """
+        with self._explained(), self._open() as connection:
             connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", entries)
             while self.bytes_used() > self.max_bytes:
                 (count,) = connection.execute("SELECT COUNT(*) FROM entries").fetchone()
