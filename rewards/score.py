@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from rewards.metric import Metric, MetricError
 from rewards.registry import BACKENDS, METRICS, load_labeler, load_metrics
 
 PAIRS_AT_ONCE = 2048
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell it; no tokenizer and no file can take it
 DEFAULT_METRICS = ("bleu2", "bertscore", "sembscore", "radgraph", "radcliq_v1")
 
 
@@ -56,8 +58,8 @@ def read_pairs(path: Path) -> list[Pair]:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             raise MetricError(f"{where}: not UTF-8") from error
-        except json.JSONDecodeError as error:
-            raise MetricError(f"{where}: not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or brackets without end
+            raise MetricError(f"{where}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise MetricError(f"{where}: not a JSON object; a row has id, candidate and reference")
         identifier = row.get("id")
@@ -66,6 +68,9 @@ def read_pairs(path: Path) -> list[Pair]:
         for key in ("candidate", "reference"):
             if not isinstance(row.get(key), str):
                 raise MetricError(f"{where} (id {identifier!r}): {key} is missing or no text")
+        for key, text in (("id", str(identifier)), *((key, row[key]) for key in ("candidate", "reference"))):
+            if _SURROGATE.search(text):
+                raise MetricError(f"{where} (id {identifier!a}): {key} has half a character (a lone surrogate)")
         if identifier in seen:
             raise MetricError(f"{where}: id {identifier!r} is also on line {seen[identifier]}")
         seen[identifier] = number
@@ -155,8 +160,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument("--tokens-per-batch", type=int, help="token budget of a forward pass (default by device)")
-    parser.add_argument("--dtype", default="float32", help="float32 (published numbers); bfloat16 or float16 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the encoders, on a GPU")
+    parser.add_argument(
+        "--dtype", default="float32", help="float32 (published numbers), bfloat16 (faster), float16 (a GPU)"
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the encoders, for a GPU")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -165,8 +172,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         MetricError: anything that the user can mend.
     """
-    if arguments.out.is_dir() or arguments.out.resolve() == arguments.pairs.resolve():
-        raise MetricError(f"--out {arguments.out} must be another file than the pairs, and no folder")
+    summary_path = arguments.out.with_suffix(".summary.json")
+    for path in (arguments.out, summary_path):
+        if path.is_dir() or path.resolve() == arguments.pairs.resolve():
+            raise MetricError(f"--out {arguments.out} would write {path}, which must be another file than the pairs")
     names = [name for name in dict.fromkeys(arguments.metrics.replace(",", " ").split())]
     if not names:
         raise MetricError(f"--metrics names none; known: {', '.join(METRICS)}")
@@ -200,14 +209,13 @@ def run(arguments: argparse.Namespace) -> None:
         {"id": pair.id} | {name: float(f"{values[i]:.7g}") for name, values in scores.items()}
         for i, pair in enumerate(pairs)
     )
-    path = arguments.out.with_suffix(".summary.json")
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_atomically(path, json.dumps(summary, indent=2) + "\n")
+        write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         raise MetricError(f"{arguments.out} cannot be written: {error.strerror}") from error
     for name, row in summary["metrics"].items():
         interval = "" if row["low"] is None else f"  [{row['low']:.4f}, {row['high']:.4f}]"
         print(f"{name:40} {row['mean']:8.4f}{interval}")
-    print(f"{len(pairs)} pairs: {arguments.out}, {path}")
+    print(f"{len(pairs)} pairs: {arguments.out}, {summary_path}")

@@ -101,7 +101,7 @@ def _radgraph_config(name: str) -> dict[str, Any]:
     }
 
 
-def _radgraph(folder: Path, name: str, bert: Path) -> None:
+def _radgraph(folder: Path, name: str, bert: Path, size: str) -> None:
     """`name`.tar.gz in `folder`, its biases calibrated with the package's own model."""
     from radgraph.allennlp.data import Vocabulary
     from radgraph.allennlp.modules import text_field_embedders, token_embedders
@@ -129,6 +129,9 @@ def _radgraph(folder: Path, name: str, bert: Path) -> None:
         for parameter_name, parameter in model.named_parameters():  # livelier than the default, for graphs that differ
             if parameter_name.startswith(("_ner", "_relation")) and parameter.dim() > 1:
                 torch.nn.init.xavier_normal_(parameter, gain=1.5)
+            if size == "base" and parameter_name.endswith("attention.output.dense.weight"):
+                # In a deep random encoder all words of a text end up alike, and all or none of its spans are entities.
+                parameter.data *= 0.1
         torch.save(model.state_dict(), root / "weights.th")
         package = radgraph_oracle(root.parent, name, bert)
         _calibrate(package.model, name, package)
@@ -140,28 +143,37 @@ def _radgraph(folder: Path, name: str, bert: Path) -> None:
 
 
 def _calibrate(model: Any, name: str, package: Any) -> None:
+    texts = reports(6, seed=5)
     ner = model._ner._ner_scorers[f"{name}__ner_labels"]
     relation = model._relation
     scorer = relation._relation_scorers[f"{name}__relation_labels"]
-    seen: dict[str, list[torch.Tensor]] = {"ner": [], "relation": []}
-    compute = relation._compute_relation_scores
-
-    def record(*arguments: Any) -> torch.Tensor:
-        scores = compute(*arguments)
-        seen["relation"].append(scores[0, :, :, 1:].reshape(-1, scores.shape[-1] - 1))
-        return scores
-
-    hook = ner.register_forward_hook(lambda _module, _input, output: seen["ner"].append(output[0]))
-    with torch.no_grad(), mock.patch.object(relation, "_compute_relation_scores", record):
-        package(reports(6, seed=5))
+    seen: list[torch.Tensor] = []
+    hook = ner.register_forward_hook(lambda _module, _input, output: seen.append(output[0]))
+    package(texts)
     hook.remove()
-    scores = torch.cat(seen["ner"])
+    scores = torch.cat(seen)
     linear = ner[1]._module
     linear.weight.data /= scores.std(dim=0)[:, None]  # every label has its share
     linear.bias.data = (linear.bias.data - scores.mean(dim=0)) / scores.std(dim=0)
     best = ((scores - scores.mean(dim=0)) / scores.std(dim=0)).max(dim=-1).values
     linear.bias.data -= best.quantile(1 - _ENTITY_SHARE)
-    scores = torch.cat(seen["relation"])
+    # The pruner keeps spans that look like entities, as a trained one does.
+    pruner = relation._mention_pruners[f"{name}__relation_labels"]._scorer
+    pruner[0].load_state_dict(ner[0].state_dict())
+    pruner[1]._module.weight.data = linear.weight.data.mean(dim=0, keepdim=True)
+    pruner[1]._module.bias.data = linear.bias.data.mean(dim=0, keepdim=True)
+
+    seen.clear()
+    compute = relation._compute_relation_scores
+
+    def record(*arguments: Any) -> torch.Tensor:
+        scores = compute(*arguments)
+        seen.append(scores[0, :, :, 1:].reshape(-1, scores.shape[-1] - 1))
+        return scores
+
+    with mock.patch.object(relation, "_compute_relation_scores", record):
+        package(texts)
+    scores = torch.cat(seen)
     scorer.bias.data -= scores.mean(dim=0)
     best = (scores - scores.mean(dim=0)).max(dim=-1).values
     scorer.bias.data -= best.quantile(1 - _RELATION_SHARE)
@@ -181,7 +193,7 @@ def write_weights(folder: Path, size: str = "tiny", radgraph: tuple[str, ...] = 
         _roberta_folder(folder / "distilroberta-base", SIZES[size])
         _chexbert(folder / "chexbert.pth", config)
         for name in radgraph:
-            _radgraph(folder, name, pubmedbert)
+            _radgraph(folder, name, pubmedbert, size)
     return folder
 
 

@@ -56,6 +56,8 @@ ODD = [
     "  leading   spaces",
     ". , / ( )",
 ]
+# Largest change of a score that benchmarks/README.md states for bfloat16 encoders.
+BFLOAT16_TOLERANCE = {"bertscore": 0.05, "sembscore": 0.02, "radgraph": 0.2}
 LONG = ("Small left effusion (unchanged), edema. " * 300)[:10_000]
 
 
@@ -174,6 +176,14 @@ def test_empty_text_has_raw_bertscore_zero(roberta: RobertaVectors) -> None:
     metric = BertScore(roberta)
     lowest = (0 - 0.8473319) / (1 - 0.8473319)
     np.testing.assert_allclose(metric(["", PLAIN, "", PLAIN], [PLAIN, "", "", PLAIN]), [lowest] * 3 + [1], atol=1e-5)
+
+
+def test_radcliq_of_an_empty_report_is_finite_and_far_from_all_others(metrics: dict) -> None:
+    semantic = metrics["sembscore"](["", PLAIN], [PLAIN, ""]).astype(float)
+    scores = metrics["radcliq_v1"](["", PLAIN], [PLAIN, ""])
+    np.testing.assert_allclose(scores, 11.612 - 0.99477 * semantic, atol=1e-3)
+    others = metrics["radcliq_v1"](reports(10, seed=1), reports(10, seed=2))
+    assert scores.min() > others.max()
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -306,12 +316,20 @@ def test_memory_cache_is_bounded_and_drops_the_least_recently_used() -> None:
 
 
 def test_memory_stays_flat_over_many_pairs(weights: Path) -> None:
-    model = CheXbert(weights, EngineSettings(cache_megabytes=1))
-    for start in range(0, 4000, 500):
-        model.vectors([f"Small effusion number {i}." for i in range(start, start + 500)])
-    assert model.texts_encoded == 4000
+    import psutil
+
+    process = psutil.Process()
+    loaded = load_metrics(["bleu2", *BFLOAT16_TOLERANCE], "real", weights, EngineSettings(cache_megabytes=1))
+    resident = {}
+    for start in range(0, 8000, 250):
+        candidates = [f"Small left effusion number {i}." for i in range(start, start + 250)]
+        for metric in loaded.values():
+            metric(candidates, [text.replace("effusion", "opacity") for text in candidates])
+        resident[start + 250] = process.memory_info().rss / 2**20
+    model = loaded["sembscore"].vectors.__self__
+    assert model.texts_encoded == 16_000
     assert model._memory.bytes <= 2**20
-    assert len(model._memory) < 4000
+    assert resident[8000] - resident[2000] < 30  # MB: 5 kB a pair would be found
 
 
 def test_disk_cache_spares_the_forward_pass_and_keeps_the_numbers(weights: Path, tmp_path: Path) -> None:
@@ -361,12 +379,12 @@ def test_disk_cache_keeps_its_bound_and_drops_the_oldest(tmp_path: Path) -> None
 def test_a_models_disk_cache_has_the_settings_bound(weights: Path, tmp_path: Path) -> None:
     settings = EngineSettings(cache_dir=tmp_path / "cache", cache_disk_megabytes=1)
     metric = load_metrics(["radgraph"], "real", weights, settings)["radgraph"]
-    texts = reports(900, seed=31)
-    values = [metric(texts[i : i + 100], texts[i : i + 100]) for i in range(0, 900, 100)]
+    texts = reports(600, seed=31)
+    values = [metric(texts[i : i + 100], texts[i : i + 100]) for i in range(0, 600, 100)]
     file = tmp_path / "cache" / DiskCache.FILE_NAME
     assert file.stat().st_size <= 1.5 * 2**20
     again = load_metrics(["radgraph"], "real", weights, settings)["radgraph"]
-    np.testing.assert_array_equal(again(texts[800:], texts[800:]), values[-1])
+    np.testing.assert_array_equal(again(texts[500:], texts[500:]), values[-1])
     assert again.annotate.__self__.texts_encoded == 0
     again(texts[:100], texts[:100])  # long dropped
     assert again.annotate.__self__.texts_encoded == 100
@@ -388,9 +406,20 @@ def test_fingerprint_changes_with_the_weights(weights: Path, tmp_path: Path) -> 
     assert CheXbert(copy).fingerprint != before
 
 
-def test_gpu_switches_are_refused_on_a_cpu() -> None:
-    with pytest.raises(ValueError, match="for a GPU"):
-        EngineSettings(device="cpu", dtype="bfloat16")
+def test_bfloat16_changes_scores_within_its_stated_tolerance_and_says_so(metrics: dict, weights: Path) -> None:
+    settings = EngineSettings(device="cpu", dtype="bfloat16")
+    candidates, references = grpo_batch(prompts=2, rollouts=16)
+    names = list(BFLOAT16_TOLERANCE)
+    for name, metric in load_metrics(names, "real", weights, settings).items():
+        change = np.abs(metric(candidates, references) - metrics[name](candidates, references))
+        assert 0 < change.max() < BFLOAT16_TOLERANCE[name], (name, change.max())
+        assert "@bfloat16" in metric.fingerprint
+        assert "@bfloat16" not in metrics[name].fingerprint
+
+
+def test_half_precision_that_a_cpu_lacks_and_unknown_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match="float16 is for a GPU"):
+        EngineSettings(device="cpu", dtype="float16")
     with pytest.raises(ValueError, match="dtype 'fp8' is unknown"):
         EngineSettings(dtype="fp8")
 
@@ -464,6 +493,22 @@ def test_a_checkpoint_cannot_name_an_encoder_outside_the_weights_folder(tmp_path
         encoder_folder(tmp_path / "weights", "../secret")
     with pytest.raises(WeightsError, match="no model name"):
         encoder_folder(tmp_path / "weights", "..")
+
+
+def test_a_damaged_encoder_folder_is_named_with_its_mend(weights: Path, tmp_path: Path) -> None:
+    damage = {
+        "distilroberta-base/model.safetensors": "bertscore",
+        "distilroberta-base/tokenizer.json": "bertscore",
+        "bert-base-uncased/config.json": "sembscore",
+        f"{PUBMEDBERT.split('/')[1]}/tokenizer_config.json": "radgraph",
+    }
+    for number, (name, metric) in enumerate(damage.items()):
+        copy = tmp_path / str(number)
+        shutil.copytree(weights, copy)
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[: min(len(content) // 2, 300)])  # a transfer that broke off
+        with pytest.raises(WeightsError, match=rf"{name.split('/')[0]} cannot be loaded .*make weights"):
+            load_metrics([metric], "real", copy)
 
 
 def test_radgraph_config_without_its_parts_is_refused(weights: Path, tmp_path: Path) -> None:

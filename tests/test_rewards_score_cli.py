@@ -121,6 +121,11 @@ def test_bleu_alone_needs_no_weights(pairs: Path, tmp_path: Path) -> None:
         ([GOOD, {"id": "b", "candidate": "x", "reference": None}], "line 2 (id 'b'): reference is missing"),
         ([GOOD, {**GOOD, "candidate": "z"}], "line 2: id 'a' is also on line 1"),
         ([], "has no rows"),
+        ([GOOD, {"id": 1.5, "candidate": "x", "reference": "y"}], "line 2: no id"),
+        ([GOOD, '{"id": ' + "9" * 5000 + "}"], "line 2: not JSON"),
+        ([GOOD, "[" * 100_000], "line 2: not JSON"),
+        ([GOOD, '{"id": "b", "candidate": "\\ud800 edema", "reference": "x"}'], "candidate has half a character"),
+        ([GOOD, '{"id": "\\udfff", "candidate": "x", "reference": "x"}'], "id has half a character"),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(
@@ -147,8 +152,13 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path: Path, capsys: pytest.Capture
         (["--metrics", "bleu4", *OFFLINE], "unknown metric(s) bleu4"),
         (["--metrics", " , ", *OFFLINE], "--metrics names none"),
         (["--metrics", "radgraph", "--weights", "no/such/folder"], "make weights WEIGHTS_DIR=no/such/folder"),
-        (["--metrics", "radgraph", "--dtype", "bfloat16", "--device", "cpu"], "for a GPU"),
+        (["--metrics", "radgraph", "--dtype", "float16", "--device", "cpu"], "for a GPU"),
         (["--metrics", "ratescore", *OFFLINE], "no offline stand-in"),
+        (["--metrics", "radgraph", "--device", "cuda:99"], "GPU(s) that torch can use"),
+        (["--metrics", "radgraph", "--device", "abacus"], "abacus"),
+        (["--metrics", "radgraph", "--device", "meta"], "device meta is unknown"),
+        (["--metrics", "radgraph", "--tokens-per-batch", "0"], "tokens_per_batch is 0; at least 1"),
+        (["--metrics", "radgraph", "--cache-megabytes", "0"], "cache_disk_megabytes is 0; at least 1"),
     ],
 )
 def test_a_users_mistake_is_one_line(
@@ -167,6 +177,33 @@ def test_missing_file_and_out_onto_the_pairs(pairs: Path, tmp_path: Path, capsys
     before = pairs.read_bytes()
     assert main(["score", "--pairs", str(pairs), "--out", str(pairs), *OFFLINE]) == 2
     assert pairs.read_bytes() == before
+
+
+def test_the_summary_does_not_overwrite_the_pairs_or_a_folder(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = pairs.rename(tmp_path / "mine.summary.json")
+    before = other.read_bytes()
+    assert main(["score", "--pairs", str(other), "--out", str(tmp_path / "mine.jsonl"), *OFFLINE]) == 2
+    assert "must be another file than the pairs" in capsys.readouterr().err
+    assert other.read_bytes() == before
+    (tmp_path / "o.summary.json").mkdir()
+    assert main(["score", "--pairs", str(other), "--out", str(tmp_path / "o.jsonl"), *OFFLINE]) == 2
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_a_cache_that_cannot_be_used_is_one_line(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    weights = write_weights(tmp_path / "weights")
+    command = ["score", "--pairs", str(pairs), "--out", str(tmp_path / "o.jsonl"), "--weights", str(weights)]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "scores.sqlite").write_bytes(b"no database" * 1000)
+    for cache in ("file", "broken"):
+        assert main([*command, "--metrics", "sembscore", "--cache", str(tmp_path / cache)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: the cache ")
+        assert "name another folder" in error
+    assert not (tmp_path / "o.jsonl").exists()
 
 
 def test_as_a_module_it_exits_with_status_two(tmp_path: Path) -> None:
