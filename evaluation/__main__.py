@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from recipes.errors import run_command
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     options.run(options)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """`main`, where a user's mistake, or a place that cannot be written, is one line on stderr and exit status 2."""
+    run_command(lambda: main(arguments), OSError)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -181,6 +186,19 @@ def _yes_or_no(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
+
+
 def _shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
@@ -214,8 +232,8 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--split", default="test", choices=("train", "validation", "test"))
 
     def add_bootstrap(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--resamples", type=int, default=statistics.RESAMPLES)
-        made.add_argument("--seed", type=int, default=0)
+        made.add_argument("--resamples", type=_at_least(1), default=statistics.RESAMPLES)
+        made.add_argument("--seed", type=_at_least(0), default=0)
 
     made = command("generate", _generate, "write a model's report for every study, greedily")
     made.add_argument("--model", required=True, help="checkpoint folder or hub name")
@@ -228,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--max_new_tokens", type=int, default=512)
     made.add_argument("--engine", default="auto", choices=ENGINES)
     made.add_argument("--dtype", default="auto")
-    made.add_argument("--max_studies", type=int, default=None, help="only the first so many")
+    made.add_argument("--max_studies", type=_at_least(1), default=None, help="only the first so many")
     made.add_argument(
         "--shard", type=_shard, default=None, metavar="i/n", help="one process's part, merged by a run without it"
     )
@@ -286,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data_dir", type=Path, help="folder of the prepared data sets, for images (default: where they were scored)"
     )
     made.add_argument(
-        "--browser_studies", type=int, default=3000, help="studies in the browser at most; 0 for no browser"
+        "--browser_studies", type=_at_least(0), default=3000, help="studies in the browser at most; 0 for no browser"
     )
     add_bootstrap(made)
 
@@ -312,4 +330,4 @@ def _add_judge_settings(made: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run()

@@ -72,7 +72,7 @@ def read_predictions(path: Path | str) -> PredictionFile:
 
     try:
         content = path.read_bytes()
-        entries = json.loads(content.decode("utf-8"), object_pairs_hook=pairs)
+        entries = json.loads(content.decode("utf-8-sig"), object_pairs_hook=pairs)
     except FileNotFoundError:
         raise EvaluationError(f"no prediction file {path}; make one with: python -m evaluation generate …") from None
     except (OSError, UnicodeDecodeError) as error:

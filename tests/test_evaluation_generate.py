@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,42 @@ def test_inference_answers_a_rexrank_file(tiny_base, tmp_path, monkeypatch):
     assert not (tmp_path / "other.json").exists()
 
 
+def test_a_packed_submission_answers_a_test_file_from_any_folder(tiny_base, tmp_path):
+    """As ReXrank runs it: unpacked elsewhere, called from another folder, with nothing but the packages installed."""
+    studies = make_studies(3, encounters=1)
+    test_file = write_predictions(tmp_path / "test.json", studies)
+    description = tmp_path / "description.yaml"
+    description.write_text(yaml.safe_dump(dict.fromkeys(DESCRIPTION, "x")))
+    packed = pack(tiny_base, description, test_file, test_file, tmp_path / "submission")
+    archive = shutil.make_archive(str(tmp_path / "submission"), "gztar", packed)
+    shutil.rmtree(packed)
+    folder, elsewhere = tmp_path / "unpacked", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    entries = json.loads(test_file.read_text())
+    for i, entry in enumerate(entries.values()):
+        del entry["model_prediction"]
+        entry["key_image_path"] = f"files/s{i}.png"
+        (elsewhere / "files").mkdir(exist_ok=True)
+        Image.new("L", (300, 200), 60 * i).save(elsewhere / entry["key_image_path"])
+    (elsewhere / "input.json").write_text(json.dumps(entries))
+    bare = {key: value for key, value in os.environ.items() if key not in ("MODEL_DIR", "SECTIONS", "PYTHONPATH")}
+
+    def infer(*arguments: str) -> subprocess.CompletedProcess:
+        line = [sys.executable, str(folder / "inference.py"), *arguments]
+        return subprocess.run(line, capture_output=True, text=True, cwd=elsewhere, env=bare, check=False)
+
+    refused = infer("input.json")
+    assert (refused.returncode, "three arguments" in refused.stderr) == (2, True)
+    result = infer("input.json", "output.json", ".")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads((elsewhere / "output.json").read_text())
+    assert list(answer) == list(entries)
+    assert all(isinstance(entry["model_prediction"], str) for entry in answer.values())
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["files", "input.json", "output.json"]
+
+
 def infer(model: Path, *arguments: Path) -> subprocess.CompletedProcess:
     line = [sys.executable, str(REPOSITORY / "inference.py"), *map(str, arguments)]
     return subprocess.run(
@@ -199,8 +237,5 @@ def test_a_submission_is_complete_or_refused(tiny_base, tmp_path):
     assert missing_files(folder) == []
     environment = yaml.safe_load((folder / "environment.yaml").read_text())
     assert environment["name"] == "tiny-model"
-    # What was packed runs by itself, on its own model.
-    result = subprocess.run([sys.executable, "inference.py"], capture_output=True, text=True, cwd=folder, check=False)
-    assert (result.returncode, "three arguments" in result.stderr) == (2, True)
     with pytest.raises(EvaluationError, match="--force replaces it"):
         pack(*arguments)

@@ -14,6 +14,7 @@ from evaluation_files import make_data, make_studies, write_predictions
 
 import evaluation.score as score_module
 from data_prep.study import read_studies, report_text
+from evaluation.__main__ import run as run_here
 from evaluation.baselines import frequent_for, most_frequent, retrieve, write_baseline
 from evaluation.breakdowns import UNKNOWN, breakdown, strata
 from evaluation.compare import compare
@@ -449,16 +450,63 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
         (["summary", "--outputs", "outputs/none"], "has been scored"),
         (["baseline", "--name", "oracle", "--data", "data/none", "--out", "OUT"], "oracle"),
         (["score", "--frobnicate"], "--help"),
+        (["score", "--predictions", "P", "--out", "OUT", "--backend", "offline", "--resamples", "0"], "--resamples"),
+        (["score", "--predictions", "P", "--out", "OUT", "--backend", "offline", "--seed", "-1"], "--seed"),
+        (["score", "--predictions", "P", "--out", "OUT", "--backend", "offline", "--metrics", "rouge"], "rouge"),
+        (["score", "--predictions", "P", "--out", "P", "--backend", "offline"], "File exists"),
+        (["score", "--predictions", "FOLDER", "--out", "OUT", "--backend", "offline"], "Is a directory"),
+        (["score", "--predictions", "P", "--references", "P", "--data", "D", "--out", "OUT", "--backend", "offline"], "not both"),
+        (["score", "--predictions", "P", "P", "--out", "OUT", "--backend", "offline"], "same names"),
+        (["score", "--predictions", "P", "--out", "OUT", "--backend", "offline", "--judge", "http://127.0.0.1:9/v1"], "--judge_model"),
+        (["report", "--outputs", "outputs/none"], "has been scored"),
+        (["generate", "--model", "M", "--data", "D", "--out", "OUT", "--max_studies", "-1"], "--max_studies"),
+        (["generate", "--model", "outputs/none/x", "--data", "D", "--out", "OUT"], "no model in outputs/none/x"),
     ],
-)
-def test_a_mistake_at_the_command_line_is_one_line_and_status_2(tmp_path, arguments, message):
+)  # fmt: skip
+def test_a_mistake_at_the_command_line_is_one_line_and_status_2(data, tmp_path, capsys, arguments, message):
     predictions = write_predictions(tmp_path / "p.json", make_studies(2))
-    places = {"OUT": tmp_path / "out", "P": predictions}
-    result = command(*(places.get(word, word) for word in arguments))
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    places = {"OUT": tmp_path / "out", "P": predictions, "FOLDER": tmp_path, "D": data}
+    with pytest.raises(SystemExit) as stopped:
+        run_here([str(places.get(word, word)) for word in arguments])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.strip()
+    assert message in told
+    assert len(told.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_ends_the_process_with_status_2(tmp_path):
+    result = command(
+        "score", "--predictions", tmp_path / "none.json", "--out", tmp_path / "out", "--backend", "offline"
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no prediction file")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_every_unusual_prediction_is_listed_counted_and_scored_as_an_empty_report(data, tmp_path, capsys):
+    """Missing, null, NaN, empty, a number, a repeated key, an unknown key, in a file with a byte order mark."""
+    reports = perfect(data)
+    ids = list(reports)
+    entries = {key: {"model_prediction": reports[key]} for key in reversed(ids[1:])}  # and in another order
+    entries[ids[1]]["model_prediction"] = None
+    entries[ids[2]]["model_prediction"] = float("nan")
+    entries[ids[3]]["model_prediction"] = " "
+    entries[ids[4]]["model_prediction"] = 7
+    entries["nobody's"] = {"model_prediction": "Findings: Clear."}
+    again = json.dumps({ids[5]: {"model_prediction": reports[ids[5]]}})
+    path = tmp_path / "p.json"
+    path.write_text("\ufeff" + json.dumps(entries)[:-1] + ", " + again[1:], encoding="utf-8")
+    run_here(["score", "--predictions", str(path), "--data", str(data), "--out", str(tmp_path / "out"), "--backend", "offline", "--resamples", "50"])  # fmt: skip
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    wanted = {"missing": 1, "extra": 1, "duplicate": 1, "null": 2, "empty": 1, "not_text": 1, "no_reference": 0}
+    assert result["counts"] == wanted
+    assert result["listed"]["null"] == [ids[1], ids[2]]
+    assert result["studies"] == 24
+    assert result["metrics"]["bleu2"]["mean"] == pytest.approx(19 / 24)
+    printed = capsys.readouterr().out
+    assert f"1 missing: {ids[0]}" in printed
+    assert "1 extra: nobody's" in printed
 
 
 def test_the_command_line_scores(data, tmp_path):
