@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -382,6 +383,29 @@ def test_published_numbers_only_beside_their_own_kind():
         found, why = comparable(other, dataset)
         assert found == []
         assert reason in why
+
+
+def test_published_rows_are_those_of_the_reference_sheet(shared_data):
+    sheet = list(csv.DictReader((shared_data / "published_references.csv").open(encoding="utf-8")))
+    datasets = {"iu": "iu_xray", "chexpertplus": "chexpert_plus", "rexgradient": "rexgradient_private"}
+    columns = ("bleu2", "bertscore", "sembscore", "radgraph", "1/radcliq_v1", "ratescore", "green")
+
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    wanted = {
+        (
+            datasets.get(row["dataset"], row["dataset"]),
+            row["section"].replace("+", "_"),
+            row["model"].replace("_", "-"),
+            *(number(row[name.replace("1/", "inv_")]) for name in columns),
+        )
+        for row in sheet
+    }
+    rows = read_published()
+    found = {(r["dataset"], r["sections"], r["model"].replace("_", "-"), *(r[n] for n in columns)) for r in rows}
+    assert found == wanted
+    assert len(rows) == len(sheet)
 
 
 def test_summary_of_a_run(data, tmp_path):
