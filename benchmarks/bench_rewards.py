@@ -3,23 +3,27 @@
     python -m benchmarks.bench_rewards                      # base-size encoders, 16 prompts × 16 rollouts, 63% unique
     python -m benchmarks.bench_rewards --prompts 2          # the same, an eighth of it
     python -m benchmarks.bench_rewards --weights weights    # published weights instead of random ones of their format
-    python -m benchmarks.bench_rewards --stream 100000      # instead: memory while many pairs are scored (tiny encoders)
+    python -m benchmarks.bench_rewards --switches --prompts 2   # instead: what bfloat16, compile and overlap change
+    python -m benchmarks.bench_rewards --stream 100000    # instead: memory while many pairs are scored (tiny encoders)
 
 Every part runs in its own process, on `--threads` threads, so that its peak memory is its own. Speed is given in pairs a
 CPU second as well as a second of wall clock: the first is the one to compare on a machine with other work. Random weights
-do the same arithmetic as trained ones; RadGraph's biases are shifted until graphs are about as dense as real ones.
+do the same arithmetic as trained ones; RadGraph's biases are shifted until its graphs are denser than real ones.
 
-Writes benchmarks/rewards.json and benchmarks/rewards.png; `--stream` writes benchmarks/rewards_memory.json.
+Writes benchmarks/rewards.json and benchmarks/rewards.png; `--stream` writes
+benchmarks/rewards_memory.json, `--switches` benchmarks/rewards_switches.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +32,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -115,9 +121,11 @@ def measure(side: str, part: str, weights: Path, prompts: int, rollouts: int, th
             model.values(warm_up)
             model.encoder_seconds, model.flops = 0.0, 0.0
             _count_flops(model)
+    rates = matrix_rates() if models else []
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    rates += matrix_rates() if models else []
     result = {
         "pairs": len(candidates),
         "wall_seconds": wall,
@@ -126,12 +134,19 @@ def measure(side: str, part: str, weights: Path, prompts: int, rollouts: int, th
         "pairs_per_cpu_second": len(candidates) / cpu,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+    if part == "radgraph" and models:
+        graphs = models[0].annotate(references)
+        words = sum(len(text.split()) for text in references)
+        result["entities_per_word"] = sum(map(len, graphs)) / words
+        result["relations_per_word"] = sum(len(entity.relations) for graph in graphs for entity in graph) / words
     if models:
         encoders = sum(model.encoder_seconds for model in models)
         result |= {
             "encoder_cpu_seconds": encoders,
             "not_encoder_share": 1 - encoders / cpu,
             "encoder_gflops": sum(model.flops for model in models) / encoders / 1e9,
+            "matrix_gflops": max(rates),
+            "matrix_gflops_median": statistics.median(rates),
             "texts_encoded": sum(model.texts_encoded for model in models) - 4 * len(models),
         }
     return result
@@ -159,23 +174,104 @@ def _count_flops(model: Any) -> None:
     model.encode = counted
 
 
-def matrix_rate(threads: int) -> float:
-    """This machine's float32 matrix rate in GFLOP/s: the best of many products in BERT-base's own shapes."""
+def matrix_rates(rounds: int = 12, rows: int = 1024) -> list[float]:
+    """This machine's float32 matrix rate in GFLOP a CPU second, `rounds` times: plain products in BERT-base's own shapes,
+    with as many rows as the engine's batches have, on the threads that the scoring uses, their operands in cache."""
     import torch
 
-    torch.set_num_threads(threads)
     shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
-    rows = 1024
-    flops = seconds = 0.0
-    for width, out in shapes:
-        x, weight = torch.randn(rows, width), torch.randn(out, width)
-        best = float("inf")
-        for _ in range(12):
+    operands = [(torch.randn(rows, width), torch.randn(out, width)) for width, out in shapes]
+    rates = []
+    for _ in range(rounds):
+        seconds = 0.0
+        for x, weight in operands:
             start = time.process_time()
             torch.nn.functional.linear(x, weight)
-            best = min(best, time.process_time() - start)
-        flops, seconds = flops + 2 * rows * width * out, seconds + best
-    return flops / seconds / 1e9
+            seconds += time.process_time() - start
+        rates.append(sum(2 * rows * width * out for width, out in shapes) / seconds / 1e9)
+    return rates
+
+
+# How `switches` runs the engine; the first is what the others are compared with.
+SWITCHES = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "compile": {"compile": True},
+    "padded bfloat16": {"dtype": "bfloat16", "padded": True},
+}
+
+
+def switches(weights: Path, prompts: int, rollouts: int, threads: int) -> dict[str, Any]:
+    """What each switch changes: largest and mean change of each score against float32, and CPU seconds.
+
+    "padded bfloat16" is the forward pass that a GPU gets, run here.
+    """
+    import numpy as np
+    import torch
+    from synthetic_reports import grpo_batch, reports
+
+    from rewards.encoder import PaddedEncoder
+    from rewards.engine import DTYPES, EngineSettings
+    from rewards.registry import load_metrics
+
+    class Padded(EngineSettings):
+        def encoder(self, model: Any, layers: int | None = None) -> PaddedEncoder:
+            return PaddedEncoder(model, self.torch_device, DTYPES[self.dtype], layers)
+
+    torch.set_num_threads(threads)
+    candidates, references = grpo_batch(prompts, rollouts)
+    results: dict[str, Any] = {}
+    exact: dict[str, Any] = {}
+    for switch, options in SWITCHES.items():
+        options = dict(options)
+        kind = Padded if options.pop("padded", False) else EngineSettings
+        metrics = load_metrics(list(WEIGHTS), "real", weights, kind(device="cpu", **options))
+        for name, metric in metrics.items():
+            metric(reports(6, seed=999), reports(6, seed=998))  # compiles
+            seconds = time.process_time()
+            scores = metric(candidates, references).astype(np.float64)
+            seconds = time.process_time() - seconds
+            change = np.abs(scores - exact.setdefault(name, scores))
+            results.setdefault(switch, {})[name] = {
+                "cpu_seconds": seconds,
+                "largest_change": float(change.max()),
+                "mean_change": float(change.mean()),
+                "standard_deviation_of_scores": float(exact[name].std()),
+            }
+            print(
+                f"{switch:16} {name:10} {seconds:7.2f} s, change up to {change.max():.2g}", file=sys.stderr, flush=True
+            )
+    return results
+
+
+def overlap(weights: Path, prompts: int, rollouts: int, threads: int) -> dict[str, float]:
+    """Wall seconds of the composite's three metrics on all cores (whatever `threads`): one after another with a thread a
+    core, and side by side with one thread each."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+    from synthetic_reports import grpo_batch, reports
+
+    from rewards.engine import EngineSettings
+    from rewards.registry import load_metrics
+
+    candidates, references = grpo_batch(prompts, rollouts)
+    cores = len(os.sched_getaffinity(0))
+    seconds = {}
+    for way, threads in (("one after another", cores), ("side by side", 1)):
+        torch.set_num_threads(threads)  # of this thread's products: a pool's worker would not inherit it
+        metrics = list(load_metrics(list(WEIGHTS), "real", weights, EngineSettings(device="cpu")).values())
+        for metric in metrics:
+            metric(reports(4, seed=999), reports(4, seed=998))
+        start = time.perf_counter()
+        if threads > 1:
+            for metric in metrics:
+                metric(candidates, references)
+        else:
+            with ThreadPoolExecutor(cores) as pool:
+                list(pool.map(lambda metric: metric(candidates, references), metrics))
+        seconds[way] = time.perf_counter() - start
+    return seconds
 
 
 def stream(weights: Path, pairs: int, threads: int) -> dict[str, Any]:
@@ -188,7 +284,6 @@ def stream(weights: Path, pairs: int, threads: int) -> dict[str, Any]:
     import psutil
     import torch
     from synthetic_reports import reports
-    from tqdm import tqdm
 
     from rewards.engine import EngineSettings
     from rewards.registry import load_metrics
@@ -234,13 +329,14 @@ def _child(arguments: argparse.Namespace, *task: str) -> Any:
 
 
 def _random_weights(size: str) -> Path:
-    from random_weights import write_weights
+    import random_weights
 
-    folder = Path(tempfile.gettempdir()) / f"reward-bench-{size}"
-    if not (folder / "radgraph.tar.gz").exists():
+    version_of_them = hashlib.sha256(Path(random_weights.__file__).read_bytes()).hexdigest()[:8]
+    folder = Path(tempfile.gettempdir()) / f"reward-bench-{size}-{version_of_them}"
+    if not folder.exists():
         print(f"writing {size}-size random weights to {folder}", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
-        write_weights(folder, size)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            random_weights.write_weights(Path(temporary) / "weights", size).rename(folder)
     return folder
 
 
@@ -274,17 +370,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--stream", type=int, default=0, metavar="PAIRS", help="instead: memory over so many pairs")
+    parser.add_argument("--switches", action="store_true", help="instead: what bfloat16, compile and threads change")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of rewards.json and rewards.png")
     parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
         kind, *rest = arguments.task
-        if kind == "rate":
-            value: Any = matrix_rate(arguments.threads)
-        elif kind == "stream":
-            value = stream(arguments.weights, arguments.stream, arguments.threads)
+        if kind == "stream":
+            value: Any = stream(arguments.weights, arguments.stream, arguments.threads)
         else:
-            value = measure(*rest, arguments.weights, arguments.prompts, arguments.rollouts, arguments.threads)
+            work = {"measure": measure, "switches": switches, "overlap": overlap}[kind]
+            value = work(*rest, arguments.weights, arguments.prompts, arguments.rollouts, arguments.threads)
         print(json.dumps(value))
         return
 
@@ -304,23 +400,31 @@ def main() -> None:
         "rollouts": arguments.rollouts,
         "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "radgraph", "f1chexbert", "bert-score")},
-        "matrix_gflops": _child(arguments, "rate"),
         "parts": {},
     }
-    print(f"matrix products: {results['matrix_gflops']:.0f} GFLOP/s on {arguments.threads} thread(s)")
+    if arguments.switches:
+        results |= {"switches": _child(arguments, "switches"), "overlap": _child(arguments, "overlap")}
+        del results["parts"]
+        print(_write_json(arguments.out / "rewards_switches.json", results))
+        return
     print(
         f"{'':10} {'packages':>14} {'ours':>14} {'ratio':>6} {'not encoder':>12} {'of matrix rate':>15} {'memory MB':>16}"
     )
-    for part in arguments.parts:
-        ours = _child(arguments, "measure", "ours", part)
-        packages = _child(arguments, "measure", "packages", part)
-        ratio = packages["cpu_seconds"] / ours["cpu_seconds"]
-        share = ours["encoder_gflops"] / results["matrix_gflops"]
-        results["parts"][part] = {"ours": ours, "packages": packages, "ratio": ratio, "share_of_matrix_rate": share}
-        print(
-            f"{part:10} {packages['pairs_per_cpu_second']:10.2f}/s {ours['pairs_per_cpu_second']:10.2f}/s {ratio:6.1f} "
-            f"{ours['not_encoder_share']:12.1%} {share:15.0%} {packages['peak_memory_mb']:7.0f} → {ours['peak_memory_mb']:.0f}",
-            flush=True,
+    tasks = [(part, side) for part in arguments.parts for side in ("ours", "packages")]
+    for part, side in (progress := tqdm(tasks, unit="run", leave=False)):
+        progress.set_description(f"{part}, {side}")
+        sides = results["parts"].setdefault(part, {})
+        sides[side] = _child(arguments, "measure", side, part)
+        if side == "ours":
+            continue
+        ours, packages = sides["ours"], sides["packages"]
+        sides["ratio"] = packages["cpu_seconds"] / ours["cpu_seconds"]
+        sides["wall_ratio"] = packages["wall_seconds"] / ours["wall_seconds"]
+        sides["share_of_matrix_rate"] = ours["encoder_gflops"] / ours["matrix_gflops"]
+        progress.write(
+            f"{part:10} {packages['pairs_per_cpu_second']:10.2f}/s {ours['pairs_per_cpu_second']:10.2f}/s {sides['ratio']:6.1f} "
+            f"{ours['not_encoder_share']:12.1%} {sides['share_of_matrix_rate']:15.0%} "
+            f"{packages['peak_memory_mb']:7.0f} → {ours['peak_memory_mb']:.0f}"
         )
     path = _write_json(arguments.out / "rewards.json", results)
     plot(results, arguments.out / "rewards.png")
