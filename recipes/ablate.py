@@ -223,7 +223,7 @@ def grid(arguments: argparse.Namespace) -> None:
             rows.append(
                 {"learning_rate": rate, "global_batch_size": batch, "criterion": selection["criterion"], **best}
             )
-    rows.sort(key=lambda row: row["mean_radcliq_v1"])
+    rows.sort(key=lambda row: row["radcliq_v1"]["mean"])
     write_json(arguments.run / "sft_grid" / "grid.json", rows)
     criterion = rows[0]["criterion"]
     lines = [f"| learning rate | global batch | checkpoint | {criterion}, validation |", "|---|---|---|---|"]
