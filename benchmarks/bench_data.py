@@ -21,7 +21,7 @@ import gzip
 import importlib.util
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -233,8 +233,10 @@ def part_memory(folder: Path, options: argparse.Namespace) -> dict:
 
 
 def _peak() -> float:
-    """Peak resident memory of this process, MiB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    """Peak resident memory of this process, MiB. Linux: getrusage's would begin with that of the process that started
+    this one."""
+    status = Path("/proc/self/status").read_text()
+    return round(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024, 1)
 
 
 class _WorkerMemory(threading.Thread):

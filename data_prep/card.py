@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def write_card(studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, made_fro
 
 def make_card(studies: pd.DataFrame, rejects: pd.DataFrame, made_from: dict, about: dict) -> dict[str, Any]:
     """Counts and statistics of a prepared data set as plain values."""
-    per_split = {split: describe(studies[studies["split"] == split]) for split in SPLITS}
+    described = studies.drop(columns=["study_id", "image", "prior_image"])
+    per_split = {split: describe(described[described["split"] == split]) for split in SPLITS}
     reasons = rejects["reason"].value_counts()
     return {
         **about,
@@ -67,7 +69,7 @@ def describe(studies: pd.DataFrame) -> dict[str, Any]:
         "age": {
             "known": len(age),
             **(
-                {"mean": round(float(age.mean()), 2), "min": float(age.min()), "max": float(age.max())}
+                {"mean": round(math.fsum(age) / len(age), 2), "min": float(age.min()), "max": float(age.max())}
                 if len(age)
                 else {}
             ),

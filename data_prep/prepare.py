@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_prep import card as cards
@@ -38,7 +38,7 @@ from data_prep.source import Found, Options, SourceError, compact, fingerprint, 
 from data_prep.sources import SOURCES
 from data_prep.splits import check_leakage, exclude_test, set_aside_validation
 from data_prep.study import SPLITS, STUDY_SCHEMA, report_text, write_study_batches
-from data_prep.texts import BATCH, Texts
+from data_prep.texts import BATCH, Texts, give_back
 
 CARD = "card.json"
 STARTED = ".preparing.json"  # what a run that has not finished is making; its finished images are kept
@@ -79,6 +79,7 @@ def prepare(
         SourceError, LeakageError, StudyError: one line that says what is wrong and how to mend it.
     """
     check_options(source, options)
+    pa.set_memory_pool(pa.system_memory_pool())  # which gives back what is freed, as Arrow's others do not at once
     module = importlib.import_module(SOURCES[options.dataset])
     whole = out  # images of all shards lie in one folder; a patient is in one shard, so none writes another's
     if shard:
@@ -95,7 +96,10 @@ def prepare(
         say(f"{out} is already prepared with these options from this source; nothing to do (--force redoes it)")
         return
     found = module.read(source, options)
+    give_back()
     studies, rejects, notes = select(found, options)
+    found.studies = studies.iloc[:0]  # the selected ones stay; two such tables would be most of the memory
+    give_back()
     total = len(studies) + len(rejects)
     if shard:
         studies = studies[shard.holds(studies["patient_id"])].reset_index(drop=True)
@@ -133,6 +137,15 @@ def check_options(source: Path, options: Options) -> None:
         )
     if options.dataset not in SOURCES:
         raise SourceError(f"unknown data set {options.dataset!r}; expected phantom or one of {', '.join(SOURCES)}")
+    # What a report is called decides who may see it: private reports must not go by a public set's name.
+    known = [name for name in SOURCES if name != "custom"]
+    if options.name and (options.name.lower() in known or options.name.lower().startswith("phantom")):
+        raise SourceError(
+            f"--name {options.name} is the name of a public data set or of phantoms ({', '.join(known)}, phantom…), whose "
+            "rules on who may see the reports are not yours; give your institution's own, such as our_hospital"
+        )
+    if options.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", options.name):
+        raise SourceError(f"--name {options.name!r}: give letters, digits, _ and - only, such as our_hospital")
     for path in (
         source,
         *option_files(options),
@@ -212,12 +225,12 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
 
     empty = (studies["findings_words"] == 0) & (studies["impression_words"] == 0)
     rejects.append(reject_frame(studies[empty], NO_REPORT))
-    studies = studies[~empty].reset_index(drop=True)
+    studies = without(studies, empty)
 
     studies["image_source"] = pd.array([inside(path) for path in studies["image_source"]], dtype="str")
     outside = studies["image_source"].isna()
     rejects.append(reject_frame(studies[outside], PATH_OUTSIDE))
-    studies = studies[~outside].reset_index(drop=True)
+    studies = without(studies, outside)
 
     if options.rexrank:
         from data_prep.sources.rexrank import test_keys
@@ -245,6 +258,11 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
         reasons = pd.concat(rejects)["reason"].value_counts().to_dict()
         raise SourceError(f"{options.dataset}: no usable study in the source; rejected: {reasons}")
     return studies, pd.concat([r for r in rejects if len(r)] or rejects[:1], ignore_index=True), notes
+
+
+def without(studies: pd.DataFrame, left_out: pd.Series) -> pd.DataFrame:
+    """`studies` but those of the mask `left_out`; not copied where that is none."""
+    return studies[~left_out].reset_index(drop=True) if left_out.any() else studies
 
 
 def image_path(study_id: str, suffix: str) -> str:
@@ -298,7 +316,7 @@ def make_images(
         raise SourceError(
             f"{title}: not one image could be read (for one, {rejects['file'].iloc[0]}: {rejects['detail'].iloc[0]})"
         )
-    return studies[~failed].reset_index(drop=True), rejects
+    return without(studies, failed), rejects
 
 
 def finish(
@@ -318,7 +336,7 @@ def finish(
         "priors_linked": link,
         "notes": notes,
     }
-    studies = (link_priors if link else without_priors)(studies.drop(columns="image_source"))
+    studies = (link_priors if link else without_priors)(studies.drop(columns="image_source")).drop(columns="order")
     write_tables(studies, found.texts, rejects, out, made_from, about)
 
 
@@ -326,13 +344,18 @@ def write_tables(
     studies: pd.DataFrame, texts: Texts, rejects: pd.DataFrame, out: Path, made_from: dict, about: dict
 ) -> None:
     """Check for leakage and write tables and card; the card last: a folder with a card is whole."""
+    give_back()
     check_leakage(studies, str(out))
-    studies = studies.sort_values(["patient_id", "encounter", "study_id"], kind="stable", ignore_index=True)
+    give_back()
+    keys = pa.table({name: pa.array(studies[name]) for name in ("patient_id", "encounter", "study_id")})
+    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
     for split in SPLITS:
-        rows = np.flatnonzero(studies["split"] == split)
+        rows = order[(studies["split"] == split).to_numpy()[order]]
         parts = (studies.iloc[rows[start : start + BATCH]] for start in range(0, len(rows), BATCH))
         write_study_batches((to_table(part, texts) for part in parts), out / f"{split}.parquet")
     write_rejects(rejects, out / "rejects.parquet")
+    del keys, order
+    give_back()
     for stale in (out / "images").glob("*/*.tmp"):  # of a run that was killed
         stale.unlink()
     cards.write_card(studies, rejects, out, made_from, about)
@@ -345,6 +368,7 @@ def to_table(studies: pd.DataFrame, texts: Texts) -> pa.Table:
     priors = (dict(zip(SECTIONS, prior, strict=True)) for prior in texts.get(studies["prior_text"].to_numpy()))
     reports = [report_text(prior["findings"], prior["impression"]) or None for prior in priors]
     studies = studies.join(sections).assign(prior_report=reports)
+    give_back()
     columns = []
     for field in STUDY_SCHEMA:
         column = studies[field.name]

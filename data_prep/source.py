@@ -9,7 +9,7 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -231,6 +231,12 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(value, kind):
         raise SourceError(f"{path}: expected a JSON {'object' if kind is dict else 'list'} at the top")
     return value
+
+
+def require_keys(path: Path, found: Collection[str], wanted: Sequence[str], expected: str) -> None:
+    """Raise `SourceError` where not one entry of a JSON file has a key: it was renamed, and every value would be lost."""
+    if found and (missing := [key for key in wanted if key not in found]):
+        raise SourceError(f"{path}: no entry has {' or '.join(missing)}; expected {expected} as it was published")
 
 
 def iterate_json(path: Path) -> Iterator[tuple[str, Any]]:

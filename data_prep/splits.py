@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep.priors import none
 from data_prep.rejects import TEST_PATIENT, TEST_STUDY, reject_frame
@@ -90,9 +91,11 @@ def check_leakage(studies: pd.DataFrame, where: str) -> None:
     if "prior_study_id" not in studies:
         return
     with_prior = studies[studies["prior_study_id"].notna()]
-    by_id = studies.set_index(["dataset", "study_id"])[["patient_id", "split", "image", "study_datetime"]]
-    keys = pd.MultiIndex.from_frame(with_prior[["dataset", "prior_study_id"]])
-    prior = by_id.reindex(keys).reset_index(drop=True)
+    keys = pa.array(studies["dataset"] + "\0" + studies["study_id"], pa.large_string())
+    wanted = pa.array(with_prior["dataset"] + "\0" + with_prior["prior_study_id"], pa.large_string())
+    rows = pc.fill_null(pc.index_in(wanted, value_set=keys), -1).to_numpy(zero_copy_only=False)
+    checked = ["patient_id", "split", "image", "study_datetime"]
+    prior = studies[checked].reset_index(drop=True).reindex(rows).reset_index(drop=True)
     current = with_prior.reset_index(drop=True)
     for broken, what in (
         (prior["split"].isna(), "is not in the table"),

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from data_prep.sections import SECTIONS
 
 WORDS = tuple(f"{name}_words" for name in SECTIONS)
 # What stands for the sections in a frame of studies: where they lie, and words (runs of non-space) of each, 0 where absent.
 TEXT_COLUMNS = ("text", *WORDS)
-BATCH = 4096  # reports written or read at a time
+BATCH = 2048  # reports written or read at a time
 
 
 class Texts:
@@ -54,6 +55,7 @@ class Texts:
         except sqlite3.Error as error:
             mend = f"{error}; free some space or set TMPDIR to a folder that has it"
             raise OSError(errno.ENOSPC, mend, "temporary files") from error
+        give_back()
         return pd.DataFrame(columns).astype({"text": "int64", **dict.fromkeys(WORDS, "int32")})
 
     def get(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[str | None, ...]]:
@@ -61,3 +63,8 @@ class Texts:
         find = "SELECT indication, comparison, findings, impression FROM reports WHERE number = ?"
         nothing = (None,) * len(SECTIONS)
         return [self._database.execute(find, (int(n),)).fetchone() if n else nothing for n in numbers]
+
+
+def give_back() -> None:
+    """Return freed memory to the system: batch after batch, the holes between what is kept would else add up."""
+    pa.default_memory_pool().release_unused()

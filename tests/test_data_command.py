@@ -269,6 +269,34 @@ def test_a_wrong_mapping_is_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mimic", "name of a public data set"),
+        ("chexpert_plus", "name of a public data set"),
+        ("rexgradient", "name of a public data set"),
+        ("iu_xray", "name of a public data set"),
+        ("IU_Xray", "name of a public data set"),
+        ("phantom_harbor", "name of a public data set or of phantoms"),
+        ("../ours", "letters, digits"),
+        ("our hospital", "letters, digits"),
+    ],
+)
+def test_a_private_set_does_not_go_by_a_public_ones_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, expected: str
+) -> None:
+    made = material.custom(tmp_path / "source", number=3)
+    arguments = ["custom", "--source", str(made.root), "--mapping", str(made.extra["mapping"])]
+    out = tmp_path / "out"
+    assert main([*arguments, "--out", str(out), "--name", name]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+    assert main([*arguments, "--out", str(out), "--name", "our_hospital"]) == 0
+    assert set(pq.read_table(out / "train.parquet").column("dataset").to_pylist()) == {"our_hospital"}
+
+
 def test_a_path_that_leaves_the_source_is_rejected(tmp_path: Path) -> None:
     made = material.custom(tmp_path / "source", number=6)
     material.frontal(material.phantoms(1)[0]).save(tmp_path / "secret.png")

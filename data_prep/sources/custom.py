@@ -81,7 +81,7 @@ def read(root: Path, options: Options) -> Found:
 
     no_image = frame["image"].isna()
     usable = frame["view"].isin(VIEWS) & ~no_image
-    studies = frame[usable].drop_duplicates("study_id").reset_index(drop=True)
+    studies = frame[usable & ~frame["study_id"].where(usable).duplicated()].reset_index(drop=True)
     others = frame[~frame["study_id"].isin(studies["study_id"])]
     per_study = others.assign(blank=no_image, lateral=others["view"].eq("lateral")).groupby("study_id")
     first = others.drop_duplicates("study_id").set_index("study_id", drop=False)
@@ -93,6 +93,7 @@ def read(root: Path, options: Options) -> Found:
     if options.sample:
         studies = studies.iloc[:: max(1, len(studies) // options.sample)].reset_index(drop=True)
 
+    del frame, others
     studies = studies.rename(columns={"image": "image_source"})
     notes = []
     if "split" not in columns:

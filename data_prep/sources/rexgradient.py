@@ -19,7 +19,7 @@ import pandas as pd
 from data_prep.demographics import age_of, sexes
 from data_prep.rejects import NO_FRONTAL, NO_IMAGE, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import SECTIONS, single_spaced
-from data_prep.source import Found, Options, SourceError, find_optional, found_frame, iterate_json
+from data_prep.source import Found, Options, SourceError, find_optional, found_frame, iterate_json, require_keys
 from data_prep.texts import Texts
 
 DATASET = "rexgradient"
@@ -29,6 +29,7 @@ SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 FRONTAL = {"PA": "PA", "POSTERO_ANTERIOR": "PA", "AP": "AP", "ANTERO_POSTERIOR": "AP"}
 OTHER_VIEWS = ("LATERAL", "LL", "RL", "LLD", "RLD", "LAO", "RAO", "LPO", "RPO")
 NEEDED = ("PatientID", "ImagePath")
+EXPECTED = ("Indication", "Comparison", "Findings", "Impression", "ImageViewPosition")  # in some entry of each file
 
 
 def inputs(root: Path, options: Options) -> list[Path]:
@@ -47,11 +48,13 @@ def read(root: Path, options: Options) -> Found:
 
     def usable() -> Iterator[dict]:
         for split, path in _metadata(root).items():
+            keys: set[str] = set()
             for study_id, entry in islice(iterate_json(path), options.sample):
                 if not isinstance(entry, dict) or any(key not in entry for key in NEEDED):
                     raise SourceError(
                         f"{path}: study {study_id} has no {' or '.join(NEEDED)}; expected ReXGradient's metadata"
                     )
+                keys.update(entry)
                 row = {"study_id": study_id, "patient_id": str(entry["PatientID"]), "dataset": DATASET, "split": split}
                 reason, view, image = key_image(entry)
                 if reason:
@@ -66,6 +69,7 @@ def read(root: Path, options: Options) -> Found:
                     "sex": entry.get("PatientSex"),
                     "age": age_of(entry.get("PatientAge")),
                 }
+            require_keys(path, keys, EXPECTED, "{train,valid,test}_metadata_view_position.json")
 
     studies = found_frame(usable(), DATASET, texts)
     if not len(studies):

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.demographics import age_of, race
 from data_prep.rejects import NO_IMAGE, reject_frame
-from data_prep.source import Found, Options, SourceError, blank_to_none, found_frame, read_json
+from data_prep.source import Found, Options, SourceError, blank_to_none, found_frame, read_json, require_keys
 from data_prep.texts import Texts
 
 TITLE = "ReXrank ({})"
@@ -57,6 +57,8 @@ def read(root: Path, options: Options) -> Found:
     """
     studies = read_file(root)
     dataset = dataset_of(studies, root)
+    keys = {key for study in studies.values() for key in study}
+    require_keys(root, keys, ("section_findings", "section_impression", "key_image_path"), "a ReXRank_*.json file")
     if options.images is None:
         raise SourceError("rexrank needs --images DIR, the root that the file's image paths are below")
     rows, without_image, other_view, unparsed = [], [], 0, 0
