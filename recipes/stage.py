@@ -38,6 +38,7 @@ from data_prep.files import write_json
 from launch.provenance import write_run
 from recipes.arguments import DataArguments, RolloutArguments, StageArguments, set_global_batch
 from recipes.data import load_studies
+from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError
 from recipes.models import check_model_folder, is_adapter, merge_adapter, model_fingerprint
 from rewards.chexprompt.governance import is_open
@@ -367,6 +368,7 @@ def run_training(
     trainer.add_callback(on_signal)
     if keep_optimizer_states is not None:
         trainer.add_callback(TrimCheckpoints(keep_optimizer_states))
+    trainer.add_callback(RoomForCheckpoint())
     trainer.train(resume_from_checkpoint=checkpoint)
     step = trainer.state.global_step
     if on_signal.received and step < trainer.state.max_steps:
