@@ -6,8 +6,11 @@ ARGS    ?=
 EVAL_ARGS ?=
 FORCE   ?=
 DATASET ?=
+# recipes/<recipe>/<stage>_<variant>.yaml in place of <stage>.yaml, in a run of its own: VARIANT=lora
+VARIANT ?=
+V       := $(if $(VARIANT),_$(VARIANT))
 # The demo recipe on another data set or seed is a run of its own; any name can be given: RUN=my_run
-RUN     ?= $(RECIPE)$(if $(filter demo,$(RECIPE)),$(if $(DATASET),-$(DATASET))$(if $(filter-out 1,$(SEED)),-seed$(SEED)))
+RUN     ?= $(RECIPE)$(V)$(if $(filter demo,$(RECIPE)),$(if $(DATASET),-$(DATASET))$(if $(filter-out 1,$(SEED)),-seed$(SEED)))
 DATA    ?= data$(if $(filter demo,$(RECIPE)),$(if $(filter-out 1,$(SEED)),/seed$(SEED)))
 OUT     := outputs/$(RUN)
 
@@ -16,6 +19,8 @@ PYTHON  := .venv/bin/python
 STAGE    = $(PYTHON) -m launch.stage --run $(OUT)
 FORCED  := $(if $(FORCE),--force)
 YAML    := recipes/$(RECIPE)
+stage_yaml = $(or $(wildcard $(YAML)/$(1)$(V).yaml),$(error VARIANT=$(VARIANT) has no $(1) of its own (no $(YAML)/$(1)$(V).yaml); \
+             there are $(sort $(basename $(notdir $(wildcard $(YAML)/sft_*.yaml $(YAML)/rl_step?_*.yaml))))))
 
 # The demo trains with one process a core; a real run with one a GPU (GPUS=8 of each of NODES=1). launch.start checks first.
 PROCESSES ?= $(if $(filter demo,$(RECIPE)),2,1)
@@ -38,18 +43,19 @@ endif
         check-data submission bench-rewards bench-data
 
 help: ## list every target
-	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [DATASET=…] [RUN=…] [SEED=…] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
+	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [VARIANT=lora] [DATASET=…] [RUN=…] [SEED=…] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
 
 setup: .venv/installed ## make .venv with the pinned packages
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-dev.txt requirements-ratescore.txt constraints.txt
 	@echo "── installing the pinned packages into .venv (about 2 GB on a CPU machine, 2–5 minutes)"
 	@test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv .venv
-	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off $$(grep '^torch==' requirements.txt)
-	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off -r requirements.txt -r requirements-dev.txt
+	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off $$(grep '^torch==' requirements.txt) -c constraints.txt
+	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps -r requirements-ratescore.txt
 	@touch $@
 
 test: setup ## the tests (CPU, under 10 minutes)
@@ -75,7 +81,7 @@ data: setup ## prepare a data set: DATASET=mimic SOURCE=/path/to/it [ARGS="--rex
 # ---- training and evaluation of any recipe ---------------------------------------------------------------------------
 
 # A run that is not the recipe's own (another data set, seed or RUN name) keeps its stages in its own folder.
-OTHER  := $(filter-out outputs/$(RECIPE),$(OUT))
+OTHER  := $(filter-out outputs/$(RECIPE)$(V),$(OUT))
 TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
 COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true)
@@ -90,12 +96,12 @@ endif
 
 sft: setup base ## supervised fine-tuning
 	@$(STAGE) --stage sft --title "SFT" --done $(OUT)/sft/result.json -- \
-	  $(TRAIN) -m recipes.sft --config $(YAML)/sft.yaml $(COMMON) $(TRAINED_ON) \
+	  $(TRAIN) -m recipes.sft --config $(call stage_yaml,sft) $(COMMON) $(TRAINED_ON) \
 	  $(if $(OTHER),--output_dir $(OUT)/sft $(if $(filter demo,$(RECIPE)),--model_name_or_path $(OUT)/base)) $(ARGS)
 
 rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint by 1/RadCliQ-v1
 	@$(STAGE) --stage rl_step1 --title "RL step 1: GRPO on the RadCliQ-weighted reward" --done $(OUT)/rl_step1/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(YAML)/rl_step1.yaml $(COMMON) $(TRAINED_ON) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(TRAINED_ON) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step1 --model_name_or_path $(OUT)/sft/final) $(ARGS)
 	@$(MAKE) --no-print-directory select STAGE_NAME=rl_step1
 
@@ -107,7 +113,7 @@ select: setup ## the best checkpoint of a stage on validation (STAGE_NAME=rl_ste
 
 rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
 	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(YAML)/rl_step2.yaml $(COMMON) $(TRAINED_ON) $(JUDGE) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(TRAINED_ON) $(JUDGE) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best) $(ARGS)
 
 MODELS ?=

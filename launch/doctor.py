@@ -83,11 +83,11 @@ class Question:
 
 
 def check_python(question: Question) -> Iterator[Check]:
-    """Python 3.10 or newer."""
+    """Python 3.11 or newer, as TRL wants."""
     version = platform.python_version()
-    if sys.version_info < (3, 10):  # noqa: UP036 - this is what is being asked
+    if sys.version_info < (3, 11):
         yield Check(
-            "Python", "missing", version, "install Python 3.10 or newer, then: make setup SYSTEM_PYTHON=python3.11"
+            "Python", "missing", version, "install Python 3.11 or newer, then: make setup SYSTEM_PYTHON=python3.11"
         )
     else:
         yield Check("Python", "ok", version)
@@ -112,6 +112,9 @@ def installed(package: str) -> str | None:
 def check_packages(question: Question) -> Iterator[Check]:
     """The pinned packages, and that the versions that are there were made for each other."""
     pins = pinned(REPOSITORY / "requirements.txt")
+    if installed("vllm"):  # this environment was made by requirements-gpu.txt
+        gpu = pinned(REPOSITORY / "requirements-gpu.txt")
+        pins = {name: gpu[name] for name in pins}
     there = {name: installed(name) for name in pins}
     # torch 2.13.0+cpu is torch 2.13.0 built for CPUs
     good = [name for name, version in pins.items() if (there[name] or "").split("+")[0] == version]
@@ -193,7 +196,7 @@ def check_gpu_packages(question: Question) -> Iterator[Check]:
     version = installed("vllm")
     if with_vllm:
         low, high = (".".join(map(str, bound)) for bound in VLLM_RANGE)
-        mend = ".venv/bin/pip install -r requirements-gpu.txt -c constraints.txt"
+        mend = ".venv/bin/pip install -r requirements-gpu.txt"
         if version is None:
             mend += '; or slower, without: ARGS="--use_vllm false"'
             yield Check("vLLM", "missing", f"not installed; TRL takes {low} to {high}", mend, with_vllm)
@@ -203,7 +206,7 @@ def check_gpu_packages(question: Question) -> Iterator[Check]:
             yield Check("vLLM", "ok", version, "", with_vllm)
     several = question.asked(_TRAINING) if (question.gpus or 1) > 1 else ()
     if several and installed("deepspeed") is None:
-        mend = ".venv/bin/pip install -r requirements-gpu.txt -c constraints.txt; or PARALLEL=fsdp2, which needs none"
+        mend = ".venv/bin/pip install -r requirements-gpu.txt; or PARALLEL=fsdp2, which needs none"
         yield Check("DeepSpeed", "warning", "not installed; ZeRO needs it", mend, several)
 
 

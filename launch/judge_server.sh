@@ -17,7 +17,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 EXTRA=${EXTRA:-}
 
 if ! command -v "$VLLM" >/dev/null; then
-  echo "error: no vLLM at $VLLM; install it: .venv/bin/pip install -r requirements-gpu.txt -c constraints.txt" >&2; exit 2
+  echo "error: no vLLM at $VLLM; install it: .venv/bin/pip install -r requirements-gpu.txt" >&2; exit 2
 fi
 if ! "$PYTHON" -c 'import sys; from launch.machine import port_is_free; sys.exit(not port_is_free(int(sys.argv[1]), sys.argv[2]))' "$PORT" "$HOST"; then
   echo "error: port $PORT on $HOST is in use; choose another: PORT=$((PORT + 1))" >&2; exit 2

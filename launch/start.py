@@ -148,8 +148,7 @@ def build(gpus: int | None, nodes: int, parallel: str | None, processes: int, st
     parallel = parallel or default_parallel()
     if parallel.startswith("zero") and find_spec("deepspeed") is None:
         raise MachineError(
-            f"PARALLEL={parallel} needs DeepSpeed: .venv/bin/pip install -r requirements-gpu.txt -c constraints.txt; "
-            "or PARALLEL=fsdp2"
+            f"PARALLEL={parallel} needs DeepSpeed: .venv/bin/pip install -r requirements-gpu.txt; or PARALLEL=fsdp2"
         )
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{parallel}.yaml")]
     command += ["--num_processes", str(gpus * nodes), "--num_machines", str(nodes)]
