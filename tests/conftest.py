@@ -25,11 +25,11 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with small prepared phantom sets: harbor, prairie, summit_reread. Read-only: copy before changing."""
+    """A data folder with small prepared phantom sets: harbor, prairie and the second reads. Read-only: copy before changing."""
     from data_prep.sources.phantom import prepare
 
     folder = tmp_path_factory.mktemp("data")
-    for institution in ("harbor", "prairie", "summit_reread"):
+    for institution in ("harbor", "prairie", "prairie_reread", "summit_reread"):
         prepare(
             folder / f"phantom_{institution}", institution, seed=5, studies={"train": 64, "validation": 16, "test": 16}
         )
