@@ -240,7 +240,7 @@ def test_gpus_that_do_not_divide_the_batch_are_refused():
 
 def test_prepared_data_is_counted_and_not_assumed(phantom_data):
     plan = plan_training(REPOSITORY / "recipes/demo/rl_step1.yaml", target(0, parallel="single", data_dir=phantom_data))
-    assert plan.studies == 6 + 64  # a tenth of prairie's 64, and all of summit's second reads
+    assert plan.studies == 32 + 64  # half of prairie's 64 second reads, and all of summit's
     settings = yaml.safe_load((REPOSITORY / "recipes/demo/rl_step1.yaml").read_text())
     assert plan.steps == settings["max_steps"]
     assert plan.rollouts == settings["max_steps"] * settings["global_batch_size"] * settings["num_generations"]
