@@ -6,9 +6,10 @@
     python -m benchmarks.bench_data tables --studies 227835 --images 377110
 
 images: preparing (decode, grey, upright, resize, encode, write) against only decoding and resizing the same files with the
-  fastest library here at the same quality, both with as many processes, in alternating rounds. Pillow is always tried,
-  OpenCV and pyvips where they are installed; a library counts if its PSNR to a full decode and Lanczos resize is at most
-  0.5 dB below ours. ratio: its seconds by ours, median over rounds; at least 0.9 is wanted.
+  fastest library here at the same quality, by the same worker processes, in short slices that alternate (ABBA). Pillow is
+  always tried, OpenCV and pyvips where they are installed; a library counts if its PSNR to a full decode and Lanczos resize
+  is at most 0.5 dB below ours. ratio: its seconds by ours, median over pairs of slices with a 95% bootstrap interval, of
+  wall and of CPU seconds; at least 0.9 is wanted. Encoding and writing are in our time, not in the library's.
 memory: peak resident memory of the main process and of the largest worker, for few and for many studies.
 tables: all table work of a MIMIC-CXR-sized index (metadata, split, reports from a zip, priors, checks, Parquet), no images.
 """
@@ -22,7 +23,6 @@ import importlib.util
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +33,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,10 +41,11 @@ import psutil
 from PIL import Image
 
 from data_prep.__main__ import available_cores
-from data_prep.images import CHUNK, ImageJob, ImageSettings, load_grey, prepare_images, resize, target_size
+from data_prep.images import ImageJob, ImageSettings, _prepare_chunk, load_grey, prepare_images, resize, target_size
 
 FILM = (2544, 3056)  # width and height of a typical MIMIC-CXR-JPG image
 QUALITY_MARGIN = 0.5  # dB
+SLICE = 8  # films of a worker in a slice
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="?", choices=("images", "memory", "tables"))
     parser.add_argument("--files", type=int, default=192, help="films to prepare in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slices", type=int, default=60, help="paired slices of SLICE films a worker")
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--small", type=int, default=1_000)
     parser.add_argument("--large", type=int, default=100_000)
@@ -121,9 +123,20 @@ DECODERS: dict[str, tuple[str, Callable]] = {
 }
 
 
-def _decode_all(name: str, paths: list[str], size: tuple[int, int]) -> None:
+def _bare_chunk(name: str, paths: list[str], size: tuple[int, int]) -> float:
+    """CPU seconds of decoding and resizing alone, in a worker."""
+    begin = time.process_time()
     for path in paths:
         DECODERS[name][1](path, size)
+    return time.process_time() - begin
+
+
+def _whole_chunk(jobs: list[ImageJob], settings: ImageSettings) -> float:
+    """CPU seconds of the whole preparation of some images, as `prepare_images` has its workers do it."""
+    begin = time.process_time()
+    if _prepare_chunk(jobs, settings, True)[1]:
+        raise RuntimeError("a film could not be prepared")
+    return time.process_time() - begin
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
@@ -137,7 +150,7 @@ def bench_images(folder: Path, options: argparse.Namespace) -> dict:
     os.environ["VIPS_CONCURRENCY"] = "1"
     folder.mkdir()
     paths = [str(folder / f"{n}.jpg") for n in range(options.files)]
-    for n in range(8):
+    for n in range(min(8, options.files)):
         film(n).save(paths[n], quality=95)
     for n in range(8, options.files):
         Path(paths[n]).write_bytes(Path(paths[n % 8]).read_bytes())
@@ -151,37 +164,73 @@ def bench_images(folder: Path, options: argparse.Namespace) -> dict:
             quality = psnr(decode(paths[0], size), reference)
             if quality >= ours - QUALITY_MARGIN:
                 candidates[name] = quality
-    seconds: dict[str, list[float]] = {name: [] for name in ("preparation", *candidates)}
     jobs = [ImageJob(path, str(folder / "out" / Path(path).name)) for path in paths]
-    for _ in range(options.rounds):
-        for name in candidates:
-            seconds[name].append(_bare_seconds(name, paths, size, options.workers))
-        begin = time.perf_counter()
-        if prepare_images(jobs, settings, options.workers, overwrite=True):
-            raise SystemExit("a film could not be prepared")
-        seconds["preparation"].append(time.perf_counter() - begin)
-    fastest = min(candidates, key=lambda name: statistics.median(seconds[name]))
-    ratios = [bare / whole for bare, whole in zip(seconds[fastest], seconds["preparation"], strict=True)]
+    parts = [slice(start, start + SLICE) for start in range(0, SLICE * options.workers, SLICE)]
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+
+        def timed(start: int, work: _Files) -> np.ndarray:
+            """Wall and CPU seconds of one slice a worker, from file `start` on."""
+            begin = time.perf_counter()
+            futures = [pool.submit(work, start, part) for part in parts]
+            cpu = sum(future.result() for future in futures)
+            return np.array([time.perf_counter() - begin, cpu])
+
+        arms: dict[str, Callable[[int], np.ndarray]] = {
+            name: lambda start, name=name: timed(start, _Files(paths, name, size)) for name in candidates
+        }
+        arms["preparation"] = lambda start: timed(start, _Files(jobs, None, settings))
+        seconds: dict[str, list[np.ndarray]] = {name: [] for name in arms}
+        order = list(arms)
+        for number in range(options.slices + 1):
+            order.reverse()  # ABBA: what drifts, drifts through all arms alike
+            for name in order:
+                taken = arms[name](number * SLICE)
+                if number:  # the first warms up
+                    seconds[name].append(taken)
+    measured = {name: np.array(values) for name, values in seconds.items()}  # [slices, wall and CPU]
+    fastest = min(candidates, key=lambda name: np.median(measured[name][:, 1]))
+    ratios = measured[fastest] / measured["preparation"]
+    begin = time.perf_counter()
+    if prepare_images(jobs, settings, options.workers, overwrite=True):
+        raise SystemExit("a film could not be prepared")
+    whole = time.perf_counter() - begin
+    images = SLICE * options.workers
     return {
-        "files": options.files,
         "workers": options.workers,
-        "images a second": round(options.files / statistics.median(seconds["preparation"]), 1),
-        "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
+        "slices": options.slices,
+        "images a slice": images,
+        "ms an image": {
+            name: {"wall": round(1e3 * float(w) / images, 2), "CPU": round(1e3 * float(c) / images, 2)}
+            for name, values in measured.items()
+            for w, c in [np.median(values, axis=0)]
+        },
         "psnr": {"preparation": round(ours, 2), **{name: round(quality, 2) for name, quality in candidates.items()}},
         "fastest": fastest,
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": _median_with_interval(ratios[:, 0]),
+        "ratio of CPU seconds": _median_with_interval(ratios[:, 1]),
+        f"seconds of {options.files} files with workers started": round(whole, 2),
     }
 
 
-def _bare_seconds(name: str, paths: list[str], size: tuple[int, int], workers: int) -> float:
-    """Seconds of decoding and resizing alone, with processes started and work handed out as `prepare_images` does."""
-    begin = time.perf_counter()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-        for future in [pool.submit(_decode_all, name, chunk, size) for chunk in chunks]:
-            future.result()
-    return time.perf_counter() - begin
+class _Files:
+    """A chunk's work, sent to a worker: the `part` of `files` from `start` on, bare where a library is named."""
+
+    def __init__(self, files: list, library: str | None, how: Any) -> None:
+        self.files, self.library, self.how = files, library, how
+
+    def __call__(self, start: int, part: slice) -> float:
+        files = [self.files[(start + n) % len(self.files)] for n in range(part.start, part.stop)]
+        if self.library is None:
+            return _whole_chunk(files, self.how)
+        return _bare_chunk(self.library, files, self.how)
+
+
+def _median_with_interval(values: np.ndarray) -> dict[str, float]:
+    """The median and its 95% bootstrap interval."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return {"median": round(float(np.median(values)), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -389,6 +389,9 @@ def leave_together() -> None:
     state = PartialState()
     if state.num_processes > 1:
         state.wait_for_everyone()
+        # Gloo's thread drops the barrier's tensor under Python's lock; were the trainer, and gloo with it, taken down by
+        # this thread before, it would hold that lock and wait for gloo's thread for ever (seen once, torch 2.13).
+        time.sleep(0.2)
         state.destroy_process_group()
 
 
