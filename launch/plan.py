@@ -218,9 +218,10 @@ def sizes(
         else:
             published = PUBLISHED_TEST if split == "test" else PUBLISHED_STUDIES
             if name not in published:
+                phantom = name.startswith("phantom_")
+                command = "make demo-data RECIPE=demo" if phantom else f"make data DATASET={name} SOURCE=/path/to/it"
                 raise RecipeError(
-                    f"{path} is not there, and no published size of {name} is known; prepare it first: "
-                    f"make data DATASET={name} SOURCE=/path/to/it"
+                    f"{path} is not there, and no published size of {name} is known; prepare it first: {command}"
                 )
             n, measured, priors = published[name], False, assume.prior_share
             report_tokens, context, prior_tokens = assume.report_tokens, assume.context_tokens, assume.report_tokens

@@ -35,6 +35,7 @@ def stage_arguments(name: str, data: Path, model: Path, out: Path, **settings: o
         "save_strategy": "no",
     }
     words = ["--config", str(REPOSITORY / f"recipes/demo/{name}.yaml"), "--datasets", "phantom_prairie"]
+    words += ["--dataset_weights", "1"]
     for key, value in {**given, **settings}.items():
         words += [f"--{key}", str(value)]
     return words
