@@ -249,7 +249,7 @@ def test_prepared_data_is_counted_and_not_assumed(phantom_data):
 
 
 def test_a_data_set_that_is_neither_prepared_nor_published_is_named(tmp_path):
-    with pytest.raises(RecipeError, match=r"phantom_\w+.*make data DATASET="):
+    with pytest.raises(RecipeError, match=r"phantom_\w+.*make demo-data"):
         plan_training(REPOSITORY / "recipes/demo/sft.yaml", target(0, data_dir=tmp_path))
 
 
