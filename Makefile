@@ -86,6 +86,7 @@ TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
 COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true)
 JUDGE  := $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL))
+WEIGHED = $(if $(filter-out weights,$(WEIGHTS_DIR)),--weights_dir $(WEIGHTS_DIR))
 
 base: setup ## the demo's base model: a tiny Qwen3-VL with random weights
 ifeq ($(RECIPE),demo)
@@ -101,26 +102,26 @@ sft: setup base ## supervised fine-tuning
 
 rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint by 1/RadCliQ-v1
 	@$(STAGE) --stage rl_step1 --title "RL step 1: GRPO on the RadCliQ-weighted reward" --done $(OUT)/rl_step1/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(TRAINED_ON) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(WEIGHED) $(TRAINED_ON) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step1 --model_name_or_path $(OUT)/sft/final) $(ARGS)
 	@$(MAKE) --no-print-directory select STAGE_NAME=rl_step1
 
 STAGE_NAME ?= rl_step1
 select: setup ## the best checkpoint of a stage on validation (STAGE_NAME=rl_step1)
 	@$(STAGE) --stage select_$(STAGE_NAME) --title "best checkpoint of $(STAGE_NAME) on validation" --done $(OUT)/$(STAGE_NAME)/selection.json -- \
-	  $(PYTHON) -m recipes.select_checkpoint --config $(YAML)/eval.yaml --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) \
+	  $(PYTHON) -m recipes.select_checkpoint --config $(YAML)/eval.yaml --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) $(WEIGHED) \
 	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)
 
 rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
 	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(TRAINED_ON) $(JUDGE) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(TRAINED_ON) $(JUDGE) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best) $(ARGS)
 
 MODELS ?=
 SPLIT  ?=
 eval: setup ## generate and score: DATASET=mimic [MODELS="sft rl_step2 name=path"] [SPLIT=test]
 	@$(STAGE) --stage eval --title "evaluation" -- \
-	  $(PYTHON) -m recipes.evaluate --config $(YAML)/eval.yaml --run $(OUT) --data_dir $(DATA) $(JUDGE) \
+	  $(PYTHON) -m recipes.evaluate --config $(YAML)/eval.yaml --run $(OUT) --data_dir $(DATA) $(WEIGHED) $(JUDGE) \
 	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(SPLIT),--split $(SPLIT)) \
 	  $(if $(MODELS),--models $(MODELS)) $(if $(FORCE),--force true) $(EVAL_ARGS)
 

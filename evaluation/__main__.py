@@ -26,28 +26,22 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from evaluation.engines import GenerationSettings
-    from evaluation.generate import generate, generate_shard
+    from evaluation.generate import Task, generate, generate_shard
 
     settings = GenerationSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings)})
     if options.batch_size < 1:
         raise EvaluationError(f"--batch_size is {options.batch_size}; it must be at least 1")
-    common = (
-        options.model,
-        options.data,
-        options.split,
-        options.out,
-        settings,
-        options.batch_size,
-        options.max_studies,
+    task = Task(
+        options.model, options.data, options.split, options.out, settings, options.batch_size, options.max_studies
     )
     if options.processes is not None and options.processes < 1:
         raise EvaluationError(f"--processes is {options.processes}; it must be at least 1")
     if options.shard:
         if options.force or options.processes:
             raise EvaluationError("--shard is one process's part; give --force and --processes to the run without it")
-        generate_shard(*common, *options.shard)
+        generate_shard(task, *options.shard)
         return
-    result = generate(*common, force=options.force, processes=options.processes)
+    result = generate(task, force=options.force, processes=options.processes)
     print(f"{options.out / 'predictions.json'}: {result['made_by']['studies']} reports")
 
 

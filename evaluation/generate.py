@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,89 +42,89 @@ from evaluation.errors import EvaluationError
 from evaluation.predictions import rexrank_entry, studies_of_data
 
 
-def generate(
-    model: str,
-    data: Path,
-    split: str,
-    out: Path,
-    settings: GenerationSettings,
-    batch_size: int = 16,
-    max_studies: int | None = None,
-    force: bool = False,
-    processes: int | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Task:
+    """Whose reports of what are written where.
+
+    Attributes:
+        data: a prepared folder.
+        batch_size: studies that transformers generates at once; vLLM gets `VLLM_BATCHES` such batches.
+        max_studies: only the first so many of the split.
+    """
+
+    model: str
+    data: Path
+    split: str
+    out: Path
+    settings: GenerationSettings
+    batch_size: int = 16
+    max_studies: int | None = None
+
+
+def generate(task: Task, force: bool = False, processes: int | None = None) -> dict[str, Any]:
     """Generate for one split of a prepared folder; returns what `generation.json` holds.
 
     Args:
-        batch_size: studies that transformers generates at once; vLLM gets `VLLM_BATCHES` such batches.
-        max_studies: only the first so many.
         processes: how many share the studies; None is one a GPU.
 
     Raises:
-        EvaluationError: an unreadable image, or results of other settings in `out` (force replaces them).
+        EvaluationError: an unreadable image, or results of other settings in `task.out` (force replaces them).
         RecipeError, StudyError: no such model or data.
     """
-    studies, settings, made_by = _planned(model, data, split, settings, max_studies)
-    finished = load_finished(out, made_by, force)
+    studies, settings, made_by = _planned(task)
+    finished = load_finished(task.out, made_by, force)
     if finished:
         return finished
     check_images(studies, settings)
     processes = processes or max(1, gpu_count())
     started = time.monotonic()
     if processes > 1:
-        _in_processes(processes, model, data, split, out, settings, batch_size, max_studies)
+        _in_processes(replace(task, settings=settings), processes)
     else:
-        batch_size = _batch_size(settings, batch_size)
-        write_reports(studies, partial_path(out), lambda: make_writer(model, settings), batch_size, partials(out))
-    return finish(out, studies, made_by, time.monotonic() - started)
+        write_reports(
+            studies,
+            partial_path(task.out),
+            lambda: make_writer(task.model, settings),
+            _batch_size(settings, task.batch_size),
+            partials(task.out),
+        )
+    return finish(task.out, studies, made_by, time.monotonic() - started)
 
 
-def generate_shard(
-    model: str,
-    data: Path,
-    split: str,
-    out: Path,
-    settings: GenerationSettings,
-    batch_size: int,
-    max_studies: int | None,
-    shard: int,
-    shards: int,
-) -> None:
+def generate_shard(task: Task, shard: int, shards: int) -> None:
     """One process's part of the studies: every `shards`-th, from `shard`. A `generate` puts the parts together.
 
     Raises:
         EvaluationError: as `generate`; also where the model or the data changed since the other parts.
     """
-    studies, settings, made_by = _planned(model, data, split, settings, max_studies)
-    if load_finished(out, made_by, force=False, replace_changed=False):
+    studies, settings, made_by = _planned(task)
+    if load_finished(task.out, made_by, force=False, replace_changed=False):
         return
     studies = studies[shard::shards]
     check_images(studies, settings)
     write_reports(
         studies,
-        partial_path(out, shard),
-        lambda: make_writer(model, settings),
-        _batch_size(settings, batch_size),
-        partials(out),
+        partial_path(task.out, shard),
+        lambda: make_writer(task.model, settings),
+        _batch_size(settings, task.batch_size),
+        partials(task.out),
         title=f"reports, part {shard + 1} of {shards}",
     )
 
 
-def _planned(
-    model: str, data: Path, split: str, settings: GenerationSettings, max_studies: int | None
-) -> tuple[list[dict[str, Any]], GenerationSettings, dict[str, Any]]:
+def _planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict[str, Any]]:
     """The studies, the settings with their engine decided, and what decides the reports."""
     from recipes.models import check_model_folder, model_fingerprint  # loads torch: only where a model is needed
 
-    studies = studies_of_data(data, split)[:max_studies]
-    check_model_folder(model)
-    settings = engine_here(settings)
+    studies = studies_of_data(task.data, task.split)[: task.max_studies]
+    check_model_folder(task.model)
+    settings = engine_here(task.settings)
     made_by = {
-        "model": model,
-        "model_sha256": model_fingerprint(model),
-        "data": data.name,
-        "split": split,
-        "data_sha256": hashlib.sha256((data / f"{split}.parquet").read_bytes()).hexdigest(),
+        "model": task.model,
+        "model_sha256": model_fingerprint(task.model),
+        "data": task.data.name,
+        "split": task.split,
+        "data_sha256": hashlib.sha256((task.data / f"{task.split}.parquet").read_bytes()).hexdigest(),
         "studies": len(studies),
         **asdict(settings),
     }
@@ -286,27 +286,18 @@ def finish(
     return result
 
 
-def _in_processes(
-    processes: int,
-    model: str,
-    data: Path,
-    split: str,
-    out: Path,
-    settings: GenerationSettings,
-    batch_size: int,
-    max_studies: int | None,
-) -> None:
+def _in_processes(task: Task, processes: int) -> None:
     """Each process, with a GPU of its own where there are GPUs, writes its share of the studies.
 
     Raises:
         EvaluationError: a process failed (its own message is above); what is written is kept.
     """
-    command = [sys.executable, "-m", "evaluation", "generate", "--model", model, "--data", str(data), "--split", split]
-    command += ["--out", str(out), "--batch_size", str(batch_size)]
-    for key, value in asdict(settings).items():
+    command = [sys.executable, "-m", "evaluation", "generate", "--model", task.model, "--data", str(task.data)]
+    command += ["--split", task.split, "--out", str(task.out), "--batch_size", str(task.batch_size)]
+    for key, value in asdict(task.settings).items():
         command += [f"--{key}", str(value)]
-    if max_studies is not None:
-        command += ["--max_studies", str(max_studies)]
+    if task.max_studies is not None:
+        command += ["--max_studies", str(task.max_studies)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     shared = {"OMP_NUM_THREADS": threads, **os.environ}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

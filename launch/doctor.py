@@ -505,7 +505,7 @@ def table(checks: list[Check]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = machine.OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.doctor"
     )
     parser.add_argument("--recipe", default="unirg_cxr", help="folder under recipes/")

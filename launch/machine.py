@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 GIB = 2**30
 
@@ -29,6 +32,14 @@ class Gpu:
 
 class MachineError(ValueError):
     """Something about this machine that stops a stage: one line, with what mends it."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without the block of usage before an error; `--help` shows that."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (--help lists the options)", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def gpus() -> list[Gpu]:

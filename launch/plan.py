@@ -613,7 +613,7 @@ def read_assumptions(pairs: Sequence[str]) -> Assumptions:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = machine.OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.plan"
     )
     parser.add_argument("--recipe", default="unirg_cxr", help="folder under recipes/")

@@ -165,7 +165,7 @@ def build(gpus: int | None, nodes: int, parallel: str | None, processes: int, st
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = machine.OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.start"
     )
     parser.add_argument("--gpus", type=int, help="GPUs of this node; default: all")

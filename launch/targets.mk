@@ -15,9 +15,12 @@ doctor: ## is this machine ready? [ASK=sft] one stage only; [ARGS=--json]
 	  --run $(OUT) $(if $(GPUS),--gpus $(GPUS)) $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) \
 	  $(if $(STAGE_ASKED),--stage $(STAGE_ASKED)) $(ARGS)
 
-plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [PARALLEL=zero3] [ASK=sft]
+# With VARIANT=lora the stages that have one, and the evaluation.
+PLANNED = $(if $(ASK),$(filter-out eval_%,$(addsuffix $(V),$(ASK))) $(filter eval,$(ASK)),$(if $(V),$(basename $(notdir $(wildcard $(YAML)/*$(V).yaml))) eval))
+
+plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
 	@$(PYTHON) -m launch.plan --recipe $(RECIPE) --gpu $(GPU) --data_dir $(DATA) \
-	  $(if $(GPUS),--gpus $$(($(GPUS) * $(NODES)))) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(ASK),--stage $(ASK)) $(ARGS)
+	  $(if $(GPUS),--gpus $$(($(GPUS) * $(NODES)))) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) $(ARGS)
 
 weights: setup ## base model and metric weights into WEIGHTS_DIR [MIRROR=https://…] [ARGS="--only metrics"]
 	@$(PYTHON) -m launch.weights --out $(WEIGHTS_DIR) $(if $(MIRROR),--mirror $(MIRROR)) $(ARGS)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launch.machine import format_bytes, free_disk
+from launch.machine import OneLineParser, format_bytes, free_disk
 from rewards.weights import ENCODERS, RADGRAPH_MODELS, RATESCORE_MODELS, SCORERS
 
 LOCK = "weights.lock.json"
@@ -335,7 +335,7 @@ class Fetcher:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.weights"
     )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("WEIGHTS_DIR", "weights")), help="the folder")

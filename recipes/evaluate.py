@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from evaluation.baselines import write_baseline
 from evaluation.engines import GenerationSettings
-from evaluation.generate import generate
+from evaluation.generate import Task, generate
 from evaluation.score import OPTIONAL_METRICS, score_file
 from evaluation.scorers import open_scorers
 from recipes.arguments import EvaluationArguments, parse_recipe
@@ -51,7 +51,7 @@ def main() -> None:
             for name, path in models.items():
                 folders.append(run / "eval" / dataset / name)
                 announce(f"{dataset}: {name}")
-                generate(path, data, split, folders[-1], settings, evaluation.batch_size, force=evaluation.force)
+                generate(Task(path, data, split, folders[-1], settings, evaluation.batch_size), evaluation.force)
             # A baseline may learn from the training studies of what the run trains on, never of a zero-shot data set.
             seen = [data_dir / name for name in evaluation.datasets]
             for name in evaluation.baselines:

@@ -18,7 +18,7 @@ import numpy as np
 from data_prep.files import write_json
 from data_prep.study import read_studies
 from evaluation import statistics
-from evaluation.generate import generate
+from evaluation.generate import Task, generate
 from evaluation.predictions import read_predictions
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError, run_command
@@ -83,16 +83,9 @@ def rate(checkpoint: Path, evaluation: EvaluationArguments, metric: Metric, out:
     for dataset in evaluation.validation_datasets or evaluation.datasets:
         data, split = Path(evaluation.data_dir) / dataset, evaluation.validation_split
         folder = out / checkpoint.name / dataset
-        generate(
-            str(checkpoint),
-            data,
-            split,
-            folder,
-            generation_settings(evaluation),
-            evaluation.batch_size,
-            evaluation.validation_studies,
-            evaluation.force,
-        )
+        settings = generation_settings(evaluation)
+        studies = evaluation.validation_studies
+        generate(Task(str(checkpoint), data, split, folder, settings, evaluation.batch_size, studies), evaluation.force)
         entries = read_predictions(folder / "predictions.json").entries
         for study in read_studies(data, split).to_pylist()[: evaluation.validation_studies]:
             candidates.append(entries[study["study_id"]]["model_prediction"])

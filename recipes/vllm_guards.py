@@ -35,7 +35,7 @@ def check_vllm(training: GRPOConfig) -> None:
         return
     if find_spec("vllm") is None and training.vllm_mode == "colocate":
         raise RecipeError(
-            "use_vllm: true with vllm_mode: colocate needs vLLM in this environment (pip install 'vllm>=0.22,<0.32'); "
+            "use_vllm: true with vllm_mode: colocate needs vLLM in this environment (.venv/bin/pip install -r requirements-gpu.txt); "
             "set use_vllm: false to generate with transformers"
         )
     if not training.vllm_importance_sampling_correction:
@@ -105,7 +105,7 @@ def _encoder_cache_reset(generation: Any) -> Callable[[], None]:
         if reset is None:
             raise RecipeError(
                 "this vLLM cannot reset its encoder cache, so image embeddings would be of an older policy; "
-                "install vllm>=0.22,<0.32, or set use_vllm: false"
+                "install the one of requirements-gpu.txt, or set use_vllm: false"
             )
         return reset
     url = f"{generation.vllm_client.base_url.rstrip('/')}/reset_encoder_cache"

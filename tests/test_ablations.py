@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +211,34 @@ def test_an_unknown_ablation_at_the_command_line_is_one_line_and_status_2(tmp_pa
     assert run.returncode == 2
     assert run.stderr.startswith("error: no ablation 'nothing'")
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+# ---- the grid of SFT -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_grid_trains_each_setting_once_and_rates_all(phantom_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_base, run / "base")
+    command = [sys.executable, "-m", "recipes.ablate", "grid", "--recipe", "demo", "--run", str(run)]
+    command += ["--data_dir", str(phantom_data), "--only_dataset", "phantom_prairie"]
+    command += ["--learning_rates", "1e-5", "2e-3", "--batch_sizes", "8", "16"]
+    command += ["--", "--max_steps", "4", "--save_steps", "2", "--logging_steps", "1"]
+    first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    rows = json.loads((run / "sft_grid" / "grid.json").read_text())
+    settings = {(row["learning_rate"], row["global_batch_size"]) for row in rows}
+    assert settings == {(rate, batch) for rate in (1e-5, 2e-3) for batch in (8, 16)}
+    for row in rows:
+        folder = run / "sft_grid" / f"lr{row['learning_rate']:g}-batch{row['global_batch_size']}" / "sft"
+        result = json.loads((folder / "result.json").read_text())
+        assert result["settings"]["learning_rate"] == row["learning_rate"]
+        assert result["steps"] == 4
+        assert (folder / "best").resolve() == (folder / row["checkpoint"]).resolve()
+    rated = [row["radcliq_v1"]["mean"] for row in rows]
+    assert rated == sorted(rated)
+    assert len(set(rated)) > 1  # the settings did matter
+    assert "| 0.002 | 16 | checkpoint-" in (run / "sft_grid" / "grid.md").read_text()
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("finished already") == 4

@@ -20,7 +20,7 @@ import inference
 from data_prep.study import read_studies
 from evaluation.engines import GenerationSettings, make_writer, open_images
 from evaluation.errors import EvaluationError
-from evaluation.generate import generate, partial_path, write_reports
+from evaluation.generate import Task, generate, partial_path, write_reports
 from evaluation.predictions import studies_of_data
 from evaluation.submission import DESCRIPTION, missing_files, pack
 from recipes.models import load_model_and_processor
@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def run(model: Path, data: Path, out: Path, settings: GenerationSettings = SETTINGS, **options) -> dict:
-    return generate(str(model), data, "test", out, settings, batch_size=4, **options)
+    return generate(Task(str(model), data, "test", out, settings, batch_size=4), **options)
 
 
 def test_reports_are_the_models_greedy_ones_in_rexranks_form(tiny_base, data, tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from evaluation import generate as generate_module
 from evaluation.__main__ import main
 from evaluation.engines import GenerationSettings, checkpoint_dtype, model_length
 from evaluation.errors import EvaluationError
-from evaluation.generate import generate, generate_shard, partial_path, partials, read_lines, write_reports
+from evaluation.generate import Task, generate, generate_shard, partial_path, partials, read_lines, write_reports
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = GenerationSettings(max_new_tokens=12, engine="transformers")
@@ -44,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 def alone(tiny_base, data, tmp_path_factory) -> dict[str, dict]:
     """The predictions of one process with transformers."""
     out = tmp_path_factory.mktemp("alone")
-    generate(str(tiny_base), data, "test", out, SETTINGS, batch_size=4)
+    generate(Task(str(tiny_base), data, "test", out, SETTINGS, batch_size=4))
     return predictions(out)
 
 
@@ -54,10 +55,10 @@ def predictions(out: Path) -> dict[str, dict]:
 
 def test_parts_made_one_by_one_are_put_together(tiny_base, data, alone, tmp_path, monkeypatch):
     for part in (2, 0, 1):
-        generate_shard(str(tiny_base), data, "test", tmp_path, SETTINGS, 4, None, part, 3)
+        generate_shard(Task(str(tiny_base), data, "test", tmp_path, SETTINGS, 4), part, 3)
     assert [len(read_lines(partial_path(tmp_path, part))) for part in range(3)] == [14, 13, 13]
     monkeypatch.setattr(generate_module, "make_writer", lambda *_: pytest.fail("loaded a model for nothing"))
-    result = generate(str(tiny_base), data, "test", tmp_path, SETTINGS, batch_size=4)
+    result = generate(Task(str(tiny_base), data, "test", tmp_path, SETTINGS, batch_size=4))
     assert predictions(tmp_path) == alone
     assert list(predictions(tmp_path)) == list(alone)
     assert result["finished"]
@@ -65,23 +66,23 @@ def test_parts_made_one_by_one_are_put_together(tiny_base, data, alone, tmp_path
 
 
 def test_a_part_of_other_settings_or_another_model_is_refused(tiny_base, data, tmp_path):
-    arguments = (str(tiny_base), data, "test", tmp_path)
-    generate_shard(*arguments, SETTINGS, 4, 4, 0, 2)
+    task = Task(str(tiny_base), data, "test", tmp_path, SETTINGS, batch_size=4, max_studies=4)
+    generate_shard(task, 0, 2)
     with pytest.raises(EvaluationError, match="another max_new_tokens"):
-        generate_shard(*arguments, GenerationSettings(max_new_tokens=5, engine="transformers"), 4, 4, 1, 2)
+        generate_shard(replace(task, settings=GenerationSettings(max_new_tokens=5, engine="transformers")), 1, 2)
     state = json.loads((tmp_path / "generation.json").read_text())
     state["made_by"]["model_sha256"] = "of other weights"
     (tmp_path / "generation.json").write_text(json.dumps(state))
     with pytest.raises(EvaluationError, match="another model_sha256"):
-        generate_shard(*arguments, SETTINGS, 4, 4, 1, 2)
+        generate_shard(task, 1, 2)
     assert len(read_lines(partial_path(tmp_path, 0))) == 2  # and nothing of the other part is lost
 
 
 def test_a_model_that_was_merely_moved_is_the_same(tiny_base, data, tmp_path, capsys):
-    generate(str(tiny_base), data, "test", tmp_path / "out", SETTINGS, max_studies=2)
+    generate(Task(str(tiny_base), data, "test", tmp_path / "out", SETTINGS, max_studies=2))
     moved = tmp_path / "moved"
     moved.symlink_to(tiny_base)
-    generate(str(moved), data, "test", tmp_path / "out", SETTINGS, max_studies=2)
+    generate(Task(str(moved), data, "test", tmp_path / "out", SETTINGS, max_studies=2))
     assert "finished already" in capsys.readouterr().out
 
 

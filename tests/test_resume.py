@@ -263,30 +263,60 @@ def test_every_stage_goes_on_from_a_kill_or_a_warning_at_any_moment(
     assert same_weights(out / "final", whole / "final")
 
 
+# ---- by two processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["sft", "rl_step1", "rl_step2"])
+def uninterrupted_by_two(
+    request: pytest.FixtureRequest, tiny_base: Path, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A stage, and the folder of a run of it by two processes that nothing disturbed. Read-only."""
+    out = tmp_path_factory.mktemp("whole_by_two") / request.param
+    finish(small_by_two(request.param, out, tiny_base, phantom_data))
+    return request.param, out
+
+
+def small_by_two(stage: str, out: Path, model: Path, data: Path) -> list[str]:
+    """`small` by two processes, with the same global batch."""
+    python, *words = small(stage, out, model, data, per_device_train_batch_size=4)
+    return [python, "-m", "launch.start", "--processes", "2", "--", *words]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "rl_step1"])
-def test_two_processes_save_at_a_signal_to_one_and_end_as_if_uninterrupted(
-    stage: str, tiny_base: Path, phantom_data: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("after", "kind", "rank", "said"),
+    [
+        # not the process that writes the checkpoint: all must hear of it
+        ("checkpoint-*/trainer_state.json", signal.SIGUSR1, 1, "SIGUSR1 received; checkpoint-"),
+        # the process that writes the checkpoint, while it does
+        ("checkpoint-*", signal.SIGKILL, 0, "process 0 was ended by signal 9"),
+    ],
+    ids=["warned", "killed-while-it-saves"],
+)
+def test_two_processes_go_on_from_a_kill_or_a_warning_to_one_of_them(
+    uninterrupted_by_two: tuple[str, Path],
+    after: str,
+    kind: signal.Signals,
+    rank: int,
+    said: str,
+    tiny_base: Path,
+    phantom_data: Path,
+    tmp_path: Path,
 ) -> None:
-    settings = {"per_device_train_batch_size": 4}  # the same global batch over two processes
-    launched = ["-m", "launch.start", "--processes", "2", "--"]
-    commands = {}
-    for name in ("stopped", "whole"):
-        python, *words = small(stage, tmp_path / name / stage, tiny_base, phantom_data, **settings)
-        commands[name] = [python, *launched, *words]
-    out = tmp_path / "stopped" / stage
-    process = start(commands["stopped"])
-    wait_for(out, "checkpoint-*/trainer_state.json", process)
-    os.kill(trainers(process.pid)[1], signal.SIGUSR1)  # not the one that writes the checkpoint
+    stage, whole = uninterrupted_by_two
+    out = tmp_path / stage
+    arguments = small_by_two(stage, out, tiny_base, phantom_data)
+    process = start(arguments)
+    wait_for(out, after, process)
+    os.kill(trainers(process.pid)[rank], kind)
     output, _ = process.communicate()
     assert process.returncode != 0
-    assert output.count("SIGUSR1 received; checkpoint-") == 1, output
+    assert output.count(said) == 1, output
     assert not (out / "result.json").exists()
-    assert "going on from checkpoint-" in finish(commands["stopped"])
-    finish(commands["whole"])
+    finish(arguments)
     assert json.loads((out / "result.json").read_text())["processes"] == 2
-    assert losses(out) == losses(tmp_path / "whole" / stage)
-    assert same_weights(out / "final", tmp_path / "whole" / stage / "final")
+    assert losses(out) == losses(whole)
+    assert same_weights(out / "final", whole / "final")
 
 
 def trainers(launcher: int) -> list[int]:
