@@ -35,8 +35,15 @@ def data(tmp_path_factory) -> Path:
     return make_data(tmp_path_factory.mktemp("data") / "phantom_small", train=2, test=5)
 
 
-def run(model: Path, data: Path, out: Path, settings: GenerationSettings = SETTINGS, **options) -> dict:
-    return generate(Task(str(model), data, "test", out, settings, batch_size=4), **options)
+def run(
+    model: Path,
+    data: Path,
+    out: Path,
+    settings: GenerationSettings = SETTINGS,
+    max_studies: int | None = None,
+    force: bool = False,
+) -> dict:
+    return generate(Task(str(model), data, "test", out, settings, 4, max_studies), force)
 
 
 def test_reports_are_the_models_greedy_ones_in_rexranks_form(tiny_base, data, tmp_path):

@@ -294,6 +294,14 @@ def test_the_command_prints_json_and_one_line_for_a_mistake(monkeypatch, capsys)
     error = capsys.readouterr().err
     assert error.startswith("error: no recipe 'nothing'")
     assert error.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["plan", "--gpu", "h10"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument --gpu: invalid choice: 'h10'")
+    assert "h100" in error
+    assert error.count("\n") == 1
 
 
 def test_the_command_ends_with_status_1_where_a_stage_does_not_fit(monkeypatch, capsys):

@@ -1,0 +1,45 @@
+"""What `make` hands to the stages, by `make -n`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """`make -n`, untouched by the variables of a `make test` around it."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES")}
+    return subprocess.run(["make", "-n", *words], cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+
+
+def commands(*words: str) -> str:
+    """The commands that `make words` would run, those of setup left out."""
+    made = make("-o", "setup", *words)
+    assert made.returncode == 0, made.stderr
+    return " ".join(made.stdout.replace("\\\n", " ").split())
+
+
+@pytest.mark.parametrize("target", ["rl-step1", "rl-step2", "select", "eval"])
+def test_weights_in_a_folder_of_ones_own_reach_every_stage_that_scores(target: str) -> None:
+    assert "--weights_dir /big/weights" in commands(target, "WEIGHTS_DIR=/big/weights")
+    assert "--weights_dir" not in commands(target)
+
+
+def test_a_variant_is_trained_and_planned_as_such() -> None:
+    assert "--config recipes/unirg_cxr/sft_lora.yaml" in commands("sft", "VARIANT=lora")
+    planned = commands("plan", "VARIANT=lora", "GPUS=8").partition("--stage ")[2].split()
+    assert set(planned) == {"sft_lora", "rl_step1_lora", "rl_step2_lora", "eval"}
+    assert commands("plan", "VARIANT=lora", "ASK=sft eval").endswith("--stage sft_lora eval")
+    assert "--stage" not in commands("plan")
+
+
+def test_a_variant_that_a_stage_lacks_is_one_line_that_names_those_there_are() -> None:
+    made = make("sft", "VARIANT=no")
+    assert made.returncode == 2
+    assert "VARIANT=no has no sft of its own" in made.stderr
+    assert "sft_lora" in made.stderr
