@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from rewards.database import open_database
 from rewards.encoder import Encoder, PackedEncoder, PaddedEncoder
 from rewards.metric import MetricError
 
@@ -149,7 +150,7 @@ class DiskCache:
     """
 
     FILE_NAME = "scores.sqlite"
-    _BUSY_SECONDS = 60.0
+    _TABLE = "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
 
     def __init__(self, folder: Path | str, max_bytes: int = 4096 * 2**20) -> None:
         self.path, self.max_bytes = Path(folder) / self.FILE_NAME, max_bytes
@@ -160,11 +161,8 @@ class DiskCache:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._owner != os.getpid():  # a connection does not survive a fork
-            self._connection = sqlite3.connect(self.path, timeout=self._BUSY_SECONDS, check_same_thread=False)
+            self._connection = open_database(self.path, self._TABLE)
             self._owner = os.getpid()
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
         return self._connection
 
     @staticmethod

@@ -13,7 +13,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     """`make -n`, untouched by the variables of a `make test` around it."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES")}
+    of_make = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in of_make}
     return subprocess.run(["make", "-n", *words], cwd=REPOSITORY, capture_output=True, text=True, env=environment)
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judgement import Judgement
+from rewards.database import open_database
 
 FILE_NAME = "judge_cache.sqlite"
-_BUSY_SECONDS = 60.0  # how long a process waits for another one's commit, which takes well under a millisecond
 _TABLE = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY,
@@ -131,10 +131,7 @@ def open_cache(path: Path, create: bool = False) -> sqlite3.Connection:
     elif not path.is_file():
         raise JudgeError(f"no judge cache at {path}; give the folder that judge_cache_dir named")
     try:
-        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(_TABLE)
+        connection = open_database(path, _TABLE, autocommit=True)
         connection.execute("SELECT key, sampling, completion_tokens, created FROM answers LIMIT 1").fetchone()
     except sqlite3.Error as error:
         raise JudgeError(
