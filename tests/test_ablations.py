@@ -241,4 +241,4 @@ def test_the_grid_trains_each_setting_once_and_rates_all(phantom_data: Path, tin
     assert "| 0.002 | 16 | checkpoint-" in (run / "sft_grid" / "grid.md").read_text()
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("finished already") == 4
+    assert again.stdout.count("finished already (FORCE=1 trains it again)") == 4

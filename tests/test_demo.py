@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,20 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TRAINING_STAGES = ("sft", "rl_step1", "rl_step2")
 
 
+def command(*words: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    subprocess.run(words, cwd=REPOSITORY, env=environment, check=True)
+
+
 @pytest.fixture(scope="module", params=[1, 2, 3])
 def summary(request: pytest.FixtureRequest) -> dict:
-    """`summary.json` of `make demo SEED=…`; a finished demo is not run again."""
+    """`summary.json` of `make demo SEED=…` and its ablation without the judge; what is finished is not run again."""
     seed = request.param
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    subprocess.run(["make", "demo", f"SEED={seed}"], cwd=REPOSITORY, env=environment, check=True)
     run = REPOSITORY / "outputs" / ("demo" if seed == 1 else f"demo-seed{seed}")
+    command("make", "demo", f"SEED={seed}")
     assert (run / "report.html").is_file()
+    command("make", "ablation", "NAME=no_error_awareness", "RECIPE=demo", f"SEED={seed}")
+    command(sys.executable, "-m", "evaluation", "summary", "--outputs", str(run))
     return json.loads((run / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -38,8 +45,14 @@ def test_step_1_raises_the_composite_beyond_the_interval_of_the_paired_differenc
 @pytest.mark.slow
 def test_step_2_lowers_the_judges_errors_and_keeps_the_composite(summary):
     difference = summary["paired"]["rl_step2 - rl_step1"]
-    assert difference["judge_errors"]["difference"] < 0
+    assert difference["judge_errors"]["high"] < 0
     assert difference["composite"]["high"] > 0
+
+
+@pytest.mark.slow
+def test_without_the_judge_the_same_steps_do_not_lower_its_errors(summary):
+    assert summary["comparisons"]["paired"]["no_error_awareness - rl_step1"]["judge_errors"]["high"] > 0
+    assert summary["comparisons"]["paired"]["no_error_awareness - rl_step2"]["judge_errors"]["low"] > 0
 
 
 @pytest.mark.slow
