@@ -49,12 +49,15 @@ WEIGHTS = {"bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
 # --- one measurement, in a process of its own ---------------------------------------------------------------------------
 
 
-def _packages(part: str, weights: Path, candidates: list[str], references: list[str]) -> Callable[[], Any]:
+def packages_scoring(
+    part: str, weights: Path, candidates: list[str], references: list[str], cuda: bool = False
+) -> Callable[[], Any]:
     """The part as the packages do it: models loaded, the scoring returned as a function."""
     from random_weights import PUBMEDBERT, MendedCheXbert, bertscore_oracle, radgraph_oracle
 
     from rewards.weights import radgraph_folder
 
+    device = "cuda" if cuda else "cpu"
     work: list[Callable[[], Any]] = []
     if part in ("radgraph", "composite"):
         from radgraph.rewards import compute_reward
@@ -65,7 +68,7 @@ def _packages(part: str, weights: Path, candidates: list[str], references: list[
         for path in source.iterdir():
             target = folder / "radgraph" / path.name
             shutil.copy(path, target) if path.name == "config.json" else target.symlink_to(path.resolve())
-        package = radgraph_oracle(folder, "radgraph", weights / PUBMEDBERT.split("/")[1])
+        package = radgraph_oracle(folder, "radgraph", weights / PUBMEDBERT.split("/")[1], 0 if cuda else -1)
         shutil.rmtree(folder)
 
         def radgraph() -> None:  # F1RadGraph.forward
@@ -75,11 +78,11 @@ def _packages(part: str, weights: Path, candidates: list[str], references: list[
 
         work.append(radgraph)
     if part in ("sembscore", "composite"):
-        chexbert = MendedCheXbert(weights)
+        chexbert = MendedCheXbert(weights, device)
         # CXR-Report-Metric's SembScore: one forward pass a report (labels would be another).
         work.append(lambda: [chexbert.vector(text) for text in candidates + references])
     if part in ("bertscore", "composite"):
-        work.append(lambda: bertscore_oracle(weights, candidates, references))
+        work.append(lambda: bertscore_oracle(weights, candidates, references, device))
     return lambda: [step() for step in work]
 
 
@@ -113,8 +116,8 @@ def measure(side: str, part: str, weights: Path, prompts: int, rollouts: int, th
     warm_up = reports(4, seed=999)
     models: list[Any] = []
     if side == "packages":
-        _packages(part, weights, warm_up[:2], warm_up[2:])()
-        run = _packages(part, weights, candidates, references)
+        packages_scoring(part, weights, warm_up[:2], warm_up[2:])()
+        run = packages_scoring(part, weights, candidates, references)
     else:
         run, models = _ours(part, weights, candidates, references)
         for model in models:
@@ -328,7 +331,7 @@ def _child(arguments: argparse.Namespace, *task: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _random_weights(size: str) -> Path:
+def random_weights_folder(size: str) -> Path:
     import random_weights
 
     version_of_them = hashlib.sha256(Path(random_weights.__file__).read_bytes()).hexdigest()[:8]
@@ -386,13 +389,13 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stream:
-        arguments.weights = arguments.weights or _random_weights("tiny")
+        arguments.weights = arguments.weights or random_weights_folder("tiny")
         memory = _child(arguments, "stream")
         path = _write_json(arguments.out / "rewards_memory.json", {"machine": _machine(), **memory})
         print(f"{memory['first_mb']:.0f} MB after the first pairs, peak {memory['peak_mb']:.0f} MB: {path}")
         return
     published = arguments.weights is not None
-    arguments.weights = arguments.weights or _random_weights(arguments.size)
+    arguments.weights = arguments.weights or random_weights_folder(arguments.size)
     results: dict[str, Any] = {
         "size": "published" if published else arguments.size,
         "threads": arguments.threads,

@@ -304,8 +304,11 @@ class MendedRadGraph:
             return self.package(texts)
 
 
-def radgraph_oracle(extracted: Path, name: str, bert: Path) -> MendedRadGraph:
-    """The radgraph package on `extracted`/`name`/, whose config.json is pointed at the local encoder folder."""
+def radgraph_oracle(extracted: Path, name: str, bert: Path, cuda: int = -1) -> MendedRadGraph:
+    """The radgraph package on `extracted`/`name`/, whose config.json is pointed at the local encoder folder.
+
+    `cuda`: number of a GPU; -1 is the CPU.
+    """
     from radgraph import RadGraph
 
     path = extracted / name / "config.json"
@@ -314,13 +317,13 @@ def radgraph_oracle(extracted: Path, name: str, bert: Path) -> MendedRadGraph:
     config["dataset_reader"]["token_indexers"]["bert"]["model_name"] = str(bert)
     path.write_text(json.dumps(config))
     with oracle_mends():
-        return MendedRadGraph(RadGraph(model_type=name, model_cache_dir=str(extracted), cuda=-1))
+        return MendedRadGraph(RadGraph(model_type=name, model_cache_dir=str(extracted), cuda=cuda))
 
 
 class MendedCheXbert:
     """f1chexbert.F1CheXbert on a weights folder, called with the mends in place."""
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, device: str = "cpu") -> None:
         import f1chexbert.f1chexbert as module
         from transformers import AutoConfig, BertTokenizer
 
@@ -331,7 +334,7 @@ class MendedCheXbert:
             mock.patch.object(module.BertTokenizer, "from_pretrained", return_value=tokenizer),
             mock.patch.object(module.AutoConfig, "from_pretrained", return_value=config),
         ):
-            self.package = module.F1CheXbert(device="cpu")
+            self.package = module.F1CheXbert(device=device)
 
     def labels(self, text: str) -> list[int]:
         """ "rrg" labels, 14 of 0 and 1."""
@@ -344,11 +347,11 @@ class MendedCheXbert:
         import pandas as pd
 
         with oracle_mends(), torch.no_grad():
-            ids = torch.tensor(module.tokenize(pd.Series([text]), self.package.tokenizer))
+            ids = torch.tensor(module.tokenize(pd.Series([text]), self.package.tokenizer), device=self.package.device)
             return self.package.model.bert(ids)[0][0, 0]
 
 
-def bertscore_oracle(weights: Path, candidates: list[str], references: list[str]) -> list[float]:
+def bertscore_oracle(weights: Path, candidates: list[str], references: list[str], device: str = "cpu") -> list[float]:
     """bert_score.score as CXR-Report-Metric calls it, with a tokenizer that honours the prefix space."""
     import sys
 
@@ -365,7 +368,7 @@ def bertscore_oracle(weights: Path, candidates: list[str], references: list[str]
             model_type=str(folder),
             num_layers=5,
             lang="en",
-            device="cpu",
+            device=device,
             rescale_with_baseline=True,
             baseline_path=str(table),
         )

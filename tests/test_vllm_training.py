@@ -1,7 +1,7 @@
 """GRPO with rollouts from vLLM: it trains, and what would make it train on wrong rollouts is mended or stops the run.
 
 Real training of an untrained tiny Qwen3-VL with vLLM for CPU in an environment of its own (tests/vllm_cpu.py, 5 GB; skipped
-where that cannot be installed). Each fault that `recipes.vllm_guards` mends is put back and shows in the difference of
+where that cannot be installed), or with vLLM on a GPU where there is one. Each fault that `recipes.vllm_guards` mends is put back and shows in the difference of
 log-probabilities between sampler and trainer: measured 0.002 to 0.005 without a fault (the four image tokens that may not be
 sampled have that much probability in an untrained model), 0.06 with image embeddings of older weights, 0.4 with image tokens
 expanded twice, 0.9 with the rollouts of other weights.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 from rl_runs import REPOSITORY, SMALL, options
-from vllm_cpu import ENVIRONMENT, NotInstallable, serve, training_environment
+from vllm_cpu import (
+    ENVIRONMENT,
+    GPU_MEMORY_SHARE,
+    NotInstallable,
+    on_gpu,
+    scale_out,
+    serve,
+    training_environment,
+)
 
 from data_prep.sources.phantom import prepare
 from recipes.models import load_model_and_processor, model_fingerprint
@@ -74,12 +83,15 @@ def train(
         "vllm_max_model_length": 1024,
         **settings,
     }
+    if on_gpu():
+        given |= {"use_cpu": "false", "vllm_gpu_memory_utilization": GPU_MEMORY_SHARE}
     del given["save_steps"]
     words = ["--config", str(REPOSITORY / "recipes/demo/rl_step1.yaml"), *options(given)]
     command = [str(python), str(REPOSITORY / "tests/vllm_grpo.py"), fault, *words]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=1500
-    )
+    with socket.socket() as probe:  # TRL tries the same few ports in each of several runs that start at once
+        probe.bind(("127.0.0.1", 0))
+        environ = os.environ | ENVIRONMENT | {"MASTER_PORT": str(probe.getsockname()[1])}
+    return subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=1500)
 
 
 def check_trained(run: subprocess.CompletedProcess, out: Path, base: Path) -> None:
@@ -152,7 +164,7 @@ def test_rollouts_of_other_weights_stop_the_run(
 def server(python: Path, untied_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's server, started as for training."""
     log = tmp_path_factory.mktemp("server") / "vllm.log"
-    given = ["--max-model-len", "1024", "--limit-mm-per-prompt", IMAGES, "--enable-scale-out"]
+    given = ["--max-model-len", "1024", "--limit-mm-per-prompt", IMAGES, *scale_out()]
     given += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
     with serve(untied_base, "tiny", log, given, {"VLLM_SERVER_DEV_MODE": "1"}) as url:
         yield url.removesuffix("/v1")

@@ -1,13 +1,14 @@
-"""`recipes.grpo` with vLLM for CPU, and, by name, with one fault of TRL put back that the recipe mends.
+"""`recipes.grpo` with vLLM, on a CPU or a GPU, and, by name, with one fault of TRL put back that the recipe mends.
 
     .venv-vllm/bin/python tests/vllm_grpo.py none --config recipes/demo/rl_step1.yaml --use_vllm true …
 
 Faults: `tokens` (image tokens are expanded twice), `embeddings` (the encoder cache survives a sync), `weights` (nothing is
 synced: the rollouts are of the model that training began with), `none`.
 
-What differs from a GPU is the way of the weights. There TRL writes into the engine's live module (colocate) or broadcasts
-by NCCL (server); vLLM's CPU kernels keep repacked copies, and NCCL wants a GPU, so vLLM's own reload is used here. It
-empties the worker's encoder cache, which TRL's way does not: that cache is put back after it.
+What differs from a GPU is the way of the weights. There TRL writes into the engine's live module (colocate), and so it does
+here where a GPU is; vLLM's CPU kernels keep repacked copies, so on a CPU vLLM's own reload is used. It empties the worker's
+encoder cache, which TRL's way does not: that cache is put back after it. To a server TRL broadcasts by NCCL, which wants a
+GPU for each side: here the weights go as a file, with one GPU too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from safetensors.torch import save_file
 from trl.generation import vllm_generation
+from vllm_cpu import GPU_CACHE_BYTES
 
 import recipes.vllm_guards
 from recipes.errors import run_command
@@ -62,9 +65,15 @@ class Client(vllm_generation.VLLMClient):
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
-    vllm_generation.LLM = functools.partial(vllm_generation.LLM, enforce_eager=True, dtype="float32")
+    settings = {"enforce_eager": True, "dtype": "float32"}
+    if torch.cuda.is_available():
+        settings["kv_cache_memory_bytes"] = GPU_CACHE_BYTES
+    else:
+        Generation.sync_weights = sync_weights
+    vllm_generation.LLM = functools.partial(vllm_generation.LLM, **settings)
     vllm_generation.VLLMClient = Client
-    Generation.sync_weights = (lambda generation: None) if fault == "weights" else sync_weights
+    if fault == "weights":
+        Generation.sync_weights = lambda generation: None
     if fault == "tokens":
         recipes.vllm_guards.collapse_image_tokens = lambda prompt_ids, image_token_id: list(prompt_ids)
     if fault == "embeddings":
