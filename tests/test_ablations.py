@@ -80,6 +80,34 @@ def test_what_the_ablations_change(tmp_path: Path) -> None:
     assert {name: weight for name, weight in reward.metric_weights.items() if weight} == {"radcliq_v1": -1.0}
 
 
+# What a reward can do to reports; the recipe stops a run for it.
+OF_REPORTS = ("max_length_drift", "max_truncated", "max_prior_copies", "max_negation_flips", "max_heldout_drop")
+
+
+@pytest.mark.parametrize("name", ["only_rl", *(name for name in names() if name.startswith("reward_"))])
+def test_a_comparison_is_not_stopped_by_what_it_is_to_show(name: str, tmp_path: Path) -> None:
+    *_, watched, _, _ = parsed(read_ablation(name), "rl_step1", "unirg_cxr", tmp_path)
+    assert [getattr(watched, f"monitor_{limit}") for limit in OF_REPORTS] == [None] * len(OF_REPORTS)
+    # Where there is nothing left to learn from, it still stops.
+    assert None not in (watched.monitor_min_unique, watched.monitor_min_entropy, watched.monitor_max_zero_spread)
+
+
+@pytest.mark.slow
+def test_rl_from_the_base_model_runs_to_its_end(phantom_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """An untrained model never ends its reports: above the limit on truncated ones from the first update on."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_base, run / "base")
+    command = [sys.executable, "-m", "recipes.ablate", "run", "only_rl", "--recipe", "demo", "--run", str(run)]
+    command += ["--data_dir", str(phantom_data), "--only_dataset", "phantom_prairie"]
+    command += ["--", "--max_steps", "3", "--save_steps", "3", "--logging_steps", "1", "--max_completion_length", "32"]
+    command += ["--updates_per_generation", "1", "--monitor_patience", "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = json.loads((run / "ablations" / "only_rl" / "rl_step1" / "log_history.json").read_text())
+    assert max(entry["completions/clipped_ratio"] for entry in log if "loss" in entry) > 0.5
+    assert "| only_rl | " in (run / "ablations" / "table.md").read_text()
+
+
 def test_data_sets_that_a_recipe_does_not_have_are_left_out_aloud(tmp_path: Path, capsys) -> None:
     content = stage_recipe(read_ablation("reward_bleu2"), "rl_step1", "demo", "m", tmp_path)
     demo = yaml.safe_load((REPOSITORY / "recipes/demo/rl_step1.yaml").read_text())
