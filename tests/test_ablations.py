@@ -160,7 +160,10 @@ WHERE = {"output_dir", "model_name_or_path"}
         ("rl_step2_lora", "rl_step2", LORA),
         ("rl_step1_completions", "rl_step1", {"batch_counts", "save_steps"}),
         ("rl_step2_completions", "rl_step2", {"batch_counts", "save_steps"}),
+        ("sft_no_priors", "sft", {"longitudinal"}),
         ("rl_step1_no_priors", "rl_step1", {"longitudinal"}),
+        ("rl_step2_no_priors", "rl_step2", {"longitudinal"}),
+        ("eval_no_priors", "eval", {"longitudinal"}),
     ],
 )
 def test_a_variant_differs_from_the_recipe_by_what_its_name_says(variant: str, of: str, may_differ: set[str]) -> None:
@@ -170,10 +173,18 @@ def test_a_variant_differs_from_the_recipe_by_what_its_name_says(variant: str, o
     assert may_differ <= differing <= may_differ | WHERE
 
 
+def test_a_variant_starts_from_its_own_stages() -> None:
+    folder = REPOSITORY / "recipes" / "unirg_cxr"
+    for variant in ("lora", "no_priors"):
+        step1, step2 = (yaml.safe_load((folder / f"rl_step{n}_{variant}.yaml").read_text()) for n in (1, 2))
+        assert step1["model_name_or_path"] == f"outputs/unirg_cxr_{variant}/sft/final"
+        assert step2["model_name_or_path"] == f"outputs/unirg_cxr_{variant}/rl_step1/best"
+
+
 def test_every_key_of_the_papers_recipe_says_whose_choice_it_is() -> None:
     """A comment names the paper or says "our choice"; a section's own comment covers its keys."""
     plain = {"seed", "output_dir", "datasets", "reward_backend", "weights_dir", "weights_total", "use_vllm", "context"}
-    for path in sorted((REPOSITORY / "recipes" / "unirg_cxr").glob("[rs]*.yaml")):
+    for path in sorted((REPOSITORY / "recipes" / "unirg_cxr").glob("*.yaml")):
         covered = False
         for line in path.read_text().splitlines():
             if line.startswith("# ") or not line:

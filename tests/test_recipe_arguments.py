@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +46,23 @@ def test_every_shipped_rl_recipe_loads_and_samples_16_rollouts(path):
     assert data.datasets
     assert training.num_generations == 16
     assert any(reward.metric_weights.values())
+
+
+@pytest.mark.parametrize("path", shipped("sft*.yaml") + shipped("rl*.yaml") + shipped("eval.yaml"))
+def test_the_commands_of_a_recipes_header_are_those_that_use_it(path):
+    """By `make -n`, untouched by the variables of a make around it: the YAML is the stage's, the override reaches it."""
+    header = (REPOSITORY / path).read_text().partition("\n\n")[0]
+    (run,) = re.findall(r"# Run: +(make .*?)(?:   .*)?$", header, re.MULTILINE)
+    (override,) = re.findall(r"Override: (make .*)$", header, re.MULTILINE)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    for command in (run, override):
+        words = ["make", "-n", "-o", "setup", "-o", "base", *shlex.split(command)[1:]]
+        made = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+        assert made.returncode == 0, made.stderr
+        assert f"--config {path} " in made.stdout, command
+        if "ARGS=" in command:
+            assert command.partition('ARGS="')[2].rstrip('"') in made.stdout
+    assert "ARGS=" in override
 
 
 def test_step_1_and_step_2_differ_by_judge_and_kl_as_in_the_paper():
