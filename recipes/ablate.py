@@ -30,7 +30,7 @@ from evaluation import statistics
 from evaluation.compare import read_result, same_studies
 from evaluation.score import Scores, principal_statistics
 from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
-from recipes.errors import RecipeError, run_command
+from recipes.errors import RecipeError, read_json, run_command
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from recipes.stage import announce
 from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
@@ -165,7 +165,7 @@ def _keys(stage: str) -> set[str]:
     return {key for kind in STAGE_ARGUMENTS[stage] for key in kind.__dataclass_fields__}
 
 
-def start_of(ablation: Ablation, run: Path, recipe: str, variant: str = "") -> str:
+def start_of(ablation: Ablation, run: Path, recipe: str, variant: str = "", weights_dir: str = "") -> str:
     """The model that the ablation's first stage starts from.
 
     A variant without the stage that comes before (completions has no SFT of its own) starts from the recipe's own run.
@@ -177,7 +177,8 @@ def start_of(ablation: Ablation, run: Path, recipe: str, variant: str = "") -> s
     if start == "base" and (run / "base" / "config.json").is_file():  # the demo's own, of this run's seed
         return str(run / "base")
     if start == "base":
-        return read_yaml(RECIPES / recipe / "sft.yaml")["model_name_or_path"]
+        base = read_yaml(RECIPES / recipe / "sft.yaml")["model_name_or_path"]
+        return base.replace("weights/", f"{weights_dir}/", 1) if weights_dir and base.startswith("weights/") else base
     stage = start if start in STAGES else read_ablation(start).stages[-1]
     if start in STAGES and variant and not (RECIPES / recipe / f"{start}_{variant}.yaml").is_file():
         run, variant = run.with_name(recipe), ""
@@ -196,7 +197,7 @@ def run(ablation: Ablation, arguments: argparse.Namespace, folder: Path) -> None
         stage: stage_recipe(ablation, stage, arguments.recipe, "", folder / stage, arguments.variant)
         for stage in ablation.stages
     }
-    start = start_of(ablation, arguments.run, arguments.recipe, arguments.variant)
+    start = start_of(ablation, arguments.run, arguments.recipe, arguments.variant, arguments.weights_dir)
     evaluation = [*evaluation_options(arguments, folder), *evaluated(ablation, arguments)]
     judge = judge_options(arguments)
     if ablation.count_errors and not judge:  # the judge that the recipe trains with
@@ -306,12 +307,12 @@ def grid(arguments: argparse.Namespace) -> None:
             name = f"lr{rate:g}-batch{batch}"
             folder = arguments.run / "sft_grid" / name
             ablation = Ablation(name, ("sft",), "base", {"learning_rate": rate, "global_batch_size": batch})
-            start = start_of(ablation, arguments.run, arguments.recipe)
+            start = start_of(ablation, arguments.run, arguments.recipe, weights_dir=arguments.weights_dir)
             content = stage_recipe(ablation, "sft", arguments.recipe, start, folder / "sft", arguments.variant)
             train(ablation, "sft", content, arguments, folder)
             evaluation = [*evaluation_options(arguments, folder), *arguments.evaluation_options]
             call([sys.executable, "-m", "recipes.select_checkpoint", *evaluation, "--stage", "sft"])
-            selection = json.loads((folder / "sft" / "selection.json").read_text(encoding="utf-8"))
+            selection = read_json(folder / "sft" / "selection.json")
             best = next(entry for entry in selection["checkpoints"] if entry["checkpoint"] == selection["best"])
             rows.append(
                 {"learning_rate": rate, "global_batch_size": batch, "criterion": selection["criterion"], **best}
@@ -405,7 +406,7 @@ def error_trajectories(run_folder: Path) -> list[str]:
     judges = set()
     for folder in (run_folder, *sorted((run_folder / "ablations").glob("*"))):
         path = folder / "rl_step2" / "selection.json"
-        selection = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        selection = read_json(path) if path.is_file() else {}
         if not selection.get("start"):
             continue
         judges.add(json.dumps(selection["judge"], sort_keys=True))

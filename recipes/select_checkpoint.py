@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from evaluation import statistics
 from evaluation.generate import Task, generate
 from evaluation.predictions import pair, read_predictions, studies_of_data
 from recipes.arguments import EvaluationArguments, parse_recipe
-from recipes.errors import RecipeError, run_command
+from recipes.errors import RecipeError, read_json, run_command
 from recipes.evaluate import generation_settings
 from recipes.models import model_fingerprint
 from recipes.stage import announce, quiet_logs, saved_checkpoints
@@ -102,8 +101,8 @@ def start_of(folder: Path) -> Path:
     """
     path = folder / "settings.json"
     try:
-        return Path(json.loads(path.read_text(encoding="utf-8"))["model_name_or_path"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return Path(read_json(path)["model_name_or_path"])
+    except (FileNotFoundError, KeyError):
         raise RecipeError(
             f"{path} does not name the model that {folder.name} started from; train the stage first"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl.generation import vllm_generation
+from trl.trainer import grpo_trainer
 
 from recipes.arguments import (
+    GRPO_CHOICES,
     DataArguments,
     RewardArguments,
     RolloutArguments,
@@ -147,6 +151,35 @@ def test_global_batch_that_does_not_divide_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--weight_bertscore", "nan"], "weight_bertscore is nan; it must be a finite number"),
+        (["--weight_chexprompt", "inf"], "weight_chexprompt is inf; it must be a finite number"),
+        (["--weight_bertscore", "0", "--weight_sembscore", "0", "--weight_radgraph", "0"], "every reward weight is 0"),
+        (["--global_batch_size", "0"], "global_batch_size is 0; it must be at least 1"),
+        (["--global_batch_size", "-256"], "global_batch_size is -256; it must be at least 1"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0; it must be at least 1"),
+        (["--loss_type", "foo"], "loss_type is 'foo'; choose one of dapo, grpo, "),
+        (["--scale_rewards", "foo"], "scale_rewards is 'foo'; choose one of group, batch, none"),
+        (["--importance_sampling_level", "foo"], "importance_sampling_level is 'foo'; choose one of token, sequence"),
+        (["--vllm_mode", "foo"], "vllm_mode is 'foo'; choose one of colocate, server"),
+    ],
+)
+def test_values_that_cannot_train_are_refused_with_the_recipe_and_not_at_the_first_step(flags, message):
+    with pytest.raises(RecipeError, match=re.escape(message)) as refused:
+        parse_recipe(GRPO, ["--config", str(REPOSITORY / "recipes/demo/rl_step1.yaml"), *flags])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", sorted(GRPO_CHOICES))
+def test_the_choices_are_those_that_trl_knows(key):
+    """Each is a name in TRL's own source, so that an update of TRL that renames one is seen here."""
+    source = "".join(Path(inspect.getfile(module)).read_text() for module in (grpo_trainer, vllm_generation))
+    for choice in GRPO_CHOICES[key]:
+        assert f'"{choice}"' in source or f"'{choice}'" in source
+
+
+@pytest.mark.parametrize(
     ("command", "message"),
     [
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--data_dir", "{tmp}/none"], "no prepared data"),
@@ -154,6 +187,7 @@ def test_global_batch_that_does_not_divide_is_refused(tmp_path):
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--model_name_or_path", "weights/none"], "make weights"),
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--keep_optimizer_states", "0"], "at least 1"),
         (["recipes.sft", "--config", "recipes/demo/nothing.yaml"], "no recipe file"),
+        (["recipes.grpo", "--config", "recipes/demo/rl_step1.yaml", "--loss_type", "foo"], "loss_type is 'foo'"),
         (["recipes.grpo", "--config", "recipes/demo/rl_step1.yaml", "--model_name_or_path", "./none"], "no model in"),
     ],
 )
