@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import sys
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class RewardArguments:
         if self.reward_backend not in REWARD_BACKENDS:
             raise RecipeError(f"reward_backend is {self.reward_backend!r}; choose one of {', '.join(REWARD_BACKENDS)}")
         weights = {**self.metric_weights, "chexprompt": self.weight_chexprompt}
-        if wrong := [name for name, weight in weights.items() if not math.isfinite(weight)]:
+        if wrong := [name for name, weight in weights.items() if not isfinite(weight)]:
             raise RecipeError(f"weight_{wrong[0]} is {weights[wrong[0]]}; it must be a finite number")
         if not any(weights.values()):
             raise RecipeError(
