@@ -1,17 +1,19 @@
 """Comparisons: a recipe with a few keys changed, trained, evaluated, and put into one table.
 
-    python -m recipes.ablate run reward_bleu2 --recipe unirg_cxr --run outputs/unirg_cxr [-- --max_steps 100]
+    python -m recipes.ablate run reward_bleu2 --recipe unirg_cxr --run outputs/unirg_cxr [-- --max_steps 100 [-- --batch_size 8]]
     python -m recipes.ablate grid --recipe unirg_cxr --run outputs/unirg_cxr
     python -m recipes.ablate table --run outputs/unirg_cxr
 
 A file of recipes/ablations/ names the stages it trains, where the first starts, and the keys that differ from the
 recipe's YAML of each stage. `run` writes the resulting YAML to `<run>/ablations/<name>/<stage>.yaml`, trains from it,
-selects checkpoints, and evaluates the last stage. Each part resumes or is skipped when it is done.
+selects checkpoints, and evaluates the last stage, on the data sets that it trained on. Each part resumes or is skipped
+when it is done. What follows a first `--` is for training, what follows a second one for selection and evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import subprocess
 import sys
@@ -24,10 +26,14 @@ import yaml
 from trl import ModelConfig, SFTConfig
 
 from data_prep.files import write_json, write_text
-from recipes.arguments import DataArguments, StageArguments
-from recipes.errors import RecipeError, run_command
+from evaluation import statistics
+from evaluation.compare import read_result, same_studies
+from evaluation.score import Scores, principal_statistics
+from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
+from recipes.errors import RecipeError, read_json, run_command
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from recipes.stage import announce
+from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
 
 RECIPES = Path(__file__).parent
 STAGES = ("sft", "rl_step1", "rl_step2")
@@ -38,6 +44,8 @@ STAGE_ARGUMENTS = {
 }
 # Keys that change what a prompt shows: evaluation follows them.
 SHOWN = ("longitudinal", "context")
+# Keys of evaluation alone.
+EVALUATED = ("zero_shot_datasets",)
 # Columns of the table: the start of a metric's full name → heading.
 COLUMNS = {
     "bleu2": "BLEU-2",
@@ -56,12 +64,16 @@ class Ablation:
     Attributes:
         starts_from: `base`, a stage of the recipe's own run, or another ablation.
         changes: the keys that differ from the recipe.
+        compared_with: the ablation, or stage of the recipe's own run, that it is compared with.
+        count_errors: the judge counts the errors of step 2's checkpoints on validation (paper, Figure 2d).
     """
 
     name: str
     stages: tuple[str, ...]
     starts_from: str
     changes: Mapping[str, Any]
+    compared_with: str | None = None
+    count_errors: bool = False
 
 
 def names() -> list[str]:
@@ -83,7 +95,28 @@ def read_ablation(name: str) -> Ablation:
     starts_from = content.pop("starts_from", None)
     if not stages or set(stages) - set(STAGES) or starts_from is None:
         raise RecipeError(f"{path} needs stages, a list from {', '.join(STAGES)}, and starts_from")
-    return Ablation(name, stages, starts_from, content)
+    compared_with, count_errors = content.pop("compared_with", None), content.pop("count_errors", False)
+    if compared_with not in (None, *STAGES, *names()):
+        raise RecipeError(f"{path}: compared_with is {compared_with!r}, neither a stage nor an ablation")
+    return Ablation(name, stages, starts_from, content, compared_with, count_errors)
+
+
+def recipe_file(recipe: str, stage: str, variant: str = "") -> Path:
+    """The recipe's YAML of a stage, in this variant; evaluation has the recipe's own where the variant has none.
+
+    Raises:
+        RecipeError: the variant has no such stage.
+    """
+    folder = RECIPES / recipe
+    path = folder / (f"{stage}_{variant}.yaml" if variant else f"{stage}.yaml")
+    if variant and not path.is_file():
+        if stage == "eval":
+            return folder / "eval.yaml"
+        there = sorted(other.stem for other in folder.glob(f"*_{variant}.yaml"))
+        raise RecipeError(
+            f"VARIANT={variant} of the recipe {recipe} has no {stage}; it has {', '.join(there) or 'no file at all'}"
+        )
+    return path
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,7 +136,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def stage_recipe(ablation: Ablation, stage: str, recipe: str, start: str, output_dir: Path) -> dict[str, Any]:
+def stage_recipe(
+    ablation: Ablation, stage: str, recipe: str, start: str, output_dir: Path, variant: str = ""
+) -> dict[str, Any]:
     """The recipe's YAML of `stage` with the ablation's changes: those keys of them that the stage knows.
 
     Data sets that the recipe does not have are not taken over (an ablation on MIMIC, of the demo); this is announced.
@@ -111,9 +146,9 @@ def stage_recipe(ablation: Ablation, stage: str, recipe: str, start: str, output
     Raises:
         RecipeError: a key that none of the ablation's stages knows.
     """
-    base = read_yaml(RECIPES / recipe / f"{stage}.yaml")
+    base = read_yaml(recipe_file(recipe, stage, variant))
     changes = {key: value for key, value in ablation.changes.items() if key in _keys(stage)}
-    everywhere = {key for other in ablation.stages for key in _keys(other)}
+    everywhere = {key for other in ablation.stages for key in _keys(other)} | set(EVALUATED)
     if unknown := sorted(set(ablation.changes) - everywhere):
         raise RecipeError(f"recipes/ablations/{ablation.name}.yaml: unknown key(s) {', '.join(unknown)}")
     if not set(changes.get("datasets", [])) <= set(base["datasets"]):
@@ -130,8 +165,10 @@ def _keys(stage: str) -> set[str]:
     return {key for kind in STAGE_ARGUMENTS[stage] for key in kind.__dataclass_fields__}
 
 
-def start_of(ablation: Ablation, run: Path, recipe: str) -> str:
+def start_of(ablation: Ablation, run: Path, recipe: str, variant: str = "", weights_dir: str = "") -> str:
     """The model that the ablation's first stage starts from.
+
+    A variant without the stage that comes before (completions has no SFT of its own) starts from the recipe's own run.
 
     Raises:
         RecipeError: it has not been trained; the message has the command that trains it.
@@ -140,41 +177,71 @@ def start_of(ablation: Ablation, run: Path, recipe: str) -> str:
     if start == "base" and (run / "base" / "config.json").is_file():  # the demo's own, of this run's seed
         return str(run / "base")
     if start == "base":
-        return read_yaml(RECIPES / recipe / "sft.yaml")["model_name_or_path"]
-    folder = run if start in STAGES else run / "ablations" / start
+        base = read_yaml(RECIPES / recipe / "sft.yaml")["model_name_or_path"]
+        return base.replace("weights/", f"{weights_dir}/", 1) if weights_dir and base.startswith("weights/") else base
     stage = start if start in STAGES else read_ablation(start).stages[-1]
+    if start in STAGES and variant and not (RECIPES / recipe / f"{start}_{variant}.yaml").is_file():
+        run, variant = run.with_name(recipe), ""
+    folder = run if start in STAGES else run / "ablations" / start
     path = folder / stage / ("best" if stage == "rl_step1" else "final")
     if not path.is_dir():
         command = f"make {stage.replace('_', '-')}" if start in STAGES else f"make ablation NAME={start}"
+        command += f" VARIANT={variant}" if variant else ""
         raise RecipeError(f"{ablation.name} starts from {path}, which is not there; make it with: {command}")
     return str(path)
 
 
 def run(ablation: Ablation, arguments: argparse.Namespace, folder: Path) -> None:
     """Train, select and evaluate one ablation in `folder`; what is done already is not done again."""
-    start = start_of(ablation, arguments.run, arguments.recipe)
-    shown = [
-        part for key in SHOWN if key in ablation.changes for part in (f"--{key}", str(ablation.changes[key]).lower())
-    ]
-    evaluation = [*evaluation_options(arguments, folder), *shown]
-    for stage in ablation.stages:
-        train(ablation, stage, start, arguments, folder)
+    recipes = {
+        stage: stage_recipe(ablation, stage, arguments.recipe, "", folder / stage, arguments.variant)
+        for stage in ablation.stages
+    }
+    start = start_of(ablation, arguments.run, arguments.recipe, arguments.variant, arguments.weights_dir)
+    evaluation = [*evaluation_options(arguments, folder), *evaluated(ablation, arguments)]
+    judge = judge_options(arguments)
+    if ablation.count_errors and not judge:  # the judge that the recipe trains with
+        trained = {key: recipes["rl_step2"].get(key) for key in ("judge_base_url", "judge_model")}
+        judge = [part for key, value in trained.items() if value for part in (f"--{key}", value)]
+    evaluation += [*judge, *arguments.evaluation_options]
+    check_evaluation(evaluation, ablation.count_errors)
+    for stage, content in recipes.items():
+        train(ablation, stage, {**content, "model_name_or_path": start}, arguments, folder)
         start = str(folder / stage / "final")
+        select = [sys.executable, "-m", "recipes.select_checkpoint", *evaluation, "--stage", stage]
         if stage == "rl_step1":
-            call([sys.executable, "-m", "recipes.select_checkpoint", *evaluation, "--stage", stage])
+            call(select)
             start = str(folder / stage / "best")
-    judge = ["--judge_base_url", arguments.judge_base_url] if arguments.judge_base_url else []
-    call([sys.executable, "-m", "recipes.evaluate", *evaluation, *judge, "--models", f"{ablation.name}={start}"])
+        if stage == "rl_step2" and ablation.count_errors:
+            call([*select, "--count_errors", "true"])
+    call([sys.executable, "-m", "recipes.evaluate", *evaluation, "--models", f"{ablation.name}={start}"])
 
 
-def train(ablation: Ablation, stage: str, start: str, arguments: argparse.Namespace, folder: Path) -> None:
+def check_evaluation(options: Sequence[str], needs_judge: bool = False) -> None:
+    """Raise what evaluation would raise for its settings or its judge, before hours of training and not after them."""
+    evaluation, settings = parse_recipe((EvaluationArguments, JudgeSettings), list(options))
+    if needs_judge and not settings.judge_base_url:
+        raise RecipeError("no judge to count errors with; give JUDGE_URL=…, or judge_base_url in eval.yaml")
+    if settings.judge_base_url and settings.judge_base_url != OFFLINE:
+        with Judge.from_settings(settings) as judge:
+            judge.check_sources([*evaluation.datasets, *evaluation.zero_shot_datasets])
+            asyncio.run(judge.check())
+
+
+def train(
+    ablation: Ablation, stage: str, content: Mapping[str, Any], arguments: argparse.Namespace, folder: Path
+) -> None:
     """Write the stage's YAML into `folder` and train from it, on the machines that the recipe itself trains on."""
-    content = stage_recipe(ablation, stage, arguments.recipe, start, folder / stage)
     path = folder / f"{stage}.yaml"
-    write_text(path, f"# {ablation.name}, made from recipes/{arguments.recipe}/{stage}.yaml.\n" + dump(content))
+    source = recipe_file(arguments.recipe, stage, arguments.variant).name
+    write_text(path, f"# {ablation.name}, made from recipes/{arguments.recipe}/{source}.\n" + dump(content))
+    options = ["--config", str(path), *common_options(arguments)]
+    if arguments.only_dataset:
+        options += ["--datasets", arguments.only_dataset, "--dataset_weights", "1"]
+    if stage != "sft":
+        options += [*weights_options(arguments), *judge_options(arguments)]
     module = "recipes.sft" if stage == "sft" else "recipes.grpo"
-    trained_on = ["--datasets", arguments.only_dataset, "--dataset_weights", "1"] if arguments.only_dataset else []
-    stage_command = ["-m", module, "--config", str(path), *common_options(arguments), *trained_on, *arguments.options]
+    stage_command = ["-m", module, *options, *arguments.options]
     call([sys.executable, "-m", "launch.start", *launch_options(arguments), "--", *stage_command])
 
 
@@ -183,11 +250,37 @@ def common_options(arguments: argparse.Namespace) -> list[str]:
     return ["--data_dir", arguments.data_dir, *(["--force", "true"] if arguments.force else [])]
 
 
+def weights_options(arguments: argparse.Namespace) -> list[str]:
+    """Where the metrics' weights lie, for RL, selection and evaluation."""
+    return ["--weights_dir", arguments.weights_dir] if arguments.weights_dir else []
+
+
+def judge_options(arguments: argparse.Namespace) -> list[str]:
+    """The judge that was named, for RL and evaluation; none: what their YAML says."""
+    given = [(f"--{key}", getattr(arguments, key)) for key in ("judge_base_url", "judge_model")]
+    return [part for flag, value in given if value for part in (flag, value)]
+
+
 def evaluation_options(arguments: argparse.Namespace, folder: Path) -> list[str]:
     """Flags of selection and evaluation in `folder`."""
     only = ["--only_dataset", arguments.only_dataset] if arguments.only_dataset else []
-    config = ["--config", str(RECIPES / arguments.recipe / "eval.yaml"), "--run", str(folder)]
-    return [*config, *common_options(arguments), *only]
+    config = ["--config", str(recipe_file(arguments.recipe, "eval", arguments.variant)), "--run", str(folder)]
+    return [*config, *common_options(arguments), *weights_options(arguments), *only]
+
+
+def evaluated(ablation: Ablation, arguments: argparse.Namespace) -> list[str]:
+    """Flags by which evaluation follows what an ablation changes: what a prompt shows, and the data sets.
+
+    It is evaluated on those that it trains on ("trained and tested on MIMIC", paper, Figure 2), and its baselines learn
+    from no other; `zero_shot_datasets` are added. A recipe without these data sets keeps its own.
+    """
+    changes = ablation.changes
+    flags = [part for key in SHOWN if key in changes for part in (f"--{key}", str(changes[key]).lower())]
+    there = set(read_yaml(recipe_file(arguments.recipe, "eval", arguments.variant))["datasets"])
+    for key in ("datasets", "zero_shot_datasets"):
+        if changes.get(key) and set(changes.get("datasets", [])) <= there:
+            flags += [f"--{key}", *changes[key]]
+    return flags
 
 
 def launch_options(arguments: argparse.Namespace) -> list[str]:
@@ -214,11 +307,12 @@ def grid(arguments: argparse.Namespace) -> None:
             name = f"lr{rate:g}-batch{batch}"
             folder = arguments.run / "sft_grid" / name
             ablation = Ablation(name, ("sft",), "base", {"learning_rate": rate, "global_batch_size": batch})
-            start = start_of(ablation, arguments.run, arguments.recipe)
-            train(ablation, "sft", start, arguments, folder)
-            evaluation = evaluation_options(arguments, folder)
+            start = start_of(ablation, arguments.run, arguments.recipe, weights_dir=arguments.weights_dir)
+            content = stage_recipe(ablation, "sft", arguments.recipe, start, folder / "sft", arguments.variant)
+            train(ablation, "sft", content, arguments, folder)
+            evaluation = [*evaluation_options(arguments, folder), *arguments.evaluation_options]
             call([sys.executable, "-m", "recipes.select_checkpoint", *evaluation, "--stage", "sft"])
-            selection = json.loads((folder / "sft" / "selection.json").read_text(encoding="utf-8"))
+            selection = read_json(folder / "sft" / "selection.json")
             best = next(entry for entry in selection["checkpoints"] if entry["checkpoint"] == selection["best"])
             rows.append(
                 {"learning_rate": rate, "global_batch_size": batch, "criterion": selection["criterion"], **best}
@@ -236,44 +330,128 @@ def grid(arguments: argparse.Namespace) -> None:
 
 
 def table(run_folder: Path) -> str:
-    """Markdown: each data set's models, the recipe's own stages first, then all ablations that have been evaluated.
+    """Markdown: the run's own stages and all ablations that have been evaluated, by data set, and their differences.
+
+    Each ablation's paired difference is from what its file compares it with. Models that were scored on other sections of
+    the references stand in a table of their own.
 
     Raises:
         RecipeError: nothing has been evaluated, or numbers of different backends would stand in one column.
     """
-    rows: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    groups: dict[tuple[str, str], dict[str, Path]] = {}
     for folder in (run_folder, *sorted((run_folder / "ablations").glob("*"))):
         for path in sorted((folder / "eval").glob("*/*/scores.json")):
             model = path.parent.name
             if model not in (("base", *STAGES) if folder == run_folder else (folder.name,)):  # baselines
                 continue
-            rows.setdefault(path.parent.parent.name, []).append((model, json.loads(path.read_text(encoding="utf-8"))))
-    if not rows:
+            sections = read_result(path.parent)["made_by"]["sections"]
+            groups.setdefault((path.parent.parent.name, sections), {})[model] = path.parent
+    if not groups:
         raise RecipeError(f"nothing is evaluated in {run_folder}; run: make ablation NAME=… (or make eval)")
     text = []
-    for dataset, models in rows.items():
-        backends = {json.dumps(result["made_by"]["scorers"]["metrics"], sort_keys=True) for _, result in models}
-        if len(backends) > 1:
-            raise RecipeError(f"{dataset}: models were scored by different backends; evaluate them alike first")
-        full = [
-            name
-            for start in COLUMNS
-            for name in models[0][1]["metrics"]
-            if name == start or name.startswith((f"{start}[", f"{start} "))
-        ]
-        headings = [f"{heading_of(name)}" for name in full]
-        text += [f"## {dataset}", "", "| model | " + " | ".join(headings) + " |", "|---" * (len(full) + 1) + "|"]
-        for model, result in models:
-            cells = [interval(result["metrics"][name]) if name in result["metrics"] else "–" for name in full]
-            text.append(f"| {model} | " + " | ".join(cells) + " |")
-        text.append("")
-    return "\n".join(text)
+    for (dataset, sections), folders in groups.items():
+        results = {model: read_result(folder) for model, folder in folders.items()}
+        check_alike(dataset, [result["made_by"]["scorers"] for result in results.values()])
+        there = dict.fromkeys(name for result in results.values() for name in result["metrics"])
+        columns = [name for start in COLUMNS for name in there if is_of(name, start)]
+        text += [f"## {dataset}" + ("" if sections == "available" else f", {sections}"), ""]
+        means = {model: [result["metrics"].get(name, {}) for name in columns] for model, result in results.items()}
+        text += markdown(
+            "model", columns, {model: [interval(cell) for cell in cells] for model, cells in means.items()}
+        )
+        text += differences(dataset, columns, folders)
+        if any("[offline" in name for name in columns):
+            text += ["Columns marked [offline…] are numbers of stand-ins: not to be put beside a published one.", ""]
+    return "\n".join([*text, *error_trajectories(run_folder)])
+
+
+def check_alike(dataset: str, scorers: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `RecipeError` unless all models were scored by the same metrics, and by the same judge where by any."""
+    metrics = {json.dumps(one["metrics"], sort_keys=True) for one in scorers}
+    judges = {json.dumps(one["judge"], sort_keys=True) for one in scorers if one.get("judge")}
+    if len(metrics) > 1 or len(judges) > 1:
+        raise RecipeError(f"{dataset}: models were scored by different backends; evaluate them alike first")
+
+
+def differences(dataset: str, columns: Sequence[str], folders: Mapping[str, Path]) -> list[str]:
+    """Paired differences of the ablations from what each is compared with; p-values are Holm's over the whole table."""
+    rows: dict[str, dict[str, Any]] = {}
+    missing = []
+    for model in (name for name in folders if name in names()):
+        other = read_ablation(model).compared_with
+        if other is None:
+            continue
+        if other not in folders:
+            missing.append(f"{model} is not compared: {other} is not evaluated so on {dataset}.")
+            continue
+        scores, _ = same_studies({name: Scores.read(folders[name] / "scores.jsonl") for name in (model, other)})
+        found = {
+            name: principal_statistics(scores[name], read_result(folders[name])["made_by"]["scorers"])
+            for name in (model, other)
+        }
+        wanted = [{name: all_[name] for name in columns if name in all_} for all_ in (found[model], found[other])]
+        pairs = statistics.paired(*wanted, scores[model].patient_id)
+        rows[f"{model} − {other}"] = {name: pair.as_dict() for name, pair in pairs.items()}
+    tests = [value for row in rows.values() for value in row.values()]
+    for value, p in zip(tests, statistics.holm([value["p"] for value in tests]), strict=True):
+        value["p_holm"] = p
+    cells = {pair: [difference(row.get(name)) for name in columns] for pair, row in rows.items()}
+    text = markdown("paired difference, p by Holm", columns, cells) if cells else []
+    return [*text, *(part for line in missing for part in (line, ""))]
+
+
+def error_trajectories(run_folder: Path) -> list[str]:
+    """Errors a report on validation, at the start and the checkpoints of step 2, where they were counted (Figure 2d)."""
+    found: dict[str, dict[int, str]] = {}
+    judges = set()
+    for folder in (run_folder, *sorted((run_folder / "ablations").glob("*"))):
+        path = folder / "rl_step2" / "selection.json"
+        selection = read_json(path) if path.is_file() else {}
+        if not selection.get("start"):
+            continue
+        judges.add(json.dumps(selection["judge"], sort_keys=True))
+        rated = {0: selection["start"]} | {
+            int(entry["checkpoint"].rpartition("-")[2]): entry for entry in selection["checkpoints"]
+        }
+        model = "rl_step2" if folder == run_folder else folder.name
+        found[model] = {step: interval(entry["errors"]) for step, entry in rated.items()}
+    if not found:
+        return []
+    if len(judges) > 1:
+        raise RecipeError(f"{run_folder}: step 2 was judged by different judges; count the errors by one of them first")
+    steps = sorted({step for by_step in found.values() for step in by_step})
+    rows = {str(step): [by_step.get(step, "–") for by_step in found.values()] for step in steps}
+    name = json.loads(judges.pop())["name"]
+    return [f"## errors a report on validation, by step of rl_step2 ({name})", "", *markdown("step", list(found), rows)]
+
+
+def markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table with an empty one after it."""
+    head = [corner, *(heading_of(name) for name in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return [*lines, *("| " + " | ".join([name, *cells]) + " |" for name, cells in rows.items()), ""]
+
+
+def is_of(name: str, start: str) -> bool:
+    """Whether a number's full name, e.g. `bertscore[offline-hash]`, is that of the metric `start`."""
+    return name == start or name.startswith((f"{start}[", f"{start} "))
 
 
 def heading_of(name: str) -> str:
-    """A metric's heading with the mark of a stand-in, e.g. `BERTScore [offline-hash]`."""
-    start = next(start for start in COLUMNS if name == start or name.startswith((f"{start}[", f"{start} ")))
+    """A metric's heading with the mark of a stand-in, e.g. `BERTScore [offline-hash]`; any other name as it is."""
+    start = next((start for start in COLUMNS if is_of(name, start)), None)
+    if start is None:
+        return name
     return COLUMNS[start] + name.removeprefix(start).replace("[", " [", 1).replace("  ", " ")
+
+
+def difference(value: Mapping[str, Any] | None) -> str:
+    """`+mean [low, high], p …`, or a dash where there is none."""
+    if value is None or value["difference"] is None:
+        return "–"
+    bounds = "no interval" if value["low"] is None else "{low:+.3f}, {high:+.3f}".format(**value)
+    p = "" if value["p_holm"] is None else f", p {value['p_holm']:.4f}"
+    return f"{value['difference']:+.3f} [{bounds}]{p}"
 
 
 def interval(value: Mapping[str, Any]) -> str:
@@ -288,6 +466,17 @@ def interval(value: Mapping[str, Any]) -> str:
     return "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**value)
 
 
+def split_options(words: Sequence[str]) -> list[list[str]]:
+    """Our own words, those after a first `--` (for training), and those after a second (for selection and evaluation)."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "--" and len(parts) < 3:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return [*parts, [], []][:3]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -295,7 +484,9 @@ def main() -> None:
     shared.add_argument("--run", type=Path, required=True, help="the recipe's run folder, e.g. outputs/unirg_cxr")
     trained = argparse.ArgumentParser(add_help=False)
     trained.add_argument("--recipe", default="unirg_cxr", help="folder in recipes/ whose YAML is changed")
+    trained.add_argument("--variant", default="", help="its files <stage>_<variant>.yaml, e.g. lora")
     trained.add_argument("--data_dir", default="data")
+    trained.add_argument("--weights_dir", default="", help="folder of the metrics' weights; default: the recipe's")
     trained.add_argument("--only_dataset", default="", help="train and evaluate on this data set alone")
     trained.add_argument("--processes", type=int, help="of a CPU recipe, as launch.start's; so are the next three")
     trained.add_argument("--gpus", type=int)
@@ -304,17 +495,18 @@ def main() -> None:
     trained.add_argument("--force", action="store_true", help="do finished work again")
     one = commands.add_parser("run", parents=[shared, trained], help="train and evaluate one ablation")
     one.add_argument("name")
-    one.add_argument("--judge_base_url", default="", help="judge of the evaluation; default: the recipe's eval.yaml")
+    one.add_argument("--judge_base_url", default="", help="judge of RL and evaluation; default: what their YAML says")
+    one.add_argument("--judge_model", default="", help="its model; default: what their YAML says")
     several = commands.add_parser("grid", parents=[shared, trained], help="SFT over learning rates and batch sizes")
     several.add_argument("--learning_rates", type=float, nargs="+", default=[1e-5, 5e-5], help="paper: 1e-5, 5e-5")
     several.add_argument(
         "--batch_sizes", type=int, nargs="+", default=[128, 256, 512], help='paper: 128, 256, 512 (printed "521")'
     )
+    several.set_defaults(judge_base_url="", judge_model="")
     commands.add_parser("table", parents=[shared], help="one table over all that have run")
-    given = sys.argv[1:]
-    cut = given.index("--") if "--" in given else len(given)
-    arguments = parser.parse_args(given[:cut])
-    arguments.options = given[cut + 1 :]  # for the trainers
+    given, for_training, for_evaluation = split_options(sys.argv[1:])
+    arguments = parser.parse_args(given)
+    arguments.options, arguments.evaluation_options = for_training, for_evaluation
     if arguments.command == "run":
         run(read_ablation(arguments.name), arguments, arguments.run / "ablations" / arguments.name)
         arguments.command = "table"
@@ -327,4 +519,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, JudgeError)

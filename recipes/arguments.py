@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from trl import GRPOConfig, SFTConfig, TrlParser
 from recipes.errors import RecipeError
 
 REWARD_BACKENDS = ("real", "offline")
+# What TRL 1.16 knows, and asks for at the first step only.
+GRPO_CHOICES = {
+    "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "vllm_mode": ("colocate", "server"),
+}
 
 
 @dataclass
@@ -67,7 +75,14 @@ class RewardArguments:
     def __post_init__(self) -> None:
         if self.reward_backend not in REWARD_BACKENDS:
             raise RecipeError(f"reward_backend is {self.reward_backend!r}; choose one of {', '.join(REWARD_BACKENDS)}")
-        total = sum(self.metric_weights.values()) + self.weight_chexprompt
+        weights = {**self.metric_weights, "chexprompt": self.weight_chexprompt}
+        if wrong := [name for name, weight in weights.items() if not isfinite(weight)]:
+            raise RecipeError(f"weight_{wrong[0]} is {weights[wrong[0]]}; it must be a finite number")
+        if not any(weights.values()):
+            raise RecipeError(
+                "every reward weight is 0: nothing to learn from; set weight_bertscore, weight_radgraph, …"
+            )
+        total = sum(weights.values())
         if self.weights_total is not None and abs(total - self.weights_total) > 1e-9:
             raise RecipeError(f"the reward weights sum to {total:g}, but weights_total says {self.weights_total:g}")
 
@@ -161,6 +176,8 @@ class StageArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.global_batch_size is not None and self.global_batch_size < 1:
+            raise RecipeError(f"global_batch_size is {self.global_batch_size}; it must be at least 1")
         if self.keep_optimizer_states is not None and self.keep_optimizer_states < 1:
             raise RecipeError(f"keep_optimizer_states is {self.keep_optimizer_states}; it must be at least 1, or null")
 
@@ -309,7 +326,7 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            return parser.parse_args_and_config(arguments)
+            parsed = parser.parse_args_and_config(arguments)
     except RecipeError:
         raise
     except SystemExit as stop:
@@ -319,6 +336,21 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
         raise RecipeError(f"{path or 'command line'}: {reason}") from None
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{path or 'command line'}: {' '.join(str(error).split())}") from error
+    for part in parsed:
+        _check_trainer(part)
+    return parsed
+
+
+def _check_trainer(training: Any) -> None:
+    """Refuse what TRL itself refuses at the first step only, or divides by."""
+    if isinstance(training, SFTConfig | GRPOConfig) and training.per_device_train_batch_size < 1:
+        raise RecipeError(
+            f"per_device_train_batch_size is {training.per_device_train_batch_size}; it must be at least 1"
+        )
+    if isinstance(training, GRPOConfig):
+        for key, choices in GRPO_CHOICES.items():
+            if getattr(training, key) not in choices:
+                raise RecipeError(f"{key} is {getattr(training, key)!r}; choose one of {', '.join(choices)}")
 
 
 def _config_path(arguments: list[str]) -> str | None:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from data_prep.study import StudyError
 
 
 class RecipeError(ValueError):
     """What was found, where, and the key or command that mends it: one line, shown without a stack trace."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that a stage has written.
+
+    Raises:
+        RecipeError: it is not JSON, as after a full disk or a copy that was cut short.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path} is not JSON ({error}): its writing was cut short; delete it and run the same command again"
+        ) from error
 
 
 def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Qwen3VLConfig, Qwen3VLProcessor
 
+from recipes.checkpoint_files import check_weight_files
 from recipes.errors import RecipeError
 
 MODEL_TYPE = Qwen3VLConfig.model_type  # `qwen3_vl`
@@ -51,6 +52,7 @@ def check_model_folder(path: str) -> None:
     folder = Path(path)
     looks_local = folder.is_absolute() or path.startswith((".", "outputs", "weights")) or path.count("/") != 1
     if folder.is_dir():
+        check_weight_files(folder)
         if is_adapter(path):
             return
         if not (folder / "config.json").is_file():

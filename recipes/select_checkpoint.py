@@ -4,11 +4,15 @@
 
 Paper, Optimization: step 2 starts "from the best checkpoint from Step 1's RadCliQ optimization". Writes
 `<run>/<stage>/selection.json` and the link `<run>/<stage>/best`. Reports that are there already are not made again.
+With `--count_errors true` the judge counts the errors of the same reports: their trajectory over training (Figure 2d).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +20,15 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import write_json
-from data_prep.study import read_studies
 from evaluation import statistics
 from evaluation.generate import Task, generate
-from evaluation.predictions import read_predictions
+from evaluation.predictions import pair, read_predictions, studies_of_data
 from recipes.arguments import EvaluationArguments, parse_recipe
-from recipes.errors import RecipeError, run_command
+from recipes.errors import RecipeError, read_json, run_command
 from recipes.evaluate import generation_settings
 from recipes.models import model_fingerprint
-from recipes.prompts import study_report
 from recipes.stage import announce, quiet_logs, saved_checkpoints
-from rewards.chexprompt.judge import JudgeError, JudgeSettings
+from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
 from rewards.metric import Metric
 from rewards.registry import MetricError, load_metrics
 
@@ -36,29 +38,43 @@ class SelectionArguments:
     """Which stage's checkpoints are compared."""
 
     stage: str = field(default="rl_step1", metadata={"help": "Stage of the run whose checkpoints are compared."})
+    count_errors: bool = field(
+        default=False,
+        metadata={
+            "help": "Count the judge's errors too, of each checkpoint and of the model that the stage started from."
+        },
+    )
 
 
 def main() -> None:
-    evaluation, _, selection = parse_recipe((EvaluationArguments, JudgeSettings, SelectionArguments))
+    evaluation, judge_settings, selection = parse_recipe((EvaluationArguments, JudgeSettings, SelectionArguments))
     quiet_logs()
     folder = Path(evaluation.run) / selection.stage
-    checkpoints = find_checkpoints(folder)
-    metric = load_metrics(["radcliq_v1"], evaluation.reward_backend, Path(evaluation.weights_dir))["radcliq_v1"]
-    results: list[dict[str, Any]] = []
-    for checkpoint in checkpoints:
-        results.append(rate(checkpoint, evaluation, metric, folder / "selection"))
-        interval = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**results[-1]["radcliq_v1"])
-        announce(f"{checkpoint.name}: {metric.name} {interval} (lower is better), {results[-1]['studies']} studies")
+    models = {checkpoint.name: checkpoint for checkpoint in find_checkpoints(folder)}
+    with contextlib.ExitStack() as resources:
+        judge = None
+        if selection.count_errors:
+            models = {"start": start_of(folder), **models}
+            judge = resources.enter_context(open_judge(judge_settings, evaluation))
+        metric = load_metrics(["radcliq_v1"], evaluation.reward_backend, Path(evaluation.weights_dir))["radcliq_v1"]
+        results: list[dict[str, Any]] = []
+        for name, model in models.items():
+            results.append(rate(model, name, evaluation, metric, folder / "selection", judge))
+            announce(described(results[-1], metric))
+    start = next((result for result in results if result["checkpoint"] == "start"), None)
+    checkpoints = [result for result in results if result is not start]
     # The lowest mean is the highest 1/mean wherever both are positive; near or below zero only the mean orders rightly.
-    best = min(results, key=lambda result: result["radcliq_v1"]["mean"])
+    best = min(checkpoints, key=lambda result: result["radcliq_v1"]["mean"])
     write_json(
         folder / "selection.json",
         {
             "criterion": f"1/mean({metric.name})",
             "backend": metric.backend,
             "fingerprint": metric.fingerprint,
+            "judge": judge and {"name": judge.name, "model": judge.model, "fingerprint": judge.fingerprint},
             "best": best["checkpoint"],
-            "checkpoints": results,
+            "start": start,
+            "checkpoints": checkpoints,
         },
     )
     link(folder / "best", best["checkpoint"])
@@ -77,29 +93,98 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return found
 
 
-def rate(checkpoint: Path, evaluation: EvaluationArguments, metric: Metric, out: Path) -> dict[str, Any]:
-    """Mean and 1/mean of RadCliQ-v1 over all validation studies, with bootstrap intervals over patients."""
+def start_of(folder: Path) -> Path:
+    """The model that a stage's training started from, as the stage noted it.
+
+    Raises:
+        RecipeError: its folder does not say.
+    """
+    path = folder / "settings.json"
+    try:
+        return Path(read_json(path)["model_name_or_path"])
+    except (FileNotFoundError, KeyError):
+        raise RecipeError(
+            f"{path} does not name the model that {folder.name} started from; train the stage first"
+        ) from None
+
+
+def open_judge(settings: JudgeSettings, evaluation: EvaluationArguments) -> Judge:
+    """The judge, asked before any report is generated whether it serves its model and may see the data sets' reports.
+
+    Raises:
+        RecipeError: there is none.
+        JudgeError: it cannot be used.
+    """
+    if not settings.judge_base_url:
+        raise RecipeError("no judge to count errors with; set judge_base_url, or JUDGE_URL=… on the make command line")
+    judge = Judge.from_settings(settings)
+    judge.check_sources(evaluation.validation_datasets or evaluation.datasets)
+    asyncio.run(judge.check())
+    return judge
+
+
+def rate(
+    model: Path, name: str, evaluation: EvaluationArguments, metric: Metric, out: Path, judge: Judge | None = None
+) -> dict[str, Any]:
+    """Mean and 1/mean of RadCliQ-v1 over all validation studies, with bootstrap intervals over patients.
+
+    With a judge also `errors`, the mean of its errors a report, and how many reports it failed for.
+    """
     candidates, references, patients = [], [], []
     for dataset in evaluation.validation_datasets or evaluation.datasets:
         data, split = Path(evaluation.data_dir) / dataset, evaluation.validation_split
-        folder = out / checkpoint.name / dataset
+        folder = out / name / dataset
         settings = generation_settings(evaluation)
-        studies = evaluation.validation_studies
-        generate(Task(str(checkpoint), data, split, folder, settings, evaluation.batch_size, studies), evaluation.force)
-        entries = read_predictions(folder / "predictions.json").entries
-        for study in read_studies(data, split).to_pylist()[: evaluation.validation_studies]:
-            candidates.append(entries[study["study_id"]]["model_prediction"])
-            references.append(study_report(study))
-            patients.append((dataset, study["patient_id"]))
+        limit = evaluation.validation_studies
+        generate(Task(str(model), data, split, folder, settings, evaluation.batch_size, limit), evaluation.force)
+        studies = studies_of_data(data, split)[:limit]
+        rows, _ = pair(studies, read_predictions(folder / "predictions.json"), evaluation.sections)
+        candidates += [row["candidate"] for row in rows]
+        references += [row["reference"] for row in rows]
+        patients += [(dataset, row["patient_id"]) for row in rows]
     scores = metric(candidates, references).astype(np.float64)
     wanted = {"radcliq_v1": statistics.mean(scores), "inverse_radcliq_v1": statistics.inverse_mean(scores)}
+    failed = {}
+    if judge is not None:
+        errors = count_errors(judge, candidates, references, [dataset for dataset, _ in patients])
+        wanted["errors"] = statistics.mean(errors)
+        failed = {"judge_failures": int(np.isnan(errors).sum())}
     intervals = statistics.bootstrap(wanted, patients)
     return {
-        "checkpoint": checkpoint.name,
-        "model_sha256": model_fingerprint(str(checkpoint)),
+        "checkpoint": name,
+        "model_sha256": model_fingerprint(str(model)),
         "studies": len(candidates),
-        **{name: interval.as_dict() for name, interval in intervals.items()},
+        **{key: interval.as_dict() for key, interval in intervals.items()},
+        **failed,
     }
+
+
+def count_errors(
+    judge: Judge, candidates: Sequence[str], references: Sequence[str], sources: Sequence[str]
+) -> np.ndarray:
+    """The judge's errors of each report: float64 [n], NaN where it failed.
+
+    Raises:
+        JudgeError: it has stopped, or no answer came; those that did are kept in its cache.
+    """
+    results = asyncio.run(judge.judge(candidates, references, sources))
+    errors = np.array([np.nan if result.judgement is None else result.judgement.errors for result in results])
+    if judge.stopped or np.isnan(errors).all():
+        causes = ", ".join(f"{cause} × {count}" for cause, count in judge.failures.items())
+        raise JudgeError(
+            f"{judge.stopped or f'the judge failed for every report ({causes})'}; run the same command again"
+        )
+    return errors
+
+
+def described(result: dict[str, Any], metric: Metric) -> str:
+    """One line of a rated checkpoint."""
+    line = f"{result['checkpoint']}: {metric.name} " + "{mean:.4f} [{low:.4f}, {high:.4f}]".format(
+        **result["radcliq_v1"]
+    )
+    if "errors" in result:
+        line += ", {mean:.2f} [{low:.2f}, {high:.2f}] errors a report".format(**result["errors"])
+    return f"{line} (lower is better), {result['studies']} studies"
 
 
 def link(path: Path, target: str) -> None:

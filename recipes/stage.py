@@ -39,7 +39,8 @@ from launch.provenance import write_run
 from recipes.arguments import DataArguments, RolloutArguments, StageArguments, set_global_batch
 from recipes.data import load_studies
 from recipes.disk_space import RoomForCheckpoint
-from recipes.errors import RecipeError
+from recipes.errors import RecipeError, read_json
+from recipes.lora import check_lora_targets
 from recipes.models import check_model_folder, is_adapter, merge_adapter, model_fingerprint
 from rewards.chexprompt.governance import is_open
 
@@ -136,6 +137,7 @@ def open_stage(
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is not set: name the model to start from")
     check_model_folder(model.model_name_or_path)
+    check_lora_targets(model)
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
     data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
     parts = [part for part in (data, rollouts, *others, model, training) if part is not None]
@@ -183,7 +185,7 @@ def is_finished(output_dir: Path, settings: dict[str, Any], force: bool) -> bool
     result_path = output_dir / "result.json"
     if not result_path.is_file():
         return False
-    before = json.loads(result_path.read_text(encoding="utf-8"))["settings"]
+    before = read_json(result_path)["settings"]
     if changed := _differences(before, settings, [key for key in settings if key in before]):
         raise RecipeError(
             f"{output_dir} was finished with other settings ({changed}); FORCE=1 trains it again, RUN=name starts another run"
@@ -204,7 +206,7 @@ def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
     path = output_dir / "settings.json"
     checkpoints = saved_checkpoints(output_dir)
     if checkpoints and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         relevant = [key for key in settings if key in before and not key.startswith(_MACHINE)]
         if changed := _differences(before, settings, relevant):
             raise RecipeError(

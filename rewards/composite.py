@@ -58,7 +58,7 @@ class CompositeScores:
 class CompositeReward:
     """Σ weight · metric, plus `judge_weight` / (errors + 1).
 
-    Step 1 of the paper: BERTScore 0.370, SembScore 0.253, RadGraph-F1 0.377, BLEU-2 0 (Methods, "Reward"); step 2
+    Step 1 of the paper: BERTScore 0.370, SembScore 0.253, RadGraph-F1 0.377, BLEU-2 0 (Methods, Optimization); step 2
     adds the judge at 0.5. Weights multiply raw scores, as the paper has it; so an empty rollout, whose BERTScore is
     −5.55, is worth about −2 in step 1.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from evaluation_files import make_data, make_studies, write_predictions
 from synthetic_reports import grpo_batch
 
+from evaluation.score import score_file
+from evaluation.scorers import open_scorers
+from recipes import ablate
 from recipes.ablate import (
     STAGE_ARGUMENTS,
     Ablation,
@@ -21,12 +27,14 @@ from recipes.ablate import (
     interval,
     names,
     read_ablation,
+    split_options,
     stage_recipe,
     start_of,
     table,
 )
-from recipes.arguments import parse_recipe
+from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError
+from rewards.chexprompt.judge import JudgeError, JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import GrpoReward
 from rewards.registry import load_metrics
@@ -78,6 +86,60 @@ def test_what_the_ablations_change(tmp_path: Path) -> None:
     assert training.loss_type == "grpo"
     _, reward, *_ = parsed(read_ablation("reward_negative_radcliq_v1"), "rl_step1", "unirg_cxr", tmp_path)
     assert {name: weight for name, weight in reward.metric_weights.items() if weight} == {"radcliq_v1": -1.0}
+
+
+# What a reward can do to reports; the recipe stops a run for it.
+OF_REPORTS = ("max_length_drift", "max_truncated", "max_prior_copies", "max_negation_flips", "max_heldout_drop")
+
+
+@pytest.mark.parametrize("name", ["only_rl", *(name for name in names() if name.startswith("reward_"))])
+def test_a_comparison_is_not_stopped_by_what_it_is_to_show(name: str, tmp_path: Path) -> None:
+    *_, watched, _, _ = parsed(read_ablation(name), "rl_step1", "unirg_cxr", tmp_path)
+    assert [getattr(watched, f"monitor_{limit}") for limit in OF_REPORTS] == [None] * len(OF_REPORTS)
+    # Where there is nothing left to learn from, it still stops.
+    assert None not in (watched.monitor_min_unique, watched.monitor_min_entropy, watched.monitor_max_zero_spread)
+
+
+@pytest.mark.slow
+def test_rl_from_the_base_model_runs_to_its_end(phantom_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """An untrained model never ends its reports: above the limit on truncated ones from the first update on."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_base, run / "base")
+    command = [sys.executable, "-m", "recipes.ablate", "run", "only_rl", "--recipe", "demo", "--run", str(run)]
+    command += ["--data_dir", str(phantom_data), "--only_dataset", "phantom_prairie"]
+    command += ["--", "--max_steps", "3", "--save_steps", "3", "--logging_steps", "1", "--max_completion_length", "32"]
+    command += ["--updates_per_generation", "1", "--monitor_patience", "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = json.loads((run / "ablations" / "only_rl" / "rl_step1" / "log_history.json").read_text())
+    assert max(entry["completions/clipped_ratio"] for entry in log if "loss" in entry) > 0.5
+    assert "| only_rl | " in (run / "ablations" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_errors_over_step_2_with_the_judge_in_the_reward_and_without(
+    phantom_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_base, run / "rl_step1" / "best")
+    for name in ("error_awareness", "no_error_awareness"):
+        command = [sys.executable, "-m", "recipes.ablate", "run", name, "--recipe", "demo", "--run", str(run)]
+        command += ["--data_dir", str(phantom_data), "--only_dataset", "phantom_prairie"]
+        command += ["--", "--max_steps", "2", "--save_steps", "1", "--logging_steps", "1", "--global_batch_size", "2"]
+        command += ["--max_completion_length", "16", "--monitor_max_truncated", "1", "--learning_rate", "1e-2"]
+        command += ["--monitor_max_length_drift", "9", "--", "--max_new_tokens", "24"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        selection = json.loads((run / "ablations" / name / "rl_step2" / "selection.json").read_text())
+        rated = [selection["start"], *selection["checkpoints"]]
+        assert [entry["checkpoint"] for entry in rated] == ["start", "checkpoint-1", "checkpoint-2"]
+        assert all(entry["errors"]["low"] < entry["errors"]["mean"] for entry in rated)
+        assert selection["judge"]["name"] == "chexprompt[offline-rules-judge]"
+    text = (run / "ablations" / "table.md").read_text()
+    assert "| no_error_awareness − error_awareness | " in text
+    trajectory = text.partition("## errors a report on validation")[2]
+    assert "| step | error_awareness | no_error_awareness |" in trajectory
+    assert [line.split()[1] for line in trajectory.splitlines() if line.startswith("| ")] == ["step", "0", "1", "2"]
 
 
 def test_data_sets_that_a_recipe_does_not_have_are_left_out_aloud(tmp_path: Path, capsys) -> None:
@@ -132,7 +194,10 @@ WHERE = {"output_dir", "model_name_or_path"}
         ("rl_step2_lora", "rl_step2", LORA),
         ("rl_step1_completions", "rl_step1", {"batch_counts", "save_steps"}),
         ("rl_step2_completions", "rl_step2", {"batch_counts", "save_steps"}),
+        ("sft_no_priors", "sft", {"longitudinal"}),
         ("rl_step1_no_priors", "rl_step1", {"longitudinal"}),
+        ("rl_step2_no_priors", "rl_step2", {"longitudinal"}),
+        ("eval_no_priors", "eval", {"longitudinal"}),
     ],
 )
 def test_a_variant_differs_from_the_recipe_by_what_its_name_says(variant: str, of: str, may_differ: set[str]) -> None:
@@ -142,53 +207,209 @@ def test_a_variant_differs_from_the_recipe_by_what_its_name_says(variant: str, o
     assert may_differ <= differing <= may_differ | WHERE
 
 
+def test_a_variant_starts_from_its_own_stages() -> None:
+    folder = REPOSITORY / "recipes" / "unirg_cxr"
+    for variant in ("lora", "no_priors"):
+        step1, step2 = (yaml.safe_load((folder / f"rl_step{n}_{variant}.yaml").read_text()) for n in (1, 2))
+        assert step1["model_name_or_path"] == f"outputs/unirg_cxr_{variant}/sft/final"
+        assert step2["model_name_or_path"] == f"outputs/unirg_cxr_{variant}/rl_step1/best"
+
+
 def test_every_key_of_the_papers_recipe_says_whose_choice_it_is() -> None:
     """A comment names the paper or says "our choice"; a section's own comment covers its keys."""
-    plain = {"seed", "output_dir", "datasets", "reward_backend", "weights_dir", "weights_total", "use_vllm", "context"}
-    for path in sorted((REPOSITORY / "recipes" / "unirg_cxr").glob("[rs]*.yaml")):
+    for path in sorted((REPOSITORY / "recipes" / "unirg_cxr").glob("*.yaml")):
         covered = False
         for line in path.read_text().splitlines():
             if line.startswith("# ") or not line:
                 covered = "our choice, all" in line
             elif "our choice, as all below" in line:
                 covered = True
-            elif not covered and line.split(":")[0] not in plain:
+            elif not covered:
                 assert "paper" in line or "our " in line, f"{path.name}: {line}"
+
+
+# ---- what is handed to training and evaluation ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`started(name, …)`: the commands that an ablation would run, none of which is run; stages before it are there."""
+    for stage in ("sft/final", "rl_step1/best"):
+        (tmp_path / "run" / stage).mkdir(parents=True)
+
+    def commands(name: str, **given: object) -> list[list[str]]:
+        seen: list[list[str]] = []
+        monkeypatch.setattr(ablate, "call", lambda command: seen.append([*map(str, command)]))
+        settings = {"recipe": "unirg_cxr", "variant": "", "data_dir": "data", "weights_dir": "", "only_dataset": ""}
+        settings |= {"judge_base_url": "", "judge_model": "", "force": False, "options": [], "evaluation_options": []}
+        settings |= dict.fromkeys(("processes", "gpus", "nodes", "parallel")) | {"run": tmp_path / "run"} | given
+        ablate.run(read_ablation(name), argparse.Namespace(**settings), tmp_path / "run" / "ablations" / name)
+        return seen
+
+    return commands
+
+
+def of(module: str, commands: list[list[str]]) -> list[str]:
+    """Each command of this module, as one line."""
+    return [" ".join(command) for command in commands if module in command]
+
+
+def test_judge_and_weights_reach_training_selection_and_evaluation(started, monkeypatch) -> None:
+    monkeypatch.setattr(ablate, "check_evaluation", lambda options, needs_judge: None)
+    judge = {"judge_base_url": "http://127.0.0.1:9/v1", "judge_model": "some-model"}
+    seen = started("without_iu", weights_dir="/big/weights", **judge)
+    named = "--judge_base_url http://127.0.0.1:9/v1 --judge_model some-model"
+    for command in (*of("recipes.grpo", seen), *of("recipes.select_checkpoint", seen), *of("recipes.evaluate", seen)):
+        assert "--weights_dir /big/weights" in command
+        assert named in command
+    assert len(of("recipes.grpo", seen)) == 2
+    (sft,) = of("recipes.sft", seen)  # which knows neither
+    assert "--weights_dir" not in sft
+    assert "--judge" not in sft
+
+
+def test_a_judges_address_is_enough_to_evaluate(started) -> None:
+    """Its model is in eval.yaml; so the first thing said is that no server answers, and nothing was trained."""
+    for name in ("reward_bleu2", "no_error_awareness"):
+        with pytest.raises(JudgeError, match=r"no judge answers at http://127\.0\.0\.1:9/v1"):
+            started(name, judge_base_url="http://127.0.0.1:9/v1", evaluation_options=["--judge_max_retries", "0"])
+
+
+def test_error_awareness_counts_the_errors_of_each_checkpoint_by_the_judge_of_step_2(started, monkeypatch) -> None:
+    """Paper, Figure 2d; the run without the judge in its reward too."""
+    monkeypatch.setattr(ablate, "check_evaluation", lambda options, needs_judge: None)
+    step2 = yaml.safe_load((REPOSITORY / "recipes/unirg_cxr/rl_step2.yaml").read_text())
+    judge = f"--judge_base_url {step2['judge_base_url']} --judge_model {step2['judge_model']}"
+    for name in ("error_awareness", "no_error_awareness"):
+        seen = started(name)
+        (select,) = of("recipes.select_checkpoint", seen)
+        assert select.endswith("--stage rl_step2 --count_errors true")
+        assert judge in select
+        assert judge in of("recipes.evaluate", seen)[0]
+
+
+def test_an_ablation_is_evaluated_on_what_it_trains_on(started) -> None:
+    (mimic,) = of("recipes.evaluate", started("reward_bleu2"))
+    assert " --datasets mimic --models " in mimic
+    (without_iu,) = of("recipes.evaluate", started("without_iu"))
+    assert " --datasets mimic chexpert_plus rexgradient --zero_shot_datasets iu_xray --models " in without_iu
+    evaluation, _ = parse_recipe(
+        (EvaluationArguments, JudgeSettings), without_iu.partition("recipes.evaluate ")[2].split()
+    )
+    assert "iu_xray" not in evaluation.datasets  # whose training studies a baseline may learn from
+    (no_priors,) = of("recipes.evaluate", started("no_priors"))
+    assert "--longitudinal false" in no_priors
+    (demo,) = of("recipes.evaluate", started("without_iu", recipe="demo"))
+    assert "datasets" not in demo
+
+
+def test_a_variant_is_trained_and_evaluated_from_its_own_yaml(started, tmp_path: Path) -> None:
+    seen = started("no_priors", variant="lora")
+    for stage in ("rl_step1", "rl_step2"):
+        assert yaml.safe_load((tmp_path / f"run/ablations/no_priors/{stage}.yaml").read_text())["use_peft"] is True
+    assert all("recipes/unirg_cxr/eval.yaml" in command for command in of("recipes.evaluate", seen))
+    seen = started("reward_bleu2", variant="no_priors")
+    assert all("recipes/unirg_cxr/eval_no_priors.yaml" in command for command in of("recipes.select_checkpoint", seen))
+    with pytest.raises(RecipeError, match=r"VARIANT=completions .* has no sft; it has rl_step1_completions, "):
+        started("only_sft", variant="completions")
+    with pytest.raises(RecipeError, match=r"VARIANT=nothing .* it has no file at all"):
+        started("reward_bleu2", variant="nothing")
+
+
+def test_a_variant_without_the_stage_before_starts_from_the_recipes_own_run(tmp_path: Path) -> None:
+    (tmp_path / "unirg_cxr" / "sft" / "final").mkdir(parents=True)
+    found = start_of(read_ablation("reward_bleu2"), tmp_path / "unirg_cxr_completions", "unirg_cxr", "completions")
+    assert found == str(tmp_path / "unirg_cxr" / "sft" / "final")
+    base = start_of(read_ablation("only_rl"), tmp_path / "unirg_cxr", "unirg_cxr", weights_dir="/big/weights")
+    assert base == "/big/weights/Qwen3-VL-8B-Instruct"
+    with pytest.raises(RecipeError, match="make sft VARIANT=lora"):
+        start_of(read_ablation("reward_bleu2"), tmp_path / "unirg_cxr_lora", "unirg_cxr", "lora")
+
+
+def test_options_are_of_training_and_after_a_second_mark_of_evaluation() -> None:
+    assert split_options(["run", "a"]) == [["run", "a"], [], []]
+    assert split_options(["run", "--", "--seed", "2"]) == [["run"], ["--seed", "2"], []]
+    assert split_options(["run", "--", "--", "--batch_size", "3"]) == [["run"], [], ["--batch_size", "3"]]
+
+
+def test_make_hands_over_what_it_was_given() -> None:
+    given = ["NAME=reward_bleu2", "VARIANT=lora", "WEIGHTS_DIR=/big", "JUDGE_URL=http://h/v1", "ARGS=--max_steps 3"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    for target, wanted in (
+        ("ablation", ["--judge_base_url http://h/v1", " -- --max_steps 3 -- --batch_size 3"]),
+        ("sft-grid", [" -- --max_steps 3 -- --batch_size 3"]),
+    ):
+        words = ["make", "-n", "-o", "setup", target, *given, "EVAL_ARGS=--batch_size 3"]
+        made = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+        command = " ".join(made.stdout.split())
+        for part in ("--run outputs/unirg_cxr_lora", "--variant lora", "--weights_dir /big", *wanted):
+            assert part in command
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def scored(folder: Path, errors: float, backend: str = "offline-rules") -> None:
-    folder.mkdir(parents=True)
-    metrics = {
-        "bertscore[offline-hash]": {"mean": 0.5, "low": 0.4, "high": 0.6},
-        "errors chexprompt[offline-rules-judge]": {"mean": errors, "low": errors - 0.1, "high": errors + 0.1},
-        "radgraph[offline-rules]": {"mean": 0.25, "low": 0.2, "high": 0.3},
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of 12 patients."""
+    return make_data(tmp_path_factory.mktemp("data") / "mimic", dataset="mimic")
+
+
+def scored(folder: Path, studies: Path, wrong: int, sections: str = "available", **changed: str) -> None:
+    """Score in `folder` reports that are the references', but for the first `wrong`, which deny everything."""
+    material = make_studies(12, dataset="mimic", seed=len("test"))
+    reports = {
+        study["study_id"]: "Findings: The lungs are clear." if i < wrong else f"Findings: {study['findings']}"
+        for i, study in enumerate(material)
     }
-    result = {"metrics": metrics, "made_by": {"scorers": {"metrics": {"radgraph": {"backend": backend}}}}}
-    (folder / "scores.json").write_text(json.dumps(result))
+    predictions = write_predictions(folder / "predictions.json", material, reports)
+    with open_scorers("offline", judge={"judge_base_url": "offline", "judge_cache_dir": None}) as scorers:
+        score_file(predictions, scorers, folder, data=studies, sections=sections, resamples=200)
+    if changed:
+        result = json.loads((folder / "scores.json").read_text())
+        result["made_by"]["scorers"] |= changed
+        (folder / "scores.json").write_text(json.dumps(result))
 
 
-def test_the_table_has_the_recipes_stages_and_every_ablation_that_has_run(tmp_path: Path) -> None:
-    scored(tmp_path / "eval" / "mimic" / "rl_step2", 1.5)
-    scored(tmp_path / "eval" / "mimic" / "copy_prior", 9.0)
-    scored(tmp_path / "ablations" / "no_error_awareness" / "eval" / "mimic" / "no_error_awareness", 2.5)
-    scored(tmp_path / "ablations" / "no_error_awareness" / "eval" / "mimic" / "copy_prior", 9.0)
+def ablation_folder(run: Path, name: str, model: str | None = None) -> Path:
+    return run / "ablations" / name / "eval" / "mimic" / (model or name)
+
+
+def test_the_table_has_the_recipes_stages_every_ablation_that_has_run_and_differences(tmp_path: Path, studies) -> None:
+    scored(tmp_path / "eval" / "mimic" / "rl_step2", studies, 0)
+    scored(tmp_path / "eval" / "mimic" / "copy_prior", studies, 3)
+    scored(ablation_folder(tmp_path, "error_awareness"), studies, 4)
+    scored(ablation_folder(tmp_path, "no_error_awareness"), studies, 20)
+    scored(ablation_folder(tmp_path, "no_error_awareness", "copy_prior"), studies, 9)
+    scored(ablation_folder(tmp_path, "reward_bleu2"), studies, 5)
     lines = table(tmp_path).splitlines()
     assert lines[0] == "## mimic"
-    assert (
-        lines[2]
-        == "| model | BERTScore [offline-hash] | RadGraph-F1 [offline-rules] | errors a report chexprompt [offline-rules-judge] |"
-    )
-    assert lines[4].startswith("| rl_step2 | 0.500 [0.400, 0.600] | 0.250 [0.200, 0.300] | 1.500 ")
-    assert lines[5].startswith("| no_error_awareness | ")
-    assert len(lines) == 6
+    assert lines[2].startswith("| model | BLEU-2 | BERTScore [offline-hash] | SembScore [offline-rules] | RadGraph-F1 ")
+    assert lines[2].endswith("| errors a report chexprompt [offline-rules-judge] |")
+    models = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert models[1:5] == ["rl_step2", "error_awareness", "no_error_awareness", "reward_bleu2"]
+    (row,) = [line for line in lines if line.startswith("| no_error_awareness − error_awareness | ")]
+    cells = row.split(" | ")
+    assert cells[1].startswith("-")  # BLEU-2 fell, beyond its interval, and by a paired test
+    assert float(cells[1].partition("[")[2].partition(",")[2].partition("]")[0]) < 0
+    assert float(cells[1].partition(", p ")[2]) < 0.05
+    assert "reward_bleu2 is not compared: reward_combined is not evaluated so on mimic." in lines
+    assert "stand-ins: not to be put beside a published one" in "".join(lines)
 
 
-def test_numbers_of_different_backends_are_not_put_together(tmp_path: Path) -> None:
-    scored(tmp_path / "eval" / "mimic" / "rl_step2", 1.5)
-    scored(tmp_path / "ablations" / "a" / "eval" / "mimic" / "a", 2.5, backend="real")
+def test_scores_of_other_sections_stand_in_a_table_of_their_own(tmp_path: Path, studies) -> None:
+    scored(ablation_folder(tmp_path, "error_awareness"), studies, 4)
+    scored(ablation_folder(tmp_path, "no_error_awareness"), studies, 6, sections="findings_impression")
+    text = table(tmp_path)
+    assert "## mimic\n" in text
+    assert "## mimic, findings_impression\n" in text
+    assert "no_error_awareness is not compared: error_awareness is not evaluated so" in text
+
+
+@pytest.mark.parametrize("changed", [{"metrics": {}}, {"judge": {"name": "another"}}])
+def test_numbers_of_different_backends_are_not_put_together(tmp_path: Path, studies, changed) -> None:
+    scored(tmp_path / "eval" / "mimic" / "rl_step2", studies, 0)
+    scored(ablation_folder(tmp_path, "a"), studies, 1, **changed)
     with pytest.raises(RecipeError, match="different backends"):
         table(tmp_path)
 

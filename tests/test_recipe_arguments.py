@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl.generation import vllm_generation
+from trl.trainer import grpo_trainer
 
 from recipes.arguments import (
+    GRPO_CHOICES,
     DataArguments,
     RewardArguments,
     RolloutArguments,
@@ -43,6 +50,23 @@ def test_every_shipped_rl_recipe_loads_and_samples_16_rollouts(path):
     assert data.datasets
     assert training.num_generations == 16
     assert any(reward.metric_weights.values())
+
+
+@pytest.mark.parametrize("path", shipped("sft*.yaml") + shipped("rl*.yaml") + shipped("eval.yaml"))
+def test_the_commands_of_a_recipes_header_are_those_that_use_it(path):
+    """By `make -n`, untouched by the variables of a make around it: the YAML is the stage's, the override reaches it."""
+    header = (REPOSITORY / path).read_text().partition("\n\n")[0]
+    (run,) = re.findall(r"# Run: +(make .*?)(?:   .*)?$", header, re.MULTILINE)
+    (override,) = re.findall(r"Override: (make .*)$", header, re.MULTILINE)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    for command in (run, override):
+        words = ["make", "-n", "-o", "setup", "-o", "base", *shlex.split(command)[1:]]
+        made = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+        assert made.returncode == 0, made.stderr
+        assert f"--config {path} " in made.stdout, command
+        if "ARGS=" in command:
+            assert command.partition('ARGS="')[2].rstrip('"') in made.stdout
+    assert "ARGS=" in override
 
 
 def test_step_1_and_step_2_differ_by_judge_and_kl_as_in_the_paper():
@@ -127,6 +151,35 @@ def test_global_batch_that_does_not_divide_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--weight_bertscore", "nan"], "weight_bertscore is nan; it must be a finite number"),
+        (["--weight_chexprompt", "inf"], "weight_chexprompt is inf; it must be a finite number"),
+        (["--weight_bertscore", "0", "--weight_sembscore", "0", "--weight_radgraph", "0"], "every reward weight is 0"),
+        (["--global_batch_size", "0"], "global_batch_size is 0; it must be at least 1"),
+        (["--global_batch_size", "-256"], "global_batch_size is -256; it must be at least 1"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0; it must be at least 1"),
+        (["--loss_type", "foo"], "loss_type is 'foo'; choose one of dapo, grpo, "),
+        (["--scale_rewards", "foo"], "scale_rewards is 'foo'; choose one of group, batch, none"),
+        (["--importance_sampling_level", "foo"], "importance_sampling_level is 'foo'; choose one of token, sequence"),
+        (["--vllm_mode", "foo"], "vllm_mode is 'foo'; choose one of colocate, server"),
+    ],
+)
+def test_values_that_cannot_train_are_refused_with_the_recipe_and_not_at_the_first_step(flags, message):
+    with pytest.raises(RecipeError, match=re.escape(message)) as refused:
+        parse_recipe(GRPO, ["--config", str(REPOSITORY / "recipes/demo/rl_step1.yaml"), *flags])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", sorted(GRPO_CHOICES))
+def test_the_choices_are_those_that_trl_knows(key):
+    """Each is a name in TRL's own source, so that an update of TRL that renames one is seen here."""
+    source = "".join(Path(inspect.getfile(module)).read_text() for module in (grpo_trainer, vllm_generation))
+    for choice in GRPO_CHOICES[key]:
+        assert f'"{choice}"' in source or f"'{choice}'" in source
+
+
+@pytest.mark.parametrize(
     ("command", "message"),
     [
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--data_dir", "{tmp}/none"], "no prepared data"),
@@ -134,6 +187,7 @@ def test_global_batch_that_does_not_divide_is_refused(tmp_path):
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--model_name_or_path", "weights/none"], "make weights"),
         (["recipes.sft", "--config", "recipes/demo/sft.yaml", "--keep_optimizer_states", "0"], "at least 1"),
         (["recipes.sft", "--config", "recipes/demo/nothing.yaml"], "no recipe file"),
+        (["recipes.grpo", "--config", "recipes/demo/rl_step1.yaml", "--loss_type", "foo"], "loss_type is 'foo'"),
         (["recipes.grpo", "--config", "recipes/demo/rl_step1.yaml", "--model_name_or_path", "./none"], "no model in"),
     ],
 )

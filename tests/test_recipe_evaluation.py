@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.study import study_table, write_studies
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError
 from recipes.evaluate import available_split, resolve_models
-from rewards.chexprompt.judge import JudgeSettings
+from recipes.select_checkpoint import count_errors, open_judge, start_of
+from rewards.chexprompt.judge import JudgeError, JudgeResult, JudgeSettings
+from rewards.chexprompt.judgement import Judgement
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -50,3 +53,33 @@ def test_models_are_stages_or_named_paths(tmp_path):
         resolve_models(tmp_path, ["unknown"])
     with pytest.raises(RecipeError, match="train that stage first"):
         resolve_models(tmp_path, ["rl_step2"])
+
+
+# ---- errors over the checkpoints of a stage --------------------------------------------------------------------------
+
+
+class JudgeThatFailsFor:
+    """Two errors in each report but those of `texts`, for which it fails."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts, self.failures, self.stopped = texts, {"timeout": len(texts)}, None
+
+    async def judge(self, candidates, references, sources):
+        two = Judgement(significant=(1, 0, 0, 0, 0, 0), insignificant=(1, 0, 0, 0, 0, 0))
+        return [JudgeResult(None, "timeout") if text in self.texts else JudgeResult(two, None) for text in candidates]
+
+
+def test_a_report_that_the_judge_failed_for_has_no_errors_counted_and_none_at_all_is_said():
+    errors = count_errors(JudgeThatFailsFor("b"), ["a", "b"], ["r", "r"], ["mimic", "mimic"])
+    np.testing.assert_array_equal(errors, [2, np.nan])
+    with pytest.raises(JudgeError, match=r"failed for every report \(timeout × 1\); run the same command again"):
+        count_errors(JudgeThatFailsFor("b"), ["b"], ["r"], ["mimic"])
+
+
+def test_errors_need_a_judge_and_the_model_that_training_started_from(tmp_path):
+    with pytest.raises(RecipeError, match="judge_base_url, or JUDGE_URL="):
+        open_judge(JudgeSettings(judge_base_url=""), EvaluationArguments(datasets=["mimic"]))
+    with pytest.raises(RecipeError, match="train the stage first"):
+        start_of(tmp_path)
+    (tmp_path / "settings.json").write_text('{"model_name_or_path": "outputs/demo/rl_step1/best"}')
+    assert start_of(tmp_path) == Path("outputs/demo/rl_step1/best")
