@@ -409,6 +409,10 @@ def main() -> None:
     if options.part:
         print(json.dumps(run_part(options.part, options)))
         return
+    from launch import machine
+
+    if not machine.gpus():
+        raise machine.MachineError("bench_gpu measures a GPU and none is here; make plan gives assumed figures")
     prepare(options)
     failed: list[str] = []
     for part in options.parts:
@@ -432,7 +436,8 @@ def main() -> None:
         print(json.dumps(entry), flush=True)
     shutil.rmtree(options.folder / "out", ignore_errors=True)
     if failed:
-        sys.exit(f"error: {', '.join(failed)} failed; what it said is above")
+        print(f"error: {', '.join(failed)} failed; what it said is above", file=sys.stderr)
+        sys.exit(1)
 
 
 def _given(options: argparse.Namespace) -> list[str]:
@@ -453,4 +458,7 @@ def write_entry(entry: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from launch.machine import MachineError
+    from recipes.errors import run_command
+
+    run_command(main, MachineError)

