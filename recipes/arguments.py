@@ -270,17 +270,30 @@ def set_global_batch(
     In SFT the batch counts studies. In GRPO, TRL counts completions: 256 prompts of 16 rollouts are 4,096 completions.
 
     Raises:
-        RecipeError: the batch does not divide by what the processes hold at once.
+        RecipeError: the batch does not divide by what the processes hold at once, or a process does not get whole groups
+            of rollouts.
     """
-    if stage.global_batch_size is None:
-        return
-    batch = stage.global_batch_size
+    if stage.global_batch_size is not None:
+        _divide_batch(stage.global_batch_size, training, rollouts)
+    if isinstance(training, GRPOConfig):
+        of_one = training.per_device_train_batch_size * training.steps_per_generation
+        if of_one % training.num_generations:
+            raise RecipeError(
+                f"a process generates {of_one} completions ({training.per_device_train_batch_size} rows × "
+                f"{training.steps_per_generation} steps_per_generation), which are no whole groups of "
+                f"{training.num_generations} rollouts; change per_device_train_batch_size, global_batch_size or the number "
+                "of GPUs"
+            )
+
+
+def _divide_batch(wanted: int, training: SFTConfig | GRPOConfig, rollouts: RolloutArguments | None) -> None:
+    batch = wanted
     if isinstance(training, GRPOConfig) and rollouts and rollouts.batch_counts == "prompts":
         batch *= training.num_generations
     at_once = training.per_device_train_batch_size * training.world_size
     if batch % at_once:
         raise RecipeError(
-            f"global_batch_size {stage.global_batch_size} ({batch} rows) does not divide by "
+            f"global_batch_size {wanted} ({batch} rows) does not divide by "
             f"{training.per_device_train_batch_size} rows × {training.world_size} processes; "
             f"change per_device_train_batch_size or the number of GPUs"
         )
@@ -288,11 +301,17 @@ def set_global_batch(
     if isinstance(training, GRPOConfig) and rollouts:
         training.steps_per_generation = training.gradient_accumulation_steps * rollouts.updates_per_generation
         training.generation_batch_size = at_once * training.steps_per_generation
-        if training.generation_batch_size % training.num_generations:
-            raise RecipeError(
-                f"{training.generation_batch_size} completions a generation do not divide into groups of "
-                f"{training.num_generations} rollouts; change global_batch_size or num_generations"
-            )
+
+
+class _RecipeParser(TrlParser):
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL refuses a generation without whole groups of rollouts before `set_global_batch` can say how large it is; until
+        # then it has as many steps as a group has rollouts, which fits any batch.
+        given, rest = super().parse_known_args(*args, **kwargs)
+        keys = ("global_batch_size", "steps_per_generation", "generation_batch_size")
+        if "num_generations" in given and [getattr(given, key, None) is None for key in keys] == [False, True, True]:
+            given.steps_per_generation = given.num_generations
+        return given, rest
 
 
 def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
@@ -303,7 +322,7 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     path = _config_path(arguments)
-    parser = TrlParser(dataclass_types)
+    parser = _RecipeParser(dataclass_types)
     if path:
         _check_yaml(path, {action.dest for action in parser._actions} | {"env"})
     message = io.StringIO()
