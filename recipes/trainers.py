@@ -1,4 +1,4 @@
-"""TRL's trainers, with what a resumed run and vLLM with images need on top.
+"""TRL's trainers, with what a resumed run, large generations and vLLM with images need on top.
 
 Both: the order of the studies depends on seed and epoch alone. TRL and transformers draw it from a generator that a
 resumed run has not advanced, so that a run resumed in its second epoch would see some studies twice and others never.
@@ -7,6 +7,7 @@ resumed run has not advanced, so that a run resumed in its second epoch would se
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,12 +45,31 @@ class ReportTrainer(_OrderBySeedAndEpoch, SFTTrainer):
 
 
 class RolloutTrainer(_OrderBySeedAndEpoch, GRPOTrainer):
-    """GRPOTrainer that a kill does not disturb, and whose colocated vLLM sees the images that the policy sees."""
+    """GRPOTrainer that a kill does not disturb, that opens each image once a generation, and whose colocated vLLM sees
+    the images that the policy sees."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.use_vllm:
             mend_vllm(self)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        # TRL's loader hands over all rows of a generation at each of its micro-steps, and reads those of the first alone:
+        # of 128 micro-steps it would open 127 times as many images as are seen. So it hands over row numbers, and the rows
+        # are read where they are generated from; wherever in a generation a run resumes, they are there.
+        if is_training:
+            dataset = range(len(dataset))
+        return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        if self.model.training:
+            inputs = self._rows(inputs)
+        return super()._generate_and_score_completions(inputs)
+
+    def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """These rows of the training set; rollouts of one study share its opened images."""
+        rows = {number: self.train_dataset[number] for number in dict.fromkeys(numbers)}
+        return [dict(rows[number]) for number in numbers]
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         # TRL counts its micro-steps from 0 after a resume; the place within a generation must be that of the data.
