@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -88,6 +94,35 @@ def merged_checkpoint(path: str) -> str:
     return str(folder)
 
 
+@contextlib.contextmanager
+def whole_model(path: str) -> Iterator[str]:
+    """`path`, or for an adapter a folder with the whole model, for readers that take no adapter (vLLM).
+
+    The merged model (16 GB of an 8 B model) lies beside the adapter's folder and goes with the last process of this machine
+    that reads it. Where `merged_checkpoint` left one, that is taken and stays.
+    """
+    adapter = Path(path).resolve()
+    if not is_adapter(path) or (adapter / "merged").is_dir():
+        yield str(adapter / "merged") if is_adapter(path) else path
+        return
+    folder = adapter.with_name(f".{adapter.name}.merged.{socket.gethostname()}")
+    # Not beside the checkpoint: file systems that are shared by machines do not all have locks.
+    lock = Path(tempfile.gettempdir(), f"unirg-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock")
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        while not folder.is_dir():
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                merge_adapter(path, folder)
+            fcntl.flock(held, fcntl.LOCK_SH)
+        try:
+            yield str(folder)
+        finally:
+            with contextlib.suppress(BlockingIOError):  # another process reads it, and removes it
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def merge_adapter(path: str, output_dir: Path) -> None:
     """Write the base model of the adapter in `path`, with the adapter added to its weights, to `output_dir` (atomically).
 
@@ -96,6 +131,8 @@ def merge_adapter(path: str, output_dir: Path) -> None:
     """
     base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     model = PeftModel.from_pretrained(load_model(base), path).merge_and_unload()
+    for left in output_dir.parent.glob(f".{output_dir.name}.*.tmp"):  # by a kill
+        shutil.rmtree(left)
     temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
     model.save_pretrained(temporary)
     load_processor(path).save_pretrained(temporary)
