@@ -56,11 +56,11 @@ _IRRELEVANT = (
     "disable_tqdm",
     "dataloader",
     "force",
-    "judge_",
     "rollouts_logged",
     "monitor_",
 )
-# Settings of the machine: a run that was interrupted may go on with others of these (the global batch stays the same).
+# Settings of the machine: a stage is the same, finished or to go on with, where only these differ (the global batch stays
+# the same).
 _MACHINE = (
     "per_device_",
     "gradient_accumulation_steps",
@@ -73,8 +73,8 @@ _MACHINE = (
     "fsdp",
     "accelerator_config",
     "ddp_",
-    "max_steps",
 )
+_LENGTH = ("max_steps",)  # a run that was interrupted may go on for longer; a finished one has its length
 # What a checkpoint holds for training to go on, by transformers, FSDP and DeepSpeed; the model is not among it.
 OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 OTHER_STATE = ("scheduler.pt", "scaler.pt", "rng_state*.pth", "latest", "zero_to_fp32.py")
@@ -184,7 +184,7 @@ def is_finished(output_dir: Path, settings: dict[str, Any], force: bool) -> bool
     if not result_path.is_file():
         return False
     before = json.loads(result_path.read_text(encoding="utf-8"))["settings"]
-    if changed := _differences(before, settings, [key for key in settings if key in before]):
+    if changed := _differences(before, settings, _MACHINE):
         raise RecipeError(
             f"{output_dir} was finished with other settings ({changed}); FORCE=1 trains it again, RUN=name starts another run"
         )
@@ -205,8 +205,7 @@ def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
     checkpoints = saved_checkpoints(output_dir)
     if checkpoints and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        relevant = [key for key in settings if key in before and not key.startswith(_MACHINE)]
-        if changed := _differences(before, settings, relevant):
+        if changed := _differences(before, settings, _MACHINE + _LENGTH):
             raise RecipeError(
                 f"{output_dir} holds checkpoints of a run with other settings ({changed}); "
                 "FORCE=1 starts it again, RUN=name starts another run"
@@ -502,9 +501,10 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> str:
-    """The first differences between two settings, in words; empty where there is none."""
-    changed = [key for key in keys if before[key] != now[key]]
+def _differences(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...]) -> str:
+    """The first differences between two runs' settings, in words; empty where only those of these prefixes differ."""
+    common = [key for key in now if key in before and not key.startswith(ignored)]
+    changed = [key for key in common if before[key] != now[key]]
     return ", ".join(f"{key}: {_short(before[key])} → {_short(now[key])}" for key in changed[:3])
 
 

@@ -20,9 +20,12 @@ import pytest
 from rl_runs import REPOSITORY, SMALL, Run, grpo_run, options
 from safetensors.torch import load_file
 
+from recipes import grpo
 from recipes.errors import RecipeError
+from recipes.grpo import judge_answers
 from recipes.models import check_model_folder
-from recipes.stage import TrimCheckpoints, start_or_resume
+from recipes.stage import TrimCheckpoints, is_finished, start_or_resume
+from rewards.chexprompt.judge import JudgeSettings
 
 SFT = {
     "datasets": "phantom_prairie",
@@ -170,6 +173,61 @@ def test_checkpoints_of_another_model_or_other_settings_are_refused(tmp_path: Pa
     with pytest.raises(RecipeError, match=r"learning_rate: 0\.0001 → 0\.001"):
         start_or_resume(tmp_path, {**begun, "learning_rate": 1e-3})
     assert start_or_resume(tmp_path, {**begun, "per_device_train_batch_size": 4})  # another machine may go on
+
+
+def test_a_finished_stage_is_finished_on_another_machine_and_not_with_other_settings(tmp_path: Path, capsys) -> None:
+    done = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 5}
+    (tmp_path / "result.json").write_text(json.dumps({"settings": done}))
+    fewer_gpus = {**done, "gradient_accumulation_steps": 16, "generation_batch_size": 256, "vllm_mode": "server"}
+    assert is_finished(tmp_path, fewer_gpus, force=False)
+    assert "finished already" in capsys.readouterr().out
+    for key, value in (("learning_rate", 1e-3), ("max_steps", 10)):
+        with pytest.raises(RecipeError, match=rf"finished with other settings \({key}: .*FORCE=1"):
+            is_finished(tmp_path, {**done, key: value}, force=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"judge_model": "another"}, "judge_model"),
+        ({"judge_prompt_file": "rubric.txt"}, "judge_prompt"),
+        ({"judge_temperature": 0.5}, "judge_temperature"),
+        ({"judge_base_url": "offline"}, "judge_model"),
+        ({"judge_concurrency": 1, "judge_base_url": "http://127.0.0.1:9/v1", "judge_timeout": 5.0}, None),
+    ],
+)
+def test_a_run_does_not_go_on_with_a_judge_of_other_answers(
+    settings: dict, key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rewards would be of two kinds."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rubric.txt").write_text("Count the errors.")
+    checkpoint(tmp_path, 10, "optimizer.pt")
+    begun = {"seed": 1, **judge_answers(JudgeSettings(judge_model="a judge"))}
+    start_or_resume(tmp_path, begun)
+    now = {"seed": 1, **judge_answers(JudgeSettings(**{"judge_model": "a judge", **settings}))}
+    if key is None:
+        assert start_or_resume(tmp_path, now)
+    else:
+        with pytest.raises(RecipeError, match=rf"other settings \({key}: "):
+            start_or_resume(tmp_path, now)
+
+
+def test_the_judges_settings_are_of_a_stage_that_it_rewards(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo, "build_composite", lambda *_: pytest.fail("opened"))
+    for recipe, weight, expected in (("rl_step1", 0.0, False), ("rl_step2", 0.5, True)):
+        seen = []
+        monkeypatch.setattr(grpo, "open_stage", lambda *parts, seen=seen: seen.extend(parts))
+        given = {"model_name_or_path": tiny_base, "data_dir": phantom_data, "output_dir": tmp_path, **SMALL}
+        flags = ["--config", f"recipes/demo/{recipe}.yaml", *options(given)]
+        monkeypatch.setattr(
+            sys, "argv", ["grpo", *flags, "--weight_chexprompt", str(weight), "--weights_total", str(1 + weight)]
+        )
+        grpo.main()
+        held = [part for part in seen if isinstance(part, dict) and "judge_prompt" in part]
+        assert bool(held) == expected
 
 
 def test_step_2_without_a_selected_step_1_checkpoint_names_the_command(tmp_path: Path) -> None:
