@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +48,13 @@ class RewardArguments:
         default="real", metadata={"help": "real (CheXbert, RadGraph, RoBERTa weights) or offline (rule stand-ins)."}
     )
     weights_dir: str = field(default="weights", metadata={"help": "Folder of the metric weights (make weights)."})
+    score_cache_dir: str | None = field(
+        default="outputs/score_cache",
+        metadata={
+            "help": "Folder of what the metrics' models found (real backend): rollouts that a resumed run makes again cost "
+            "no forward pass. On several nodes each has a folder of its own in it. null for none."
+        },
+    )
     weight_bleu2: float = field(default=0.0, metadata={"help": "Weight of BLEU-2."})
     weight_bertscore: float = field(default=0.0, metadata={"help": "Weight of BERTScore."})
     weight_sembscore: float = field(default=0.0, metadata={"help": "Weight of SembScore."})
@@ -70,6 +79,14 @@ class RewardArguments:
         total = sum(self.metric_weights.values()) + self.weight_chexprompt
         if self.weights_total is not None and abs(total - self.weights_total) > 1e-9:
             raise RecipeError(f"the reward weights sum to {total:g}, but weights_total says {self.weights_total:g}")
+
+    @property
+    def score_cache(self) -> Path | None:
+        """The folder of this node's cache: SQLite's log cannot be shared by nodes."""
+        if not self.score_cache_dir:
+            return None
+        nodes = os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return Path(self.score_cache_dir, socket.gethostname() if nodes else "")
 
     @property
     def metric_weights(self) -> dict[str, float]:

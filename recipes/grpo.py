@@ -32,6 +32,7 @@ from recipes.vllm_guards import check_vllm, forbid_image_tokens
 from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
 from rewards.chexprompt.rubric import load_prompt
 from rewards.composite import CompositeReward
+from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward
 from rewards.offline import judge_server
 from rewards.registry import MetricError, load_metrics
@@ -115,7 +116,8 @@ def build_composite(
 ) -> CompositeReward:
     """The composite reward of a recipe; its judge is asked once here, and closed with `resources`."""
     weights = reward.metric_weights
-    metrics = load_metrics(list(weights), reward.reward_backend, Path(reward.weights_dir))
+    cached = EngineSettings(cache_dir=reward.score_cache)
+    metrics = load_metrics(list(weights), reward.reward_backend, Path(reward.weights_dir), cached)
     judge = None
     if reward.weight_chexprompt:
         judge = resources.enter_context(Judge.from_settings(judge_settings))

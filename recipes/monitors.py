@@ -24,6 +24,7 @@ from recipes.rollouts import best_and_worst, groups, write_rollouts
 from recipes.stage import finite, leave_together, over_processes
 from rewards.composite import CompositeReward
 from rewards.conditions import NEGATIVE, POSITIVE, Labeler
+from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward, Rollouts
 from rewards.label_f1 import label_f1
 from rewards.metric import Metric
@@ -310,14 +311,15 @@ def build_monitors(
         RecipeError: the held-out metric is part of the reward.
         MetricError: there is no such metric on this backend.
     """
-    heldout = None
+    heldout, weights_dir = None, Path(reward.weights_dir)
+    cached = EngineSettings(cache_dir=reward.score_cache)
     if settings.monitor_heldout != "label_f1":
         if reward.metric_weights.get(settings.monitor_heldout):
             raise RecipeError(
                 f"monitor_heldout is {settings.monitor_heldout}, which the reward optimises; name another, e.g. label_f1"
             )
-        loaded = load_metrics([settings.monitor_heldout], reward.reward_backend, Path(reward.weights_dir))
+        loaded = load_metrics([settings.monitor_heldout], reward.reward_backend, weights_dir, cached)
         heldout = loaded[settings.monitor_heldout]
     semantic = composite.metrics.get("sembscore")
-    labeler = semantic.labeler if semantic else load_labeler(reward.reward_backend, Path(reward.weights_dir))
+    labeler = semantic.labeler if semantic else load_labeler(reward.reward_backend, weights_dir, cached)
     return RolloutMonitors(settings, output_dir, labeler, heldout)

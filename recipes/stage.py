@@ -56,6 +56,7 @@ _IRRELEVANT = (
     "disable_tqdm",
     "dataloader",
     "force",
+    "score_cache",
     "rollouts_logged",
     "monitor_",
 )

