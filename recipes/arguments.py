@@ -215,7 +215,7 @@ class MonitorArguments:
     monitor_max_length_drift: float | None = field(
         default=None,
         metadata={
-            "help": "Limit on the change of the mean length since the run's start, as a share of it (0.5: ±50%)."
+            "help": "Limit on the change of the mean length since the run's first logs, as a share of it (0.5: ±50%)."
         },
     )
     monitor_min_unique: float | None = field(
@@ -251,17 +251,22 @@ class MonitorArguments:
     )
     monitor_max_heldout_drop: float | None = field(
         default=None,
-        metadata={"help": "Limit on the fall of monitor_heldout since the run's start while the reward does not fall."},
+        metadata={
+            "help": "Limit on the fall of monitor_heldout since the run's first logs while the reward does not fall."
+        },
     )
     monitor_max_logp_difference: float | None = field(
         default=0.1,
         metadata={
             "help": "Limit on the mean difference of log-probabilities between vLLM and the trainer. Above it, the "
-            "rollouts are not the policy's. Stops at the first log."
+            "rollouts are not the policy's. Stops before an update uses them."
         },
     )
     monitor_patience: int = field(
-        default=3, metadata={"help": "Logs in a row that must be beyond a limit before the run stops."}
+        default=3,
+        metadata={
+            "help": "Logs in a row that must be beyond a limit before the run stops; as many (3 at least) make the start."
+        },
     )
     rollouts_logged: int = field(
         default=16, metadata={"help": "Rollouts kept at each log in <stage>/rollouts/ as Parquet; 0 for none."}

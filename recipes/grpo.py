@@ -108,6 +108,7 @@ def build_trainer(
     )
     monitors.watch_judge(trainer.reward_funcs[0])
     trainer.add_callback(monitors)
+    trainer.generation_checks.append(monitors.check_generation)
     return trainer
 
 

@@ -7,7 +7,7 @@ resumed run has not advanced, so that a run resumed in its second epoch would se
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,10 +46,15 @@ class ReportTrainer(_OrderBySeedAndEpoch, SFTTrainer):
 
 class RolloutTrainer(_OrderBySeedAndEpoch, GRPOTrainer):
     """GRPOTrainer that a kill does not disturb, that opens each image once a generation, and whose colocated vLLM sees
-    the images that the policy sees."""
+    the images that the policy sees.
+
+    Attributes:
+        generation_checks: called with the trainer once a generation is scored, before an update uses it.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.generation_checks: list[Callable[[RolloutTrainer], None]] = []
         if self.use_vllm:
             mend_vllm(self)
 
@@ -62,9 +67,12 @@ class RolloutTrainer(_OrderBySeedAndEpoch, GRPOTrainer):
         return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
-        if self.model.training:
-            inputs = self._rows(inputs)
-        return super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        batch = super()._generate_and_score_completions(self._rows(inputs))
+        for check in self.generation_checks:
+            check(self)
+        return batch
 
     def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """These rows of the training set; rollouts of one study share its opened images."""
