@@ -2,6 +2,7 @@
 
 Both: the order of the studies depends on seed and epoch alone. TRL and transformers draw it from a generator that a
 resumed run has not advanced, so that a run resumed in its second epoch would see some studies twice and others never.
+And a checkpoint is marked whole once every process has written its part.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class _SeedEachEpoch(TrainerCallback):
         self.generator.manual_seed(args.seed + int(state.epoch or 0))
 
 
-class _OrderBySeedAndEpoch:
-    """Mixin for a trainer whose sampler has a generator of its own."""
+class _Resumable:
+    """Mixin: a sampler with a generator of its own, and checkpoints whose last file is `trainer_state.json`."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -39,12 +40,17 @@ class _OrderBySeedAndEpoch:
             self.add_callback(_SeedEachEpoch(sampler.generator))
         return sampler
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        # The first process writes trainer_state.json next, by which a checkpoint counts as whole: all must be done by then.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
-class ReportTrainer(_OrderBySeedAndEpoch, SFTTrainer):
+
+class ReportTrainer(_Resumable, SFTTrainer):
     """SFTTrainer that a kill does not disturb."""
 
 
-class RolloutTrainer(_OrderBySeedAndEpoch, GRPOTrainer):
+class RolloutTrainer(_Resumable, GRPOTrainer):
     """GRPOTrainer that a kill does not disturb, that opens each image once a generation, and whose colocated vLLM sees
     the images that the policy sees.
 

@@ -20,6 +20,8 @@ from types import SimpleNamespace
 import pytest
 from rl_runs import REPOSITORY, SMALL, Run, grpo_run, options
 from safetensors.torch import load_file
+from transformers import Trainer, TrainerState
+from transformers.training_args import ParallelMode
 
 from recipes import grpo
 from recipes.arguments import RewardArguments
@@ -27,6 +29,7 @@ from recipes.errors import RecipeError
 from recipes.grpo import judge_answers
 from recipes.models import check_model_folder
 from recipes.stage import TrimCheckpoints, is_finished, start_or_resume
+from recipes.trainers import ReportTrainer, RolloutTrainer
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.engine import TextModel
 
@@ -174,6 +177,41 @@ def checkpoint(folder: Path, step: int, *files: str) -> Path:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("{}")
     return path
+
+
+@pytest.mark.parametrize("trainer", [ReportTrainer, RolloutTrainer])
+def test_a_checkpoint_counts_as_whole_once_every_process_has_written_its_part(
+    trainer: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of two, slow, ends its part while the first waits and before that writes the file of the end."""
+    monkeypatch.setattr(
+        Trainer, "save_model", lambda *_, **__: checkpoint(tmp_path, 5).joinpath("trainer_state.json").unlink()
+    )
+    for method in ("store_flos", "_save_optimizer_and_scheduler", "_save_scaler"):
+        monkeypatch.setattr(Trainer, method, lambda *_: None)
+    first, folder = object.__new__(trainer), tmp_path / "checkpoint-5"
+
+    def wait_for_everyone() -> None:
+        assert (folder / "rng_state_0.pth").is_file()
+        assert not (folder / "trainer_state.json").exists()
+        (folder / "rng_state_1.pth").write_text("{}")
+
+    first.accelerator = SimpleNamespace(wait_for_everyone=wait_for_everyone)
+    first.args = SimpleNamespace(
+        output_dir=str(tmp_path),
+        world_size=2,
+        process_index=0,
+        should_save=True,
+        save_only_model=False,
+        save_strategy="steps",
+        push_to_hub=False,
+        save_total_limit=None,
+        parallel_mode=ParallelMode.DISTRIBUTED,
+    )
+    first.state, first.hp_search_backend = TrainerState(global_step=5), None
+    first.callback_handler, first.control = SimpleNamespace(callbacks=[]), None
+    Trainer._save_checkpoint(first, None, None)
+    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
