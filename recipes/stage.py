@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -162,8 +163,12 @@ def data_fingerprint(datasets: Sequence[str], data_dir: str, split: str) -> str:
 
 
 def stage_settings(model: str, data_sha256: str, *arguments: Any) -> dict[str, Any]:
-    """All settings that decide what a stage learns, flat, as they are written to `result.json` and compared."""
-    settings: dict[str, Any] = {"model_sha256": model_fingerprint(model), "data_sha256": data_sha256}
+    """All settings that decide what a stage learns, flat, as they are written to `result.json` and compared.
+
+    The first process reads the weights, and tells the others their fingerprint: all must call this.
+    """
+    fingerprint = [model_fingerprint(model) if PartialState().is_main_process else None]
+    settings: dict[str, Any] = {"model_sha256": broadcast_object_list(fingerprint)[0], "data_sha256": data_sha256}
     for part in arguments:
         values = part.to_dict() if isinstance(part, TrainingArguments) else asdict(part) if is_dataclass(part) else part
         settings |= {key: value for key, value in values.items() if not key.startswith(_IRRELEVANT)}

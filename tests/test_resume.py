@@ -6,6 +6,7 @@ of `updates_per_generation`, or a signal). Its rollouts are sampled again from t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerState
 from transformers.training_args import ParallelMode
 
-from recipes import grpo
+from recipes import grpo, models
 from recipes.arguments import RewardArguments
 from recipes.errors import RecipeError
 from recipes.grpo import judge_answers
@@ -329,6 +330,47 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_config(tmp_path: Path) 
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(RecipeError, match=r"another model .*'llama', not 'qwen3_vl'"):
         check_model_folder(str(tmp_path))
+
+
+def test_a_models_fingerprint_is_the_sha256_of_its_weight_files_names_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "PIECE", 7)  # pieces do not end where files do
+    files = {"model-2.safetensors": os.urandom(100), "model-1.safetensors": os.urandom(21), "model-3.safetensors": b""}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").write_text("{}")
+    expected = hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest()
+    assert models.model_fingerprint(str(tmp_path)) == expected
+    assert models.model_fingerprint("a/hub-name") == "a/hub-name"
+
+
+ONE_READS = """
+import sys
+from accelerate import PartialState
+from recipes import stage
+state, hashed = PartialState(cpu=True), stage.model_fingerprint
+def read(path):
+    assert state.is_main_process, "read by another process too"
+    return hashed(path)
+stage.model_fingerprint = read
+found = stage.stage_settings(sys.argv[1], "data", {"learning_rate": 1.0})
+with open(f"{sys.argv[1]}/known-{state.process_index}", "w") as file:
+    file.write(found["model_sha256"])
+stage.leave_together()
+"""
+
+
+def test_one_process_reads_the_weights_and_all_know_their_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "script.py").write_text(ONE_READS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "launch.torchrun", "--standalone", "--nproc_per_node", "2"]
+    command += [str(tmp_path / "script.py"), str(tmp_path)]
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    expected = models.model_fingerprint(str(tmp_path))
+    assert [(tmp_path / f"known-{rank}").read_text() for rank in (0, 1)] == [expected] * 2
 
 
 # ---- killed and told to stop -----------------------------------------------------------------------------------------
