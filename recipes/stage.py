@@ -409,7 +409,7 @@ def quiet_logs() -> None:
 
 
 class StageProgress(TrainerCallback):
-    """One readable line a logging step: step, the principal numbers, time left."""
+    """One readable line a logging step: step, the principal numbers, time left, this process's peak of GPU memory."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -443,7 +443,9 @@ class StageProgress(TrainerCallback):
             if key.startswith("reward_parts/") and value is not None
         ]
         line = f"{self.stage} step {state.global_step}/{state.max_steps} · " + " · ".join(numbers + parts)
-        print(f"{line} · {format_seconds(left)} left", flush=True)
+        memory = peak_gpu_memory_mib()
+        gpu = f" · GPU {memory['reserved'] / 1024:.1f} GiB" if memory else ""
+        print(f"{line} · {format_seconds(left)} left{gpu}", flush=True)
 
 
 def add_progress(trainer: transformers.Trainer, stage: str) -> None:
@@ -489,6 +491,7 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
             (entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None
         ),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **({"peak_gpu_memory_mib": memory} if (memory := peak_gpu_memory_mib()) else {}),
         "processes": trainer.accelerator.num_processes,
         "final_sha256": model_fingerprint(str(output_dir / "final")),
         "last_log": history[-1] if history else None,
@@ -498,6 +501,15 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
     }
     write_json(output_dir / "result.json", result)
     print(f"{stage}: {result['steps']} steps, model in {output_dir / 'final'}")
+
+
+def peak_gpu_memory_mib() -> dict[str, int]:
+    """This process's peak of GPU memory so far in MiB: of its tensors (`allocated`), and of what PyTorch held for them
+    (`reserved`). Empty where it uses no GPU."""
+    if not torch.cuda.is_initialized():
+        return {}
+    peaks = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {name: peak >> 20 for name, peak in peaks.items()}
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
