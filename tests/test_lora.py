@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from rl_runs import options
+from rl_runs import grpo_run, options
 from safetensors.torch import load_file
 
 from evaluation import engines
@@ -64,6 +64,37 @@ def test_a_checkpoint_with_an_adapter_loads_and_merges_to_the_same_policy(stage:
     with torch.no_grad():
         adapted, plain = (load_model(path)(input_ids=ids).logits for path in (checkpoint, merged))
     torch.testing.assert_close(adapted, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_new_adapters_reference_policy_is_the_model_without_it(
+    stage: Path, tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    """A LoRA step 2: KL is 0 at its first update and not at the next; only the adapter is trained."""
+    start = merged_checkpoint(str(stage / "checkpoint-2"))
+    lora = {key: LORA[key] for key in ("use_peft", "lora_r", "lora_alpha", "lora_target_modules")}
+    run = grpo_run(
+        tmp_path / "rl_step2",
+        stage / "checkpoint-2",
+        phantom_data,
+        "rl_step2",
+        max_steps=2,
+        mask_truncated_completions=False,  # so that all rollouts have a gradient, and the policy moves
+        **lora,
+    )
+    assert run.trainer.beta == 0.03
+    assert run.trainer.ref_model is None
+    first, second = run.log
+    assert first["kl"] == pytest.approx(0, abs=1e-9)
+    assert second["kl"] > 1e-6
+    trained = {name for name, weight in run.trainer.model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    before, base = load_file(Path(start) / "model.safetensors"), load_file(tiny_base / "model.safetensors")
+    held = run.trainer.model.get_base_model().state_dict()
+    adapted = [name for name in before if not torch.equal(before[name], base[name])]
+    assert adapted
+    for name in adapted:  # step 1's adapter is in the reference policy
+        assert torch.equal(held[name.replace("_proj.", "_proj.base_layer.")], before[name]), name
 
 
 class FakeLLM:

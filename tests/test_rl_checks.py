@@ -157,12 +157,21 @@ def test_step_1_has_moved_away_from_where_it_started(step_1: Run, tiny_base: Pat
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_clipping_acts_where_a_generation_is_used_again_and_is_higher_above(step_1: Run) -> None:
-    assert step_1.trainer.epsilon_high > step_1.trainer.epsilon_low
-    clipped = [entry["clip_ratio/region_mean"] for entry in step_1.log]
-    assert clipped[0] == clipped[2] == 0  # the policy that generated
-    assert clipped[1] > 0  # the same rollouts after one update
-    assert clipped[3] > 0
+def test_clipping_acts_where_a_generation_is_used_again_and_is_higher_above(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    """Of the tokens that the update before made likelier: by more than the higher threshold; of none beyond a huge one."""
+    # the two halves of a generation do not undo each other's update at this rate
+    settings = {"learning_rate": 3e-3, "epsilon": 0.2}
+    run = grpo_run(tmp_path / "clipped", tiny_base, phantom_data, **settings, epsilon_high=0.28)
+    assert (run.trainer.epsilon_low, run.trainer.epsilon_high) == (0.2, 0.28)
+    high = [entry["clip_ratio/high_mean"] for entry in run.log]
+    assert high[0] == high[2] == 0  # the policy that generated
+    assert high[1] > 0  # the same rollouts after one update
+    assert high[3] > 0
+    free = grpo_run(tmp_path / "free", tiny_base, phantom_data, **settings, epsilon_high=1e9, max_steps=2)
+    assert free.log[1]["clip_ratio/high_mean"] == 0
+    assert free.log[1]["clip_ratio/low_mean"] == run.log[1]["clip_ratio/low_mean"] > 0  # the same tokens
 
 
 # ---- batches, masks, images ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rl_runs import grpo_run
 from transformers import TrainerState
 from trl import GRPOConfig
 
@@ -103,3 +104,20 @@ def test_the_result_holds_the_peak_of_gpu_memory_where_a_gpu_is_used(
     stage._write_result(trainer, "sft", {}, {})
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["peak_gpu_memory_mib"] == {"allocated": 40 * 1024, "reserved": 43 * 1024 + 103}
+
+
+def test_a_tensorboard_run_holds_each_reward_part_and_monitor_as_a_curve(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = grpo_run(tmp_path / "rl_step1", tiny_base, phantom_data, report_to="tensorboard", max_steps=3)
+    (written,) = (tmp_path / "rl_step1").rglob("events.out.tfevents.*")
+    curves = events.EventAccumulator(str(written)).Reload()
+    parts = [f"reward_parts/{metric.name}" for metric in run.trainer.reward_funcs[0].composite.metrics.values()]
+    assert {"reward_parts/bertscore[offline-hash]", "reward_parts/radgraph[offline-rules]"} <= set(parts)
+    for name in ("loss", "reward", "monitor/unique", *parts):
+        points = {point.step: point.value for point in curves.Scalars(f"train/{name}")}
+        logged = {entry["step"]: entry[name] for entry in run.log if name in entry}
+        assert points == pytest.approx(logged, rel=1e-5)
+        assert len(points) >= 2
+    assert sorted(curves.Tags()["tensors"]) == ["args/text_summary", "model_config/text_summary"]  # no report
