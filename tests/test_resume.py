@@ -1,7 +1,8 @@
 """A run that is killed or told to stop goes on where it was, and ends where it would have ended.
 
 What cannot be bit-equal: a checkpoint inside a generation that is used for several updates (`save_steps` not a multiple
-of `updates_per_generation`, or a signal). Its rollouts are sampled again from the policy of the checkpoint.
+of `updates_per_generation`, or a signal). Its rollouts are sampled again from the policy of the checkpoint. Nor a run with a
+vLLM server, whose generator no checkpoint holds.
 """
 
 from __future__ import annotations
