@@ -125,7 +125,8 @@ def whole_model(path: str) -> Iterator[str]:
         finally:
             with contextlib.suppress(BlockingIOError):  # another process reads it, and removes it
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder)
+            fcntl.flock(held, fcntl.LOCK_UN)  # a process that the reader forked may still have the file open
 
 
 def merge_adapter(path: str, output_dir: Path) -> None:
