@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,20 +112,26 @@ def transformers_writer(model: str, settings: GenerationSettings) -> Writer:
 
 
 def vllm_writer(model: str, settings: GenerationSettings) -> Writer:
-    """Greedy generation with vLLM (up to two images a prompt), on a GPU, or on a CPU with vLLM's build for it."""
+    """Greedy generation with vLLM (up to two images a prompt), on a GPU, or on a CPU with vLLM's build for it.
+
+    vLLM takes whole models: an adapter is merged for as long as the writer is in use.
+    """
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:
         raise EvaluationError(f"engine vllm needs vLLM ({error}); install it, or set --engine transformers") from error
-    from recipes.models import load_processor
+    from recipes.models import load_processor, whole_model
 
-    processor = load_processor(model)
-    engine = LLM(
-        model=model,
-        dtype=checkpoint_dtype(model) if settings.dtype == "auto" else settings.dtype,
-        max_model_len=model_length(model),
-        limit_mm_per_prompt={"image": 2, "video": 0},
-    )
+    with contextlib.ExitStack() as opened:
+        folder = opened.enter_context(whole_model(model))
+        processor = load_processor(folder)
+        engine = LLM(
+            model=folder,
+            dtype=checkpoint_dtype(folder) if settings.dtype == "auto" else settings.dtype,
+            max_model_len=model_length(folder),
+            limit_mm_per_prompt={"image": 2, "video": 0},
+        )
+        kept = opened.pop_all()
     sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
 
     def write(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
@@ -137,6 +145,7 @@ def vllm_writer(model: str, settings: GenerationSettings) -> Writer:
         outputs = [request.outputs[0] for request in engine.generate(requests, sampling, use_tqdm=False)]
         return [(output.text.strip(), output.finish_reason == "length") for output in outputs]
 
+    weakref.finalize(write, kept.close)  # until then: vLLM may read the processor's files with its first request
     return write
 
 

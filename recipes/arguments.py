@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import socket
 import sys
 from dataclasses import dataclass, field
 from math import isfinite
@@ -54,6 +56,13 @@ class RewardArguments:
         default="real", metadata={"help": "real (CheXbert, RadGraph, RoBERTa weights) or offline (rule stand-ins)."}
     )
     weights_dir: str = field(default="weights", metadata={"help": "Folder of the metric weights (make weights)."})
+    score_cache_dir: str | None = field(
+        default="outputs/score_cache",
+        metadata={
+            "help": "Folder of what the metrics' models found (real backend): rollouts that a resumed run makes again cost "
+            "no forward pass. On several nodes each has a folder of its own in it. null for none."
+        },
+    )
     weight_bleu2: float = field(default=0.0, metadata={"help": "Weight of BLEU-2."})
     weight_bertscore: float = field(default=0.0, metadata={"help": "Weight of BERTScore."})
     weight_sembscore: float = field(default=0.0, metadata={"help": "Weight of SembScore."})
@@ -85,6 +94,14 @@ class RewardArguments:
         total = sum(weights.values())
         if self.weights_total is not None and abs(total - self.weights_total) > 1e-9:
             raise RecipeError(f"the reward weights sum to {total:g}, but weights_total says {self.weights_total:g}")
+
+    @property
+    def score_cache(self) -> Path | None:
+        """The folder of this node's cache: SQLite's log cannot be shared by nodes."""
+        if not self.score_cache_dir:
+            return None
+        nodes = os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return Path(self.score_cache_dir, socket.gethostname() if nodes else "")
 
     @property
     def metric_weights(self) -> dict[str, float]:
@@ -215,7 +232,7 @@ class MonitorArguments:
     monitor_max_length_drift: float | None = field(
         default=None,
         metadata={
-            "help": "Limit on the change of the mean length since the run's start, as a share of it (0.5: ±50%)."
+            "help": "Limit on the change of the mean length since the run's first logs, as a share of it (0.5: ±50%)."
         },
     )
     monitor_min_unique: float | None = field(
@@ -251,17 +268,22 @@ class MonitorArguments:
     )
     monitor_max_heldout_drop: float | None = field(
         default=None,
-        metadata={"help": "Limit on the fall of monitor_heldout since the run's start while the reward does not fall."},
+        metadata={
+            "help": "Limit on the fall of monitor_heldout since the run's first logs while the reward does not fall."
+        },
     )
     monitor_max_logp_difference: float | None = field(
         default=0.1,
         metadata={
             "help": "Limit on the mean difference of log-probabilities between vLLM and the trainer. Above it, the "
-            "rollouts are not the policy's. Stops at the first log."
+            "rollouts are not the policy's. Stops before an update uses them."
         },
     )
     monitor_patience: int = field(
-        default=3, metadata={"help": "Logs in a row that must be beyond a limit before the run stops."}
+        default=3,
+        metadata={
+            "help": "Logs in a row that must be beyond a limit before the run stops; as many (3 at least) make the start."
+        },
     )
     rollouts_logged: int = field(
         default=16, metadata={"help": "Rollouts kept at each log in <stage>/rollouts/ as Parquet; 0 for none."}
@@ -287,17 +309,30 @@ def set_global_batch(
     In SFT the batch counts studies. In GRPO, TRL counts completions: 256 prompts of 16 rollouts are 4,096 completions.
 
     Raises:
-        RecipeError: the batch does not divide by what the processes hold at once.
+        RecipeError: the batch does not divide by what the processes hold at once, or a process does not get whole groups
+            of rollouts.
     """
-    if stage.global_batch_size is None:
-        return
-    batch = stage.global_batch_size
+    if stage.global_batch_size is not None:
+        _divide_batch(stage.global_batch_size, training, rollouts)
+    if isinstance(training, GRPOConfig):
+        of_one = training.per_device_train_batch_size * training.steps_per_generation
+        if of_one % training.num_generations:
+            raise RecipeError(
+                f"a process generates {of_one} completions ({training.per_device_train_batch_size} rows × "
+                f"{training.steps_per_generation} steps_per_generation), which are no whole groups of "
+                f"{training.num_generations} rollouts; change per_device_train_batch_size, global_batch_size or the number "
+                "of GPUs"
+            )
+
+
+def _divide_batch(wanted: int, training: SFTConfig | GRPOConfig, rollouts: RolloutArguments | None) -> None:
+    batch = wanted
     if isinstance(training, GRPOConfig) and rollouts and rollouts.batch_counts == "prompts":
         batch *= training.num_generations
     at_once = training.per_device_train_batch_size * training.world_size
     if batch % at_once:
         raise RecipeError(
-            f"global_batch_size {stage.global_batch_size} ({batch} rows) does not divide by "
+            f"global_batch_size {wanted} ({batch} rows) does not divide by "
             f"{training.per_device_train_batch_size} rows × {training.world_size} processes; "
             f"change per_device_train_batch_size or the number of GPUs"
         )
@@ -305,11 +340,17 @@ def set_global_batch(
     if isinstance(training, GRPOConfig) and rollouts:
         training.steps_per_generation = training.gradient_accumulation_steps * rollouts.updates_per_generation
         training.generation_batch_size = at_once * training.steps_per_generation
-        if training.generation_batch_size % training.num_generations:
-            raise RecipeError(
-                f"{training.generation_batch_size} completions a generation do not divide into groups of "
-                f"{training.num_generations} rollouts; change global_batch_size or num_generations"
-            )
+
+
+class _RecipeParser(TrlParser):
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL refuses a generation without whole groups of rollouts before `set_global_batch` can say how large it is; until
+        # then it has as many steps as a group has rollouts, which fits any batch.
+        given, rest = super().parse_known_args(*args, **kwargs)
+        keys = ("global_batch_size", "steps_per_generation", "generation_batch_size")
+        if "num_generations" in given and [getattr(given, key, None) is None for key in keys] == [False, True, True]:
+            given.steps_per_generation = given.num_generations
+        return given, rest
 
 
 def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
@@ -320,7 +361,7 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     path = _config_path(arguments)
-    parser = TrlParser(dataclass_types)
+    parser = _RecipeParser(dataclass_types)
     if path:
         _check_yaml(path, {action.dest for action in parser._actions} | {"env"})
     message = io.StringIO()

@@ -23,10 +23,9 @@ class RoomForCheckpoint(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_save:
-            needed = folder_bytes(get_last_checkpoint(args.output_dir)) or checkpoint_bytes(kwargs["model"], args)
-            require_room(args.output_dir, f"checkpoint-{state.global_step}", needed)
+            require_room_for_checkpoint(kwargs["model"], args, state.global_step)
 
-    on_epoch_end = on_step_end
+    on_epoch_end = on_log = on_step_end  # a monitor asks at the log
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -34,6 +33,12 @@ class RoomForCheckpoint(TrainerCallback):
         # Whole, of an adapter too: it is merged for the next stage.
         whole = sum(_count(p) * p.element_size() for p in kwargs["model"].parameters())
         require_room(args.output_dir, "the final model", whole)
+
+
+def require_room_for_checkpoint(model: torch.nn.Module, args: TrainingArguments, step: int) -> None:
+    """`require_room` for the checkpoint of `step`: as large as the last one, or as the model makes it."""
+    needed = folder_bytes(get_last_checkpoint(args.output_dir)) or checkpoint_bytes(model, args)
+    require_room(args.output_dir, f"checkpoint-{step}", needed)
 
 
 def require_room(output_dir: str, what: str, needed: int) -> None:

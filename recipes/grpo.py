@@ -29,9 +29,12 @@ from recipes.monitors import RolloutMonitors, build_monitors
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from recipes.vllm_guards import check_vllm, forbid_image_tokens
-from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
+from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
+from rewards.chexprompt.rubric import load_prompt
 from rewards.composite import CompositeReward
+from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward
+from rewards.offline import judge_server
 from rewards.registry import MetricError, load_metrics
 
 ARGUMENTS = (
@@ -49,7 +52,8 @@ ARGUMENTS = (
 def main() -> None:
     data, reward, judge_settings, stage, rollouts, watched, model, training = parse_recipe(ARGUMENTS)
     check_vllm(training)
-    opened = open_stage(data, stage, model, training, rollouts, reward, judge_settings, watched)
+    judged = judge_answers(judge_settings) if reward.weight_chexprompt else {}
+    opened = open_stage(data, stage, model, training, rollouts, reward, judged, watched)
     if opened is None:
         leave_together()
         return
@@ -104,6 +108,7 @@ def build_trainer(
     )
     monitors.watch_judge(trainer.reward_funcs[0])
     trainer.add_callback(monitors)
+    trainer.generation_checks.append(monitors.check_generation)
     return trainer
 
 
@@ -112,13 +117,35 @@ def build_composite(
 ) -> CompositeReward:
     """The composite reward of a recipe; its judge is asked once here, and closed with `resources`."""
     weights = reward.metric_weights
-    metrics = load_metrics(list(weights), reward.reward_backend, Path(reward.weights_dir))
+    cached = EngineSettings(cache_dir=reward.score_cache)
+    metrics = load_metrics(list(weights), reward.reward_backend, Path(reward.weights_dir), cached)
     judge = None
     if reward.weight_chexprompt:
         judge = resources.enter_context(Judge.from_settings(judge_settings))
         judge.check_sources(sources)
         asyncio.run(judge.check())
     return CompositeReward(weights, metrics, judge=judge, judge_weight=reward.weight_chexprompt)
+
+
+def judge_answers(settings: JudgeSettings) -> dict[str, Any]:
+    """What decides the judge's answers: a stage does not go on with another judge, whose reward would be another.
+
+    Raises:
+        JudgeError: judge_prompt_file cannot be read.
+    """
+    try:
+        prompt = load_prompt(settings.judge_prompt_file).version
+    except ValueError as error:
+        raise JudgeError(str(error)) from error
+    offline = settings.judge_base_url == OFFLINE
+    return {
+        "judge_model": f"{judge_server.MODEL}@{judge_server.rules_version()}" if offline else settings.judge_model,
+        "judge_prompt": prompt,
+        "judge_temperature": settings.judge_temperature,
+        "judge_max_tokens": settings.judge_max_tokens,
+        "judge_extra_body": settings.judge_extra_body,
+        "judge_answer_format": settings.judge_answer_format,
+    }
 
 
 def describe(composite: CompositeReward) -> str:

