@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -14,11 +15,16 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_slurm import make_cluster, start_job
+from trl import ModelConfig, SFTConfig
 
 import launch.machine
+from data_prep.__main__ import parser as data_parser
 from launch import start
 from launch.machine import Gpu, MachineError
 from launch.rank import accelerate_environment, distributed_environment
+from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
+from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
+from rewards.chexprompt.judge import JudgeSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SFT = ["-m", "recipes.sft", "--config", str(REPOSITORY / "recipes/unirg_cxr/sft.yaml")]
@@ -170,12 +176,25 @@ def test_scripts_have_no_site_in_them():
             assert not lines, (path.name, word)
 
 
+# One line a call: rank, address and port of the first process, then the words, quoted.
+NOTE = """#!/usr/bin/env bash
+printf '%q ' "$SLURM_PROCID" "$MASTER_ADDR" "$MASTER_PORT" >> {folder}/called.log
+printf '%q ' "$@" >> {folder}/called.log
+echo >> {folder}/called.log
+"""
+# What reads a stage's words, by its module.
+PARSERS = {
+    "recipes.sft": (DataArguments, StageArguments, ModelConfig, SFTConfig),
+    "recipes.grpo": GRPO_ARGUMENTS,
+    "recipes.evaluate": (EvaluationArguments, JudgeSettings),
+}
+
+
 @pytest.fixture
 def cluster(tmp_path):
     """Slurm's programs, and a Python that only notes how it was called."""
     make_cluster(tmp_path)
-    note = f'#!/bin/sh\necho "$SLURM_PROCID $MASTER_ADDR $MASTER_PORT $@" >> {tmp_path}/called.log\n'
-    (tmp_path / "python_that_notes").write_text(note)
+    (tmp_path / "python_that_notes").write_text(NOTE.format(folder=tmp_path))
     (tmp_path / "python_that_notes").chmod(0o755)
     return tmp_path
 
@@ -185,24 +204,44 @@ def sbatch(name: str, cluster: Path, **environment: str) -> subprocess.Popen:
     return start_job(name, cluster, **{"PYTHON": str(cluster / "python_that_notes")} | environment)
 
 
+def called(cluster: Path) -> list[list[str]]:
+    """The words of each call of the Python that notes, after rank, address and port."""
+    return [shlex.split(line)[3:] for line in (cluster / "called.log").read_text().splitlines()]
+
+
+def parsed(module: str, words: list[str]) -> dict[str, object]:
+    """The settings that a stage takes from a call's words, by the parser that the stage itself has."""
+    given = words[words.index(module) + 1 :]
+    if module == "data_prep":
+        return vars(data_parser().parse_args(given))
+    if module in ("recipes.sft", "recipes.grpo"):  # their YAML is for GPUs
+        given = [*given, "--use_cpu", "true", "--bf16", "false"]
+    return {name: value for part in parse_recipe(PARSERS[module], given) for name, value in vars(part).items()}
+
+
 @pytest.mark.parametrize(
-    ("script", "environment", "expected"),
+    ("script", "environment", "module", "settings"),
     [
-        ("sft.sbatch", {"TASKS": "2", "ARGS": "--max_steps 3"}, "-m recipes.sft --config recipes/unirg_cxr/sft.yaml --data_dir data --max_steps 3"),
-        ("rl.sbatch", {"STAGE": "rl_step2", "JUDGE_URL": "http://127.0.0.1:1/v1"}, "rl_step2.yaml --data_dir data --judge_base_url http://127.0.0.1:1/v1"),
-        ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "1", "MODELS": "sft rl_step1"}, "--datasets chexpert_plus --zero_shot_datasets --models sft rl_step1"),
-        ("data.sbatch", {"DATASET": "mimic", "SOURCE": "/d", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8"}, "-m data_prep mimic --source /d --out data/mimic --shard 3/8"),
+        ("sft.sbatch", {"TASKS": "2", "ARGS": "--max_steps 3"}, "recipes.sft", {"max_steps": 3, "learning_rate": 5e-5, "data_dir": "data"}),
+        ("rl.sbatch", {"STAGE": "rl_step2", "JUDGE_URL": "http://127.0.0.1:1/v1"}, "recipes.grpo", {"judge_base_url": "http://127.0.0.1:1/v1", "beta": 0.03}),
+        ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "1", "MODELS": "sft rl_step1"}, "recipes.evaluate", {"datasets": ["chexpert_plus"], "zero_shot_datasets": [], "models": ["sft", "rl_step1"], "run": "outputs/unirg_cxr"}),
+        ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "3", "RECIPE": "demo", "DATASETS": "a b c phantom_coast"}, "recipes.evaluate", {"datasets": ["phantom_coast"], "zero_shot_datasets": []}),
+        ("data.sbatch", {"DATASET": "mimic", "SOURCE": "/d", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8"}, "data_prep", {"dataset": "mimic", "source": Path("/d")}),
     ],
 )  # fmt: skip
-def test_sbatch_files_run_the_stage(cluster, script, environment, expected):
+def test_sbatch_files_run_a_stage_that_understands_them(cluster, script, environment, module, settings):
     job = sbatch(script, cluster, **environment)
     output, _ = job.communicate(timeout=60)
     assert job.returncode == 0, output
-    called = (cluster / "called.log").read_text().splitlines()
-    assert len(called) == int(environment.get("TASKS", "1"))
-    assert all(expected in line for line in called)
+    calls = called(cluster)
+    assert len(calls) == int(environment.get("TASKS", "1"))
+    for words in calls:
+        assert module in words
+        taken = parsed(module, words)
+        assert {name: taken[name] for name in settings} == settings
     if script == "sft.sbatch":
-        assert sorted(line.split()[:3] for line in called) == [["0", "127.0.0.1", "20077"], ["1", "127.0.0.1", "20077"]]
+        lines = (cluster / "called.log").read_text().splitlines()
+        assert sorted(line.split()[:3] for line in lines) == [["0", "127.0.0.1", "20077"], ["1", "127.0.0.1", "20077"]]
 
 
 @pytest.mark.parametrize(
