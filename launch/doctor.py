@@ -164,11 +164,13 @@ def check_gpus(question: Question) -> Iterator[Check]:
         yield Check("GPUs", status, "none" if wanting else "none, none needed", mend, wanting or STAGES)
         return
     names = sorted({gpu.name for gpu in gpus})
-    yield Check("GPUs", "ok", f"{len(gpus)} × {' / '.join(names)}, {format_bytes(min(g.memory for g in gpus))} each")
+    sizes = [gpu.memory for gpu in gpus if gpu.memory is not None]
+    size = f"{format_bytes(min(sizes))} each" if sizes else "memory not known"
+    yield Check("GPUs", "ok", f"{len(gpus)} × {' / '.join(names)}, {size}")
     if question.gpus and question.gpus > len(gpus):
         yield Check("GPUS=", "missing", f"{question.gpus} asked for, {len(gpus)} here", f"GPUS={len(gpus)}", wanting)
-    capability = min(gpu.compute_capability for gpu in gpus)
-    bfloat = tuple(stage for stage in wanting if question.recipes[stage].get("bf16"))
+    capability = min((gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None), default=8.0)
+    bfloat = tuple(stage for stage in wanting if question.recipes.get(stage, {}).get("bf16"))
     if bfloat and capability < 8.0:
         mend = 'ARGS="--bf16 false --fp16 true --dtype float32", or a GPU from Ampere on'
         yield Check("bfloat16", "missing", f"compute capability {capability}; bf16 needs 8.0", mend, bfloat)

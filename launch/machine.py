@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,14 +21,15 @@ class Gpu:
     """One NVIDIA GPU as its driver reports it.
 
     Attributes:
-        memory: bytes.
-        compute_capability: e.g. 9.0; bfloat16 needs 8.0.
+        memory: bytes; None where the driver gives no number (memory shared with the CPU, a MIG slice).
+        compute_capability: e.g. 9.0; bfloat16 needs 8.0. None where the driver does not say.
     """
 
     name: str
-    memory: int
-    compute_capability: float
+    memory: int | None
+    compute_capability: float | None
     driver: str
+    uuid: str = ""
 
 
 class MachineError(ValueError):
@@ -43,30 +45,70 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs of this machine, those hidden by CUDA_VISIBLE_DEVICES left out; none where there is no NVIDIA driver.
+    """The GPUs that CUDA_VISIBLE_DEVICES shows of this machine's; none where there is no NVIDIA driver.
+
+    Raises:
+        MachineError: the driver is there and does not work.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return all_gpus() if visible is None else shown(all_gpus(), visible)
+
+
+def all_gpus() -> list[Gpu]:
+    """The GPUs of this machine, hidden ones too; none where there is no NVIDIA driver.
 
     Raises:
         MachineError: the driver is there and does not work.
     """
     program = shutil.which("nvidia-smi")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None or visible == "":
+    if program is None:
         return []
-    query = "--query-gpu=name,memory.total,compute_cap,driver_version"
+    query = "--query-gpu=uuid,name,memory.total,compute_cap,driver_version"
     try:
         run = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MachineError(f"nvidia-smi does not answer ({error}); the driver may need a restart") from error
+    lines = (run.stdout + (run.stderr if run.returncode else "")).strip().splitlines()
+    if any("No devices were found" in line for line in lines):  # with status 0 by some drivers, 6 by others
+        return []
     if run.returncode:
-        reason = (run.stdout + run.stderr).strip().splitlines()
-        raise MachineError(f"nvidia-smi: {reason[0] if reason else 'failed'}; install or restart the NVIDIA driver")
+        raise MachineError(f"nvidia-smi: {lines[0] if lines else 'failed'}; install or restart the NVIDIA driver")
     found = []
-    for line in run.stdout.strip().splitlines():
-        name, memory, capability, driver = (part.strip() for part in line.rsplit(",", 3))
-        found.append(Gpu(name, int(memory) * 2**20, float(capability), driver))
-    return found if visible is None else found[: len(visible.split(","))]
+    for line in lines:
+        if line.count(",") < 4:
+            raise MachineError(f"nvidia-smi says {line!r} instead of its GPUs; install or restart the NVIDIA driver")
+        uuid, rest = line.split(",", 1)
+        name, memory, capability, driver = (part.strip() for part in rest.rsplit(",", 3))
+        mebibytes, number = _number(memory), _number(capability)
+        found.append(Gpu(name, None if mebibytes is None else int(mebibytes) * 2**20, number, driver, uuid.strip()))
+    return found
+
+
+def shown(found: Sequence[Gpu], visible: str) -> list[Gpu]:
+    """Those of `found` that a CUDA_VISIBLE_DEVICES of `visible` shows: CUDA stops at the first word that names none."""
+    chosen = []
+    for word in (part.strip() for part in visible.split(",")):
+        if word.isdigit() and int(word) < len(found):
+            chosen.append(found[int(word)])
+        elif word.startswith("MIG-") and found:
+            chosen.append(replace(found[0], memory=None))
+        elif len(word) > 4 and (
+            named := [gpu for gpu in found if word.startswith("GPU-") and gpu.uuid.startswith(word)]
+        ):
+            chosen.append(named[0])
+        else:
+            break
+    return chosen
+
+
+def _number(text: str) -> float | None:
+    """`81920`; None for `[N/A]` and the like."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def memory_bytes() -> int:

@@ -172,12 +172,37 @@ def test_a_driver_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(MachineError, match="version mismatch"):
         launch.machine.gpus()
-    program.write_text(
-        "#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920, 8.0, 570.1'\necho 'NVIDIA A100-SXM4-80GB, 81920, 8.0, 570.1'\n"
-    )
-    assert [gpu.memory for gpu in launch.machine.gpus()] == [81920 * 2**20] * 2
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert len(launch.machine.gpus()) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "visible", "memories"),
+    [
+        (["GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 8.0, 570.1", "GPU-bb, NVIDIA A100, 40960, 8.0, 570.1"], 0, None, [81920, 40960]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1", "GPU-bb, A100, 40960, 8.0, 570.1"], 0, "1", [40960]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1", "GPU-bb, A100, 40960, 8.0, 570.1"], 0, "GPU-bb", [40960]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1"], 0, "MIG-cc,MIG-dd", [None, None]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1", "GPU-bb, A100, 40960, 8.0, 570.1"], 0, "0,-1,1", [81920]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1"], 0, "-1", []),
+        (["GPU-aa, A100, 81920, 8.0, 570.1"], 0, "", []),
+        (["GPU-aa, NVIDIA GB10, [N/A], 12.1, 580.1"], 0, None, [None]),
+        (["No devices were found"], 0, None, []),
+        (["No devices were found"], 6, None, []),
+    ],
+)  # fmt: skip
+def test_gpus_are_those_that_the_driver_and_cuda_visible_devices_show(
+    tmp_path, monkeypatch, answer, status, visible, memories
+):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in answer) + f"exit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    wanted = [None if memory is None else memory * 2**20 for memory in memories]
+    assert [gpu.memory for gpu in launch.machine.gpus()] == wanted
+    question = Question("demo", {"sft": {}}, "sft", None, tmp_path, tmp_path, tmp_path)
+    assert list(check_gpus(question))  # what is not known does not stop it
 
 
 def test_a_port_in_use_is_seen():
