@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
@@ -137,6 +141,30 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
+
+
+def served_models(base_url: str, seconds: float = 5) -> list[str] | None:
+    """Names of the models that the OpenAI-compatible server at `base_url` lists; None where it wants a key first.
+
+    Args:
+        base_url: with the version, e.g. `http://127.0.0.1:8000/v1`.
+
+    Raises:
+        MachineError: nothing answers there, or something that is no such server.
+    """
+    try:
+        with urllib.request.urlopen(f"{base_url.rstrip('/')}/models", timeout=seconds) as answer:
+            return [str(model["id"]) for model in json.load(answer)["data"]]
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return None
+        raise MachineError(
+            f"what answers at {base_url} is no vLLM server (HTTP {error.code} for a list of models)"
+        ) from None
+    except (OSError, HTTPException) as error:
+        raise MachineError(f"nothing answers at {base_url} ({getattr(error, 'reason', error)})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MachineError(f"what answers at {base_url} is no vLLM server (no list of models)") from error
 
 
 def format_bytes(number: float) -> str:

@@ -21,12 +21,15 @@ from typing import Any
 
 from launch import machine
 from launch.machine import format_bytes
-from launch.memory import PARALLEL, Batch, generation_memory, training_memory
+from launch.memory import PARALLEL, Batch, generation_memory, serving_memory, training_memory
 from launch.models import ARCHITECTURES, Architecture, architecture, checkpoint_bytes
 from recipes.errors import RecipeError, run_command
+from rewards.chexprompt.governance import host_of, is_loopback
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
+_SERVER_SHARE = 0.9  # of its GPUs that a vLLM server takes (launch/vllm_server.sh)
+_JUDGE_SHARE = 0.92  # and the judge's (launch/judge_server.sh)
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,18 @@ class Assumptions:
     judge_rubric_tokens: int = 2_600  # instructions and examples, the same in each call
     judge_answer_tokens: int = 60
     judge_parameters: float = 32.8e9  # Qwen3-32B
+    judge_cache_bytes: int = 262_144  # of KV cache a token: Qwen3-32B, 64 layers of 8 heads of 128, in bfloat16
 
 
 @dataclass
 class StagePlan:
-    """One stage's figures. Memory in bytes for one GPU: parts while training, parts while vLLM generates beside it."""
+    """One stage's figures. Memory in bytes for one GPU: parts while training, parts while vLLM generates beside it.
+
+    Attributes:
+        hours: wall time, the judge's included.
+        gpu_hours: of all GPUs that are held for so long: those that train, a vLLM server's, the judge's.
+        judge_hours: wall time of the judge's calls on its own GPUs; 0 where it has none here.
+    """
 
     stage: str
     file: str
@@ -98,6 +108,9 @@ class StagePlan:
     judge_tokens_in: float = 0
     judge_tokens_out: float = 0
     judge_dollars: float | None = None
+    judge_gpus: int = 0
+    judge_hours: float = 0
+    server_gpus: int = 0
     checkpoints: int = 0
     checkpoint_bytes: float = 0
     advice: list[str] = field(default_factory=list)
@@ -113,6 +126,8 @@ class Target:
     data_dir: Path
     assume: Assumptions
     batch_overrides: tuple[str, ...] = ()
+    judge_gpus: int | None = None  # None: one for a judge on this machine, none for another
+    server_gpus: int | None = None  # None: one where vllm_mode is server
 
     @property
     def kind(self) -> GpuKind:
@@ -318,15 +333,18 @@ def plan_training(path: Path, target: Target) -> StagePlan:
         plan.tokens_generated = plan.rollouts * completion
         flops += 2 * arch.parameters * plan.tokens_trained * (1 + (training.beta > 0))  # old and reference log-probs
     seconds = flops / (target.kind.flops * target.assume.training_utilisation) if target.gpus else 0.0
+    wall = seconds / processes
     if grpo and target.gpus:
-        seconds += _generation_seconds(plan, arch, size, training, target)
+        if training.use_vllm and training.vllm_mode == "server":
+            plan.server_gpus = 1 if target.server_gpus is None else target.server_gpus
+        wall += _generation_seconds(plan, arch, size, training, target) / (plan.server_gpus or processes)
         if find(parsed, "RewardArguments").reward_backend == "real":
-            seconds += plan.rollouts * target.assume.reward_seconds
-    plan.gpu_hours = seconds / 3600
-    plan.hours = plan.gpu_hours / processes
+            wall += plan.rollouts * target.assume.reward_seconds / processes
+    plan.hours = wall / 3600
+    plan.gpu_hours = plan.hours * (processes + plan.server_gpus)
     _use_measurement(plan, target)
     if grpo and find(parsed, "RewardArguments").weight_chexprompt:
-        _judge(plan, size, find(parsed, "JudgeSettings"), target)
+        _judge(plan, size, find(parsed, "JudgeSettings"), target, processes)
     _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states)
     if target.gpus:
         _fit(plan, arch, training, model, target, grpo)
@@ -364,7 +382,8 @@ def _generation_seconds(plan: StagePlan, arch: Architecture, size: Sizes, traini
     """GPU seconds of vLLM: prompts once a study (prefix caching), then decoding bound by memory bandwidth."""
     assume, kind = target.assume, target.kind
     prefill = 2 * arch.parameters * size.prompt * plan.rollouts / training.num_generations
-    room = generation_memory(arch, kind.memory * training.vllm_gpu_memory_utilization)["cache"]
+    share = _SERVER_SHARE if plan.server_gpus else training.vllm_gpu_memory_utilization
+    room = generation_memory(arch, kind.memory * share)["cache"]
     tokens_each = size.prompt / training.num_generations + training.max_completion_length
     concurrent = max(1.0, min(assume.max_concurrent, room / (arch.key_value_bytes() * tokens_each)))
     read = 2 * arch.text_parameters + concurrent * arch.key_value_bytes() * (size.prompt + size.report / 2)
@@ -384,7 +403,9 @@ def _use_measurement(plan: StagePlan, target: Target) -> None:
                 plan.hours_by = f"measured, {path.name}"
 
 
-def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target) -> None:
+def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target, processes: int = 1) -> None:
+    """Calls, tokens, price, and the time on GPUs of the judge's own, for which training waits: TRL scores a generation
+    before it trains on it."""
     plan.judge = settings.judge_model if settings.judge_base_url != "offline" else "offline-rules-judge (a stand-in)"
     plan.judge_calls = plan.rollouts
     plan.judge_tokens_in = plan.judge_calls * (target.assume.judge_rubric_tokens + 2 * size.report)
@@ -393,6 +414,53 @@ def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target) -> None:
         plan.judge_dollars = (
             plan.judge_tokens_in * settings.judge_price_input + plan.judge_tokens_out * settings.judge_price_output
         ) / 1e6
+    if not target.gpus or settings.judge_base_url == "offline":
+        return
+    local = is_loopback(host_of(settings.judge_base_url))
+    plan.judge_gpus = int(local) if target.judge_gpus is None else target.judge_gpus
+    if not plan.judge_gpus:
+        return
+    least, seconds = _judge_seconds(plan, size, settings.judge_concurrency * processes, target)
+    if seconds is None:
+        plan.fits = False
+        plan.advice.append(
+            f"one copy of the judge takes {least} GPUs of this kind: JUDGE_GPUS={least}, or a smaller judge"
+        )
+        return
+    plan.judge_hours = seconds / 3600
+    if plan.judge_hours > plan.hours:
+        plan.advice.append(
+            f"the judge is the bottleneck ({hours(plan.judge_hours)} against {hours(plan.hours)} of all else): more GPUs "
+            f"for it (JUDGE_GPUS={2 * plan.judge_gpus}), or a smaller one"
+        )
+    plan.hours += plan.judge_hours
+    plan.gpu_hours = plan.hours * (processes + plan.server_gpus + plan.judge_gpus)
+
+
+def _judge_seconds(plan: StagePlan, size: Sizes, in_flight: int, target: Target) -> tuple[int, float | None]:
+    """GPUs that one copy of the judge takes, and the wall seconds of all its calls; None where it has fewer GPUs.
+
+    A call's own tokens are computed once (the rubric stays in the prefix cache), its answer is decoded: each step reads
+    the weights and the cache of every call in flight, the rubric's part included.
+    """
+    assume, kind = target.assume, target.kind
+    least = next(
+        n
+        for n in (2**power for power in range(20))
+        if serving_memory(assume.judge_parameters, kind.memory * _JUDGE_SHARE, n)["cache"] > 0
+    )
+    copies = plan.judge_gpus // least
+    if not copies:
+        return least, None
+    own = plan.judge_tokens_in / plan.judge_calls - assume.judge_rubric_tokens
+    room = least * serving_memory(assume.judge_parameters, kind.memory * _JUDGE_SHARE, least)["cache"]
+    held = room / assume.judge_cache_bytes - assume.judge_rubric_tokens  # tokens of cache, for calls' own
+    together = max(1.0, min(assume.max_concurrent, in_flight / copies, held / (own + assume.judge_answer_tokens)))
+    context = assume.judge_rubric_tokens + own + assume.judge_answer_tokens / 2
+    read = 2 * assume.judge_parameters + together * assume.judge_cache_bytes * context
+    decode = plan.judge_tokens_out / together * read / (least * kind.bandwidth * assume.decode_utilisation)
+    prefill = 2 * assume.judge_parameters * own * plan.judge_calls / (least * kind.flops * assume.prefill_utilisation)
+    return least, (decode + prefill) / copies
 
 
 def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture, whole: int | None) -> None:
@@ -568,15 +636,13 @@ def table(plans: Sequence[StagePlan], target: Target) -> str:
                 f"  judge    {plan.judge}: {plan.judge_calls:,} calls at most (equal pairs are asked once), "
                 f"{number(plan.judge_tokens_in)} tokens in, {number(plan.judge_tokens_out)} out{price}"
             )
-            if target.gpus:
-                own = (
-                    plan.judge_tokens_in - plan.judge_calls * target.assume.judge_rubric_tokens + plan.judge_tokens_out
-                )
-                speed = target.kind.flops * target.assume.prefill_utilisation
-                least = 2 * target.assume.judge_parameters * own / speed / 3600
+            if plan.judge_hours:
                 lines.append(
-                    f"           on a vLLM server of one's own, prefix caching: at least {least:,.0f} GPU hours"
+                    f"           {hours(plan.judge_hours)} of the time, on {plan.judge_gpus} GPU(s) of its own beside the "
+                    f"{target.gpus} that train (JUDGE_GPUS=), prefix caching"
                 )
+            elif target.gpus and not plan.judge_gpus:
+                lines.append("           on no GPU here: the time of its calls is not in the hours")
         if plan.checkpoint_bytes:
             lines.append(
                 f"  disk     {format_bytes(plan.checkpoint_bytes)}: {plan.checkpoints} checkpoint(s) and the final model"
@@ -621,17 +687,31 @@ def main() -> None:
     parser.add_argument(
         "--gpus", type=int, help="GPUs that train, over all nodes; 0 is a CPU. Default: those here, or 8"
     )
+    parser.add_argument(
+        "--judge_gpus", type=int, help="GPUs of the judge alone; default: 1 for a judge on this machine"
+    )
+    parser.add_argument("--server_gpus", type=int, help="GPUs of the vLLM server, with vllm_mode: server; default: 1")
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="which GPU")
     parser.add_argument("--parallel", choices=PARALLEL, help="default: zero3 for several GPUs")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     parser.add_argument("--assume", nargs="+", default=[], metavar="NAME=VALUE", help="change assumptions")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given, overrides = parser.parse_known_args()
-    if given.gpus is not None and given.gpus < 0:
-        raise RecipeError(f"--gpus {given.gpus}: it must be 0 (CPU) or more")
+    for name, least in (("gpus", 0), ("judge_gpus", 0), ("server_gpus", 1)):
+        if getattr(given, name) is not None and getattr(given, name) < least:
+            raise RecipeError(f"--{name} {getattr(given, name)}: it must be at least {least}")
     gpus = given.gpus if given.gpus is not None else default_gpus(given.recipe)
     parallel = given.parallel or ("zero3" if gpus > 1 else "single")
-    target = Target(gpus, given.gpu, parallel, given.data_dir, read_assumptions(given.assume), tuple(overrides))
+    target = Target(
+        gpus,
+        given.gpu,
+        parallel,
+        given.data_dir,
+        read_assumptions(given.assume),
+        tuple(overrides),
+        given.judge_gpus,
+        given.server_gpus,
+    )
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of keys' coming names
     plans = plan_recipe(given.recipe, target, given.stage)
     if given.json:

@@ -1,6 +1,9 @@
 # Where it runs: this machine's readiness, the recipe's cost, weights, servers, reproduction. Included by the Makefile.
 
 GPU         ?= h100
+# GPUs beside those that train: the judge's, and a vLLM server's (vllm_mode: server). Empty: plan takes one each where needed.
+JUDGE_GPUS  ?=
+SERVER_GPUS ?=
 NODES       ?= 1
 PARALLEL    ?=
 WEIGHTS_DIR ?= weights
@@ -18,9 +21,10 @@ doctor: ## is this machine ready? [ASK=sft] one stage only; [ARGS=--json]
 # With VARIANT=lora the stages that have one, and the evaluation.
 PLANNED = $(if $(ASK),$(filter-out eval_%,$(addsuffix $(V),$(ASK))) $(filter eval,$(ASK)),$(if $(V),$(basename $(notdir $(wildcard $(YAML)/*$(V).yaml))) eval))
 
-plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
+plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [JUDGE_GPUS=4] [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
 	@$(PYTHON) -m launch.plan --recipe $(RECIPE) --gpu $(GPU) --data_dir $(DATA) \
-	  $(if $(GPUS),--gpus $$(($(GPUS) * $(NODES)))) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) $(ARGS)
+	  $(if $(GPUS),--gpus $$(($(GPUS) * $(NODES)))) $(if $(JUDGE_GPUS),--judge_gpus $(JUDGE_GPUS)) \
+	  $(if $(SERVER_GPUS),--server_gpus $(SERVER_GPUS)) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) $(ARGS)
 
 weights: setup ## base model and metric weights into WEIGHTS_DIR [MIRROR=https://…] [ARGS="--only metrics"]
 	@$(PYTHON) -m launch.weights --out $(WEIGHTS_DIR) $(if $(MIRROR),--mirror $(MIRROR)) $(ARGS)

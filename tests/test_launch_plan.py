@@ -30,8 +30,18 @@ from recipes.errors import RecipeError, run_command
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def target(gpus=8, gpu="h100", parallel="zero3", data_dir="data_that_is_not_there", **assumed):
-    return Target(gpus, gpu, parallel, Path(data_dir), Assumptions(**assumed))
+def target(
+    gpus=8,
+    gpu="h100",
+    parallel="zero3",
+    data_dir="data_that_is_not_there",
+    judge_gpus=None,
+    server_gpus=None,
+    overrides=(),
+    **assumed,
+):
+    assumptions = Assumptions(**assumed)
+    return Target(gpus, gpu, parallel, Path(data_dir), assumptions, tuple(overrides), judge_gpus, server_gpus)
 
 
 # ---- sizes ------------------------------------------------------------------------------------------------------------
@@ -213,7 +223,7 @@ def test_the_paper_recipe_on_eight_gpus():
     assert rl1.rollouts == rl1.steps * 256 * 16
     assert rl1.judge_calls == 0
     assert rl2.judge_calls == rl2.rollouts
-    assert rl2.gpu_hours > rl1.gpu_hours  # the reference model's pass on top
+    assert rl2.hours - rl2.judge_hours > rl1.hours  # the reference model's pass on top
     assert "reference" in rl2.memory
     assert "reference" not in rl1.memory
     assert 24 < rl1.hours < 24 * 30  # the paper's eight-GPU nodes for days
@@ -251,6 +261,58 @@ def test_prepared_data_is_counted_and_not_assumed(phantom_data):
 def test_a_data_set_that_is_neither_prepared_nor_published_is_named(tmp_path):
     with pytest.raises(RecipeError, match=r"phantom_\w+.*make demo-data"):
         plan_training(REPOSITORY / "recipes/demo/sft.yaml", target(0, data_dir=tmp_path))
+
+
+RL_STEP2 = REPOSITORY / "recipes/unirg_cxr/rl_step2.yaml"
+
+
+def test_training_waits_for_the_judge_on_gpus_of_its_own():
+    """By hand, where the cache does not limit and decoding is free: 2 FLOP a parameter and token of the call's own."""
+    free = {"decode_utilisation": 1e12, "prefill_utilisation": 0.5}
+    plan = plan_training(RL_STEP2, target(judge_gpus=2, **free))
+    without = plan_training(RL_STEP2, target(judge_gpus=0, **free))
+    own = plan.judge_calls * 2 * Assumptions().report_tokens
+    assert plan.judge_hours == pytest.approx(
+        2 * Assumptions().judge_parameters * own / (989e12 * 0.5) / 2 / 3600, rel=1e-6
+    )
+    assert plan.hours == pytest.approx(without.hours + plan.judge_hours)
+    assert plan.gpu_hours == pytest.approx(plan.hours * (8 + 2))
+    assert without.judge_hours == 0
+    assert "not in the hours" in table([without], target(judge_gpus=0))
+
+
+def test_decoding_of_the_judge_reads_weights_and_every_calls_cache():
+    """One call at a time: each of 60 tokens reads 65.6 GB of weights and the cache of 2,600 + 280 + 30 tokens."""
+    only = {"max_concurrent": 1, "prefill_utilisation": 1e12, "decode_utilisation": 0.5}
+    plan = plan_training(RL_STEP2, target(judge_gpus=1, **only))
+    step = (2 * 32.8e9 + 262_144 * (2600 + 280 + 30)) / (3.35e12 * 0.5)
+    assert plan.judge_hours == pytest.approx(plan.judge_calls * 60 * step / 3600)
+
+
+def test_a_judge_on_this_machine_has_a_gpu_and_one_elsewhere_none():
+    assert plan_training(RL_STEP2, target()).judge_gpus == 1
+    elsewhere = target(overrides=("--judge_base_url", "https://judge.example/v1"))
+    assert plan_training(RL_STEP2, elsewhere).judge_gpus == 0
+
+
+def test_a_judge_that_takes_longest_or_does_not_fit_is_said():
+    slow = plan_training(RL_STEP2, target(judge_gpus=1))
+    assert slow.judge_hours > slow.hours / 2
+    assert any("the judge is the bottleneck" in line and "JUDGE_GPUS=2" in line for line in slow.advice)
+    assert not any("bottleneck" in line for line in plan_training(RL_STEP2, target(judge_gpus=16)).advice)
+    small = plan_training(RL_STEP2, target(gpu="a100-40", judge_gpus=1))
+    assert not small.fits
+    assert any("one copy of the judge takes 2 GPUs" in line for line in small.advice)
+
+
+def test_a_vllm_server_makes_rollouts_on_gpus_of_its_own():
+    server = ("--vllm_mode", "server", "--vllm_server_base_url", "http://127.0.0.1:8000")
+    path = REPOSITORY / "recipes/unirg_cxr/rl_step1.yaml"
+    one, four = (plan_training(path, target(overrides=server, server_gpus=n)) for n in (None, 4))
+    assert (one.server_gpus, four.server_gpus) == (1, 4)
+    assert four.hours < one.hours
+    assert one.gpu_hours == pytest.approx(one.hours * 9)
+    assert not one.generating  # nothing of vLLM on the GPUs that train
 
 
 def test_judge_prices_make_a_sum(tmp_path):

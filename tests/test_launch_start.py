@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -9,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -34,7 +37,8 @@ SCRIPTS = sorted([*REPOSITORY.glob("launch/*.sh"), *REPOSITORY.glob("launch/slur
 
 @pytest.fixture
 def eight_gpus(monkeypatch):
-    monkeypatch.setattr(launch.machine, "gpus", lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
+    for name in ("gpus", "all_gpus"):
+        monkeypatch.setattr(launch.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
     monkeypatch.setattr(launch.machine, "free_disk", lambda path: 10 * 2**40)
     for name in ("MASTER_PORT", "MASTER_ADDR", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -86,6 +90,40 @@ def test_a_batch_that_does_not_divide_names_a_number_that_does(eight_gpus):
         start.build(5, 1, "fsdp2", 1, [*SFT[:2], "--config", str(REPOSITORY / "recipes/unirg_cxr/rl_step1.yaml")])
 
 
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "words", "says", "not_said"),
+    [
+        (8, 1, ["--global_batch_size", "7"], "7 rows does not divide by 8 processes × 4 rows (per_device_train_batch_size); change", "GPUS="),
+        (8, 3, [], "256 rows does not divide by 3 nodes × 8 processes × 4 rows (per_device_train_batch_size); use NODES=2, or change", "GPUS="),
+        (3, 2, [], "use GPUS=2 (of each node), or change", "NODES="),
+        (8, 1, ["--global_batch_size", "abc"], "global_batch_size is 'abc'; it must be a whole number of at least 1", "Traceback"),
+        (8, 1, ["--per_device_train_batch_size", "0"], "per_device_train_batch_size is '0'; it must be", "Traceback"),
+        (8, 1, ["--weight_chexprompt", "some"], "weight_chexprompt is 'some'; it must be a number", "Traceback"),
+    ],
+)  # fmt: skip
+def test_advice_on_a_batch_is_one_that_works(eight_gpus, monkeypatch, gpus, nodes, words, says, not_said):
+    with pytest.raises(MachineError) as refused:
+        start.build(gpus, nodes, "fsdp2", 1, [*SFT, *words])
+    assert says in str(refused.value)
+    assert not_said not in str(refused.value)
+
+
+def test_a_cpu_recipe_is_told_of_its_own_variable():
+    with pytest.raises(MachineError, match=r"16 rows does not divide by 3 processes .* use PROCESSES=2, or"):
+        start.build(None, 1, None, 3, DEMO)
+
+
+@pytest.mark.parametrize("content", ["- a\n- list\n", "a: [", b"\xff\xfe\x00"])
+def test_a_recipe_that_is_no_mapping_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "sft.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert start.main(["--", "-m", "recipes.sft", "--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(path) in error
+    assert error.count("\n") == 1
+
+
 def test_a_port_in_use_is_one_line(eight_gpus, monkeypatch):
     with socket.socket() as server:
         server.bind(("", 0))
@@ -97,6 +135,78 @@ def test_a_port_in_use_is_one_line(eight_gpus, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "many")
     with pytest.raises(MachineError, match="from 1 to 65535"):
         start.build(8, 1, "fsdp2", 1, SFT)
+
+
+RL_STEP2 = ["-m", "recipes.grpo", "--config", str(REPOSITORY / "recipes/unirg_cxr/rl_step2.yaml")]
+
+
+@contextlib.contextmanager
+def listening(body: bytes, status: int = 200):
+    """A server on loopback that answers everything with `body`; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+MODELS = b'{"object": "list", "data": [{"id": "Qwen/Qwen3-32B"}]}'
+
+
+def test_a_judge_on_this_machine_needs_gpus_that_do_not_train(eight_gpus):
+    with pytest.raises(MachineError) as refused:
+        start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
+    line = str(refused.value)
+    assert "nothing answers at http://127.0.0.1:9/v1" in line
+    assert "all 8 GPUs here train" in line
+    assert "CUDA_VISIBLE_DEVICES=4,5,6,7 DATA_PARALLEL=4 make judge-server" in line
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,3 GPUS=4" in line
+    with pytest.raises(MachineError, match="nothing answers") as refused:
+        start.build(4, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
+    assert "GPUs here train" not in str(refused.value)  # four are free
+    with listening(MODELS) as url:
+        start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", f"{url}/v1"])  # it runs somewhere
+    with listening(b"<html>", 404) as url, pytest.raises(MachineError, match=r"is no vLLM server \(HTTP 404"):
+        start.build(4, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", f"{url}/v1"])
+    start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://judge.example/v1"])  # another machine's
+    start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--weight_chexprompt", "0"])
+
+
+def test_one_gpu_cannot_hold_the_judge_too(eight_gpus, monkeypatch):
+    for name in ("gpus", "all_gpus"):
+        monkeypatch.setattr(launch.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")])
+    with pytest.raises(MachineError, match="the only GPU here trains; name a judge on another machine: JUDGE_URL="):
+        start.build(1, 1, None, 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
+
+
+def test_a_generation_server_must_answer_and_its_port_be_free(eight_gpus):
+    rl = [
+        "-m",
+        "recipes.grpo",
+        "--config",
+        str(REPOSITORY / "recipes/unirg_cxr/rl_step1.yaml"),
+        "--vllm_mode",
+        "server",
+    ]
+    with pytest.raises(MachineError, match=r"nothing answers at http://127.0.0.1:9/v1 .*make vllm-server"):
+        start.build(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", "http://127.0.0.1:9"])
+    with listening(MODELS) as url, socket.socket() as taken:
+        start.build(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", url])
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(MachineError, match=rf"port {port} \(vllm_group_port"):
+            start.build(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", url, "--vllm_group_port", port])
 
 
 def test_a_full_disk_is_one_line_before_training(eight_gpus, monkeypatch):
