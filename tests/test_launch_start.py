@@ -27,6 +27,7 @@ from launch.machine import Gpu, MachineError
 from launch.rank import accelerate_environment, distributed_environment
 from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
+from recipes.select_checkpoint import SelectionArguments
 from rewards.chexprompt.judge import JudgeSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -291,12 +292,14 @@ NOTE = """#!/usr/bin/env bash
 printf '%q ' "$SLURM_PROCID" "$MASTER_ADDR" "$MASTER_PORT" >> {folder}/called.log
 printf '%q ' "$@" >> {folder}/called.log
 echo >> {folder}/called.log
+echo "$SRUN_CPUS_PER_TASK" >> {folder}/cpus.log
 """
 # What reads a stage's words, by its module.
 PARSERS = {
     "recipes.sft": (DataArguments, StageArguments, ModelConfig, SFTConfig),
     "recipes.grpo": GRPO_ARGUMENTS,
     "recipes.evaluate": (EvaluationArguments, JudgeSettings),
+    "recipes.select_checkpoint": (EvaluationArguments, JudgeSettings, SelectionArguments),
 }
 
 
@@ -333,6 +336,9 @@ def parsed(module: str, words: list[str]) -> dict[str, object]:
     ("script", "environment", "module", "settings"),
     [
         ("sft.sbatch", {"TASKS": "2", "ARGS": "--max_steps 3"}, "recipes.sft", {"max_steps": 3, "learning_rate": 5e-5, "data_dir": "data"}),
+        ("sft.sbatch", {"VARIANT": "lora", "WEIGHTS_DIR": "/big/weights"}, "recipes.sft", {"use_peft": True, "model_name_or_path": "/big/weights/Qwen3-VL-8B-Instruct", "output_dir": "outputs/unirg_cxr_lora/sft"}),
+        ("sft.sbatch", {"RECIPE": "demo", "RUN": "mine", "WEIGHTS_DIR": "/big/weights"}, "recipes.sft", {"model_name_or_path": "outputs/demo/base", "output_dir": "outputs/mine/sft"}),
+        ("rl.sbatch", {"STAGE": "rl_step2", "RUN": "mine", "WEIGHTS_DIR": "/big/weights"}, "recipes.grpo", {"weights_dir": "/big/weights", "model_name_or_path": "outputs/mine/rl_step1/best", "output_dir": "outputs/mine/rl_step2"}),
         ("rl.sbatch", {"STAGE": "rl_step2", "JUDGE_URL": "http://127.0.0.1:1/v1"}, "recipes.grpo", {"judge_base_url": "http://127.0.0.1:1/v1", "beta": 0.03}),
         ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "1", "MODELS": "sft rl_step1"}, "recipes.evaluate", {"datasets": ["chexpert_plus"], "zero_shot_datasets": [], "models": ["sft", "rl_step1"], "run": "outputs/unirg_cxr"}),
         ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "3", "RECIPE": "demo", "DATASETS": "a b c phantom_coast"}, "recipes.evaluate", {"datasets": ["phantom_coast"], "zero_shot_datasets": []}),
@@ -349,15 +355,33 @@ def test_sbatch_files_run_a_stage_that_understands_them(cluster, script, environ
         assert module in words
         taken = parsed(module, words)
         assert {name: taken[name] for name in settings} == settings
-    if script == "sft.sbatch":
+    if environment.get("TASKS") == "2":
         lines = (cluster / "called.log").read_text().splitlines()
         assert sorted(line.split()[:3] for line in lines) == [["0", "127.0.0.1", "20077"], ["1", "127.0.0.1", "20077"]]
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"VARIANT": "lora", "WEIGHTS_DIR": "/big/weights", "EVAL_ARGS": "--validation_studies 8"}]
+)
+def test_step_1_is_followed_by_its_best_checkpoint_on_one_node(cluster, environment):
+    job = sbatch("rl.sbatch", cluster, TASKS="4", SLURM_CPUS_PER_TASK="3", **environment)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, output
+    *training, selection = called(cluster)
+    assert len(training) == 4
+    assert all("recipes.grpo" in words for words in training)
+    taken = parsed("recipes.select_checkpoint", selection)
+    assert (taken["run"], taken["stage"]) == (f"outputs/unirg_cxr{'_lora' if environment else ''}", "rl_step1")
+    assert taken["weights_dir"] == environment.get("WEIGHTS_DIR", "weights")
+    assert taken["validation_studies"] == (8 if environment else None)
+    assert set((cluster / "cpus.log").read_text().split()) == {"3"}  # srun's own: sbatch's flag does not reach it
 
 
 @pytest.mark.parametrize(
     ("script", "environment", "words"),
     [
         ("rl.sbatch", {"STAGE": "rl_step9"}, "error: no recipes/unirg_cxr/rl_step9.yaml"),
+        ("sft.sbatch", {"VARIANT": "no"}, "error: no recipes/unirg_cxr/sft_no.yaml"),
         ("eval.sbatch", {"SLURM_ARRAY_TASK_ID": "9"}, "error: array task 9, but DATASETS has 4 names"),
         ("data.sbatch", {}, "set DATASET"),
         ("sft.sbatch", {"PYTHON": "/no/python"}, "error: no Python at /no/python"),
@@ -386,6 +410,27 @@ def test_a_preempted_job_is_warned_saves_and_goes_back_to_the_queue(cluster):
     assert job.returncode == 0, output
     assert (cluster / "saved").exists()
     assert "requeue 77" in (cluster / "scontrol.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "requeued"),
+    [
+        (138, "RUNNING", True),  # SIGUSR1, to the step alone
+        (143, "RUNNING", True),  # SIGTERM, as Slurm preempts
+        (143, "CANCELLED", False),
+        (143, "COMPLETING", False),
+        (1, "RUNNING", False),
+    ],
+)
+def test_a_step_that_slurm_ended_is_requeued_unless_its_job_was_cancelled(cluster, status, state, requeued):
+    (cluster / "python_that_notes").write_text(f"#!/bin/sh\nexit {status}\n")
+    (cluster / "state").write_text(state)
+    job = sbatch("eval.sbatch", cluster)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == (0 if requeued else status), output
+    log = cluster / "scontrol.log"
+    assert ("requeue 77" in (log.read_text() if log.exists() else "")) == requeued
+    assert ("is CANCELLED, and not requeued" in output) == (state == "CANCELLED")
 
 
 def test_a_failed_job_is_not_requeued(cluster):
