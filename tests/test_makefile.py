@@ -31,6 +31,22 @@ def test_weights_in_a_folder_of_ones_own_reach_every_stage_that_scores(target: s
     assert "--weights_dir" not in commands(target)
 
 
+def test_a_base_model_of_the_weights_folder_is_taken_from_ones_own() -> None:
+    own = "--model_name_or_path /big/weights/Qwen3-VL-8B-Instruct"
+    assert own in commands("sft", "WEIGHTS_DIR=/big/weights")
+    assert own in commands("sft", "WEIGHTS_DIR=/big/weights", "VARIANT=lora")
+    assert "--model_name_or_path" not in commands("sft")
+    assert "--model_name_or_path" not in commands("sft", "WEIGHTS_DIR=/big/weights", "RECIPE=demo")
+
+
+def test_one_node_alone_selects_the_best_checkpoint() -> None:
+    assert "recipes.select_checkpoint" in commands("select", "NODES=2", "NODE_RANK=0")
+    other = commands("select", "NODES=2", "NODE_RANK=1")
+    assert "recipes.select_checkpoint" not in other
+    assert "until test -e outputs/unirg_cxr/rl_step1/best" in other
+    assert "recipes.select_checkpoint" in commands("select")
+
+
 def test_a_variant_is_trained_and_planned_as_such() -> None:
     assert "--config recipes/unirg_cxr/sft_lora.yaml" in commands("sft", "VARIANT=lora")
     planned = commands("plan", "VARIANT=lora", "GPUS=8").partition("--stage ")[2].split()
