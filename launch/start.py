@@ -130,7 +130,8 @@ def check_disk(settings: dict[str, Any]) -> None:
     known = {key: is_true(settings.get(key)) for key in ("use_peft", "save_only_model")} | {
         "dtype": settings.get("dtype")
     }
-    needed = checkpoint_bytes(parameters, known) + checkpoint_bytes(parameters, known | {"save_only_model": True})
+    whole = {"dtype": known["dtype"], "save_only_model": True}  # an adapter is merged at the end
+    needed = checkpoint_bytes(parameters, known) + checkpoint_bytes(parameters, whole)
     folder = Path(str(settings.get("output_dir", "outputs")))
     free = machine.free_disk(folder)
     if free < needed:

@@ -7,16 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from launch.machine import format_bytes
 from launch.memory import Batch, activation_bytes, text_layer_bytes, training_memory, vision_layer_bytes
 from launch.models import ARCHITECTURES, Architecture, checkpoint_bytes
 from launch.plan import (
+    PUBLISHED_STUDIES,
+    PUBLISHED_TEST,
     Assumptions,
     Target,
+    adapter_bytes,
+    image_bytes,
     main,
     parse,
     plan_recipe,
@@ -315,6 +322,61 @@ def test_a_vllm_server_makes_rollouts_on_gpus_of_its_own():
     assert not one.generating  # nothing of vLLM on the GPUs that train
 
 
+def test_adapters_are_float32_with_gradients_and_both_moments():
+    """What PEFT makes of a bfloat16 model, and 16 bytes a parameter of it."""
+    config = small()
+    model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=targets))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    arch = Architecture.from_config(config.to_dict())
+    assert arch.lora_parameters(8, targets) == sum(p.numel() for p in trained)
+    assert arch.lora_parameters(8, ["q_proj"]) == 2 * 8 * (128 + 128)
+    assert adapter_bytes(100, "single", 1) == 1600
+    assert adapter_bytes(100, "zero3", 8) == 200
+    assert adapter_bytes(100, "zero2", 8) == 400 + 150
+    plan = plan_training(REPOSITORY / "recipes/unirg_cxr/sft_lora.yaml", target(1, parallel="single"))
+    assert plan.memory["adapter"] == 16 * ARCHITECTURES["Qwen3-VL-8B-Instruct"].lora_parameters(64, targets)
+
+
+def test_pure_bfloat16_is_said():
+    path = REPOSITORY / "recipes/unirg_cxr/sft.yaml"
+    assert "pure-bfloat16" in table([plan_training(path, target(1, parallel="single"))], target(1, parallel="single"))
+    assert plan_training(path, target()).notes == []
+    lora = REPOSITORY / "recipes/unirg_cxr/sft_lora.yaml"
+    assert plan_training(lora, target(1, parallel="single")).notes == []  # adapters are float32
+
+
+def test_activations_are_those_of_rows_with_two_images():
+    """Few priors are fewer tokens; the largest batch is the same."""
+    path = REPOSITORY / "recipes/unirg_cxr/sft.yaml"
+    many, few = (plan_training(path, target(prior_share=share)) for share in (0.9, 0.1))
+    assert many.tokens_trained > few.tokens_trained
+    assert many.memory["activations"] == few.memory["activations"]
+    alone = plan_training(path, target(overrides=("--longitudinal", "false")))
+    assert alone.memory["activations"] < few.memory["activations"]
+
+
+def test_disk_counts_each_data_set_and_each_download_once():
+    stages = ("sft", "rl_step1", "rl_step2", "eval")
+    plans = plan_recipe("unirg_cxr", target(), stages)
+    studies = sum(PUBLISHED_STUDIES.values()) + sum(PUBLISHED_TEST.values())
+    assert image_bytes(plans[0].datasets, Path("no"), Assumptions()) == studies * Assumptions().image_bytes
+    shown = table(plans, target())
+    assert shown.count("base model, downloaded") == 1
+    assert f"{format_bytes(2 * ARCHITECTURES['Qwen3-VL-8B-Instruct'].parameters)}: base model, downloaded" in shown
+    assert "judge, downloaded" in shown
+    assert "judge, downloaded" not in table(plan_recipe("unirg_cxr", target(judge_gpus=0), stages), target())
+
+
+def test_prepared_images_are_counted_over_all_splits(phantom_data):
+    splits = [phantom_data / "phantom_prairie" / f"{split}.parquet" for split in ("train", "validation", "test")]
+    studies = sum(pq.read_metadata(path).num_rows for path in splits if path.is_file())
+    assert studies >= 64
+    assert image_bytes(["phantom_prairie"], phantom_data, Assumptions(image_bytes=10)) == 10 * studies
+
+
 def test_judge_prices_make_a_sum(tmp_path):
     text = (REPOSITORY / "recipes/unirg_cxr/rl_step2.yaml").read_text()
     path = tmp_path / "rl_step2.yaml"
@@ -356,6 +418,14 @@ def test_the_command_prints_json_and_one_line_for_a_mistake(monkeypatch, capsys)
     error = capsys.readouterr().err
     assert error.startswith("error: no recipe 'nothing'")
     assert error.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["plan", "--gpus", "4", "--nodes", "2", "--json", "--stage", "sft"])
+    run_command(main)
+    assert json.loads(capsys.readouterr().out)["gpus"] == 8
+    monkeypatch.setattr(sys, "argv", ["plan", "--gpus", "abc"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    assert "invalid int value: 'abc'" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["plan", "--gpu", "h10"])
     with pytest.raises(SystemExit) as stop:
         run_command(main)
