@@ -179,19 +179,22 @@ def check_judge(settings: Mapping[str, Any], gpus: int, recipe: str) -> None:
     try:
         machine.served_models(url)
     except MachineError as error:
-        total = max(gpus, len(machine.all_gpus()))
-        elsewhere = "name a judge on another machine: JUDGE_URL=http://HOST:8001/v1"
-        if total == 1:
-            raise MachineError(f"{recipe} asks a judge: {error}, and the only GPU here trains; {elsewhere}") from error
-        fewer = max((n for n in fitting_processes(settings) if n < total), default=1)
-        train, judge = (min(gpus, fewer), total - min(gpus, fewer))
-        numbers = [",".join(map(str, part)) for part in (range(train), range(train, total))]
-        taken = f", and all {total} GPUs here train" if gpus >= total else ""
-        raise MachineError(
-            f"{recipe} asks a judge: {error}{taken}; keep GPUs for it: CUDA_VISIBLE_DEVICES={numbers[1]} "
-            f"DATA_PARALLEL={judge} make judge-server, and train with CUDA_VISIBLE_DEVICES={numbers[0]} GPUS={train}; "
-            f"or {elsewhere}"
-        ) from error
+        taken = ", and all GPUs here train" if gpus >= len(machine.all_gpus()) else ""
+        raise MachineError(f"{recipe} asks a judge: {error}{taken}; {judge_place(settings, gpus)}") from error
+
+
+def judge_place(settings: Mapping[str, Any], gpus: int) -> str:
+    """Where a judge can run beside a stage that is to train on `gpus` of this machine's GPUs: commands for a person."""
+    total = max(gpus, len(machine.all_gpus()))
+    elsewhere = "name a judge on another machine: JUDGE_URL=http://HOST:8001/v1"
+    if total == 1:
+        return f"the only GPU here trains; {elsewhere}"
+    train = min(gpus, max((n for n in fitting_processes(settings) if n < total), default=1))
+    training, judging = (",".join(map(str, part)) for part in (range(train), range(train, total)))
+    return (
+        f"keep GPUs for it: CUDA_VISIBLE_DEVICES={judging} DATA_PARALLEL={total - train} make judge-server, and train "
+        f"with CUDA_VISIBLE_DEVICES={training} GPUS={train}; or {elsewhere}"
+    )
 
 
 def generation_url(settings: Mapping[str, Any]) -> str | None:

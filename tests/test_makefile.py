@@ -52,7 +52,18 @@ def test_a_variant_is_trained_and_planned_as_such() -> None:
     planned = commands("plan", "VARIANT=lora", "GPUS=8").partition("--stage ")[2].split()
     assert set(planned) == {"sft_lora", "rl_step1_lora", "rl_step2_lora", "eval"}
     assert commands("plan", "VARIANT=lora", "ASK=sft eval").endswith("--stage sft_lora eval")
+    assert commands("plan", "ASK=rl-step1").endswith("--stage rl_step1")
     assert "--stage" not in commands("plan")
+    doctor = commands("doctor", "ASK=rl-step1", "VARIANT=lora", "PARALLEL=fsdp2", "GPUS=2")
+    assert doctor.endswith("--gpus 2 --variant lora --parallel fsdp2 --stage rl_step1")
+    assert commands("doctor", "ASK=train").endswith("--stage train")  # which it refuses, rather than to ask for all
+
+
+def test_nodes_are_planned_with_or_without_gpus() -> None:
+    assert '--nodes "2"' in commands("plan", "NODES=2")
+    assert '--gpus "8" --nodes "2"' in commands("plan", "NODES=2", "GPUS=8")
+    assert '--gpus "abc"' in commands("plan", "GPUS=abc")  # which it refuses
+    assert "--judge_gpus 4 --server_gpus 2" in commands("plan", "JUDGE_GPUS=4", "SERVER_GPUS=2")
 
 
 def test_a_variant_that_a_stage_lacks_is_one_line_that_names_those_there_are() -> None:
