@@ -1,17 +1,16 @@
-"""Start a training stage on what there is: checked first, then handed over to torchrun or accelerate.
+"""Start a training stage on what there is: checked first, then handed over to torchrun.
 
     python -m launch.start [--gpus 8] [--nodes 1] [--parallel zero3] -- -m recipes.sft --config recipes/…/sft.yaml …
 
-CPU recipes run as one process or, with `--processes`, as torchrun's; one GPU as plain Python; several GPUs by
-`accelerate launch` with launch/accelerate/<parallel>.yaml. Over several nodes NODE_RANK, MASTER_ADDR and MASTER_PORT
-come from the environment. What cannot work ends in one line (exit status 2) before a model is loaded.
+CPU recipes run as one process or, with `--processes`, as torchrun's; one GPU as plain Python; several GPUs as torchrun's
+with the settings of launch/accelerate/<parallel>.yaml. Over several nodes NODE_RANK, MASTER_ADDR and MASTER_PORT come
+from the environment. What cannot work ends in one line (exit status 2) before a model is loaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -225,23 +224,31 @@ def check_generation_server(settings: Mapping[str, Any]) -> None:
         )
 
 
-def master_port(nodes: int) -> int:
-    """MASTER_PORT, or on one node, where it is not given, any free one.
+def rendezvous(nodes: int) -> list[str]:
+    """torchrun's words for where its processes meet: on one node a free port, unless MASTER_PORT is given.
 
     Raises:
-        MachineError: the port is in use, or is no port.
+        MachineError: a port that is in use or is none, or NODE_RANK or MASTER_ADDR that several nodes need.
     """
     given = os.environ.get("MASTER_PORT")
     if given is None and nodes == 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
+        return ["--standalone"]
     text = given or str(_DEFAULT_PORT)
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise MachineError(f"MASTER_PORT is {text!r}; it must be from 1 to 65535")
-    if os.environ.get("NODE_RANK", "0") == "0" and not machine.port_is_free(int(text), ""):
+    rank, address = os.environ.get("NODE_RANK", "0"), os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if nodes > 1:
+        for name in ("NODE_RANK", "MASTER_ADDR"):
+            if name not in os.environ:
+                raise MachineError(
+                    f"NODES={nodes} needs {name} in the environment; under Slurm use launch/slurm/*.sbatch"
+                )
+        if not rank.isdigit() or int(rank) >= nodes:
+            raise MachineError(f"NODE_RANK is {rank!r}; with NODES={nodes} it is a number from 0 to {nodes - 1}")
+    if int(rank) == 0 and not machine.port_is_free(int(text), ""):
         raise MachineError(f"port {text} is in use on this machine; choose another: MASTER_PORT={int(text) + 1}")
-    return int(text)
+    where = {"nnodes": nodes, "node_rank": rank, "master_addr": address, "master_port": text}
+    return [word for name, value in where.items() for word in (f"--{name}", str(value))]
 
 
 def default_parallel() -> str:
@@ -276,16 +283,8 @@ def build(gpus: int | None, nodes: int, parallel: str | None, processes: int, st
         raise MachineError(
             f"PARALLEL={parallel} needs DeepSpeed: .venv/bin/pip install -r requirements-gpu.txt; or PARALLEL=fsdp2"
         )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{parallel}.yaml")]
-    command += ["--num_processes", str(gpus * nodes), "--num_machines", str(nodes)]
-    command += ["--main_process_port", str(master_port(nodes))]
-    if nodes > 1:
-        for name in ("NODE_RANK", "MASTER_ADDR"):
-            if name not in os.environ:
-                raise MachineError(
-                    f"NODES={nodes} needs {name} in the environment; under Slurm use launch/slurm/*.sbatch"
-                )
-        command += ["--machine_rank", os.environ["NODE_RANK"], "--main_process_ip", os.environ["MASTER_ADDR"]]
+    command = [sys.executable, "-m", "launch.torchrun", "--config_file", str(CONFIGS / f"{parallel}.yaml")]
+    command += [*rendezvous(nodes), "--nproc_per_node", str(gpus)]
     print(f"{gpus * nodes} GPUs, {parallel}", flush=True)
     return [*command, *stage]
 

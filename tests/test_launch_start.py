@@ -52,12 +52,15 @@ def test_a_cpu_recipe_is_plain_python_or_torchrun():
     assert command[6:] == DEMO
 
 
-def test_several_gpus_are_accelerates(eight_gpus):
+def test_several_gpus_are_torchruns_with_the_settings_of_accelerate(eight_gpus, monkeypatch):
     command = start.build(8, 1, "fsdp2", 1, SFT)
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
-    assert command[command.index("--config_file") + 1].endswith("launch/accelerate/fsdp2.yaml")
-    assert command[command.index("--num_processes") + 1] == "8"
-    assert command[-len(SFT) :] == SFT
+    assert command[1:4] == ["-m", "launch.torchrun", "--config_file"]
+    assert command[4].endswith("launch/accelerate/fsdp2.yaml")
+    assert command[5:8] == ["--standalone", "--nproc_per_node", "8"]
+    assert command[8:] == SFT
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    command = start.build(8, 1, "fsdp2", 1, SFT)
+    assert command[command.index("--master_port") + 1] == "29511"
     assert start.build(1, 1, None, 1, SFT) == [sys.executable, *SFT]
 
 
@@ -67,8 +70,55 @@ def test_several_nodes_take_their_place_from_the_environment(eight_gpus, monkeyp
     monkeypatch.setenv("NODE_RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "node0")
     command = start.build(8, 2, "fsdp2", 1, SFT)
-    for flag, value in (("--num_processes", "16"), ("--machine_rank", "1"), ("--main_process_ip", "node0")):
-        assert command[command.index(flag) + 1] == value
+    for flag, value in (("nnodes", "2"), ("nproc_per_node", "8"), ("node_rank", "1"), ("master_addr", "node0")):
+        assert command[command.index(f"--{flag}") + 1] == value
+    for rank in ("2", "first"):
+        monkeypatch.setenv("NODE_RANK", rank)
+        with pytest.raises(MachineError, match="it is a number from 0 to 1"):
+            start.build(8, 2, "fsdp2", 1, SFT)
+
+
+WORKER = """
+import os, sys
+names = ("RANK", "WORLD_SIZE", "FSDP_VERSION", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
+print(*[os.environ[name] for name in names], flush=True)
+if os.environ["RANK"] == sys.argv[1]:
+    print("error: a mistake, told in one line", file=sys.stderr)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(("failing", "status"), [("0", 3), ("none", 0)])
+def test_processes_get_accelerates_settings_and_a_failure_stays_one_line(tmp_path, failing, status):
+    """The path of several GPUs, with processes that need none."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    config = str(REPOSITORY / "launch/accelerate/fsdp2.yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "launch.torchrun",
+        "--config_file",
+        config,
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    run = subprocess.run(
+        [*command, "-m", "worker", failing], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == status, run.stderr
+    assert run.stderr == ("error: a mistake, told in one line\n" if status else "")
+    if not status:
+        assert sorted(run.stdout.splitlines()) == ["0 2 2 true bf16", "1 2 2 true bf16"]
+
+
+def test_an_accelerate_configuration_that_is_not_there_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "launch.torchrun", "--config_file", "launch/accelerate/zero9.yaml", "-m", "worker"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: no accelerate configuration launch/accelerate/zero9.yaml; PARALLEL is one of")
+    assert run.stderr.count("\n") == 1
 
 
 def test_no_gpu_too_few_gpus_and_a_missing_engine_are_one_line(eight_gpus, monkeypatch):
