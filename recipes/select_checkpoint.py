@@ -20,6 +20,7 @@ from data_prep.study import read_studies
 from evaluation import statistics
 from evaluation.generate import Task, generate
 from evaluation.predictions import read_predictions
+from launch.provenance import write_run
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError, run_command
 from recipes.evaluate import generation_settings
@@ -44,6 +45,7 @@ def main() -> None:
     folder = Path(evaluation.run) / selection.stage
     checkpoints = find_checkpoints(folder)
     metric = load_metrics(["radcliq_v1"], evaluation.reward_backend, Path(evaluation.weights_dir))["radcliq_v1"]
+    write_run(folder / "selection", "selection", seed=None)
     results: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
         results.append(rate(checkpoint, evaluation, metric, folder / "selection"))
