@@ -5,6 +5,8 @@ SEED    ?= 1
 ARGS    ?=
 EVAL_ARGS ?=
 FORCE   ?=
+# 1: what training computes is the same each time on the same machine, more slowly (launch/README.md)
+DETERMINISTIC ?=
 DATASET ?=
 # recipes/<recipe>/<stage>_<variant>.yaml in place of <stage>.yaml, in a run of its own: VARIANT=lora
 VARIANT ?=
@@ -43,7 +45,7 @@ endif
         check-data submission bench-rewards bench-data
 
 help: ## list every target
-	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [VARIANT=lora] [DATASET=…] [RUN=…] [SEED=…] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
+	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [VARIANT=lora] [DATASET=…] [RUN=…] [SEED=…] [DETERMINISTIC=1] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ data: setup ## prepare a data set: DATASET=mimic SOURCE=/path/to/it [ARGS="--rex
 OTHER  := $(filter-out outputs/$(RECIPE)$(V),$(OUT))
 TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
-COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true)
+COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true) $(if $(DETERMINISTIC),--full_determinism true)
 JUDGE  := $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL))
 # A base model that lies in weights/ is looked for in WEIGHTS_DIR.
 MODEL_IN_WEIGHTS = $(if $(filter-out weights,$(WEIGHTS_DIR)),$(shell sed -n 's|^model_name_or_path: *weights/\([^ \#]*\).*|\1|p' $(call stage_yaml,sft)))

@@ -95,6 +95,29 @@ def test_two_processes_train_grpo_as_one_does(phantom_data, tiny_base, tmp_path)
     assert any(abs(entry["grad_norm"]) > 1e-4 for entry in logs[1])  # the rollouts did differ
 
 
+@pytest.mark.parametrize("name", ["sft", "rl_step1"])
+def test_deterministic_training_ends_with_the_same_weights(phantom_data, tiny_base, tmp_path, name):
+    """make … DETERMINISTIC=1: transformers' and TRL's trainers take the flag, and two runs are equal to the bit."""
+    settings = {"sft": {"global_batch_size": 8, "warmup_steps": 0}}.get(name) or {
+        "global_batch_size": 1,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "updates_per_generation": 1,
+        "max_completion_length": 16,
+        "mask_truncated_completions": "false",
+        "monitor_max_truncated": 1,
+    }
+    module = "recipes.sft" if name == "sft" else "recipes.grpo"
+    ends = []
+    for out in (tmp_path / "first", tmp_path / "second"):
+        words = stage_arguments(name, phantom_data, tiny_base, out, max_steps=2, full_determinism="true", **settings)
+        train(1, ["-m", module, *words], out)
+        result = json.loads((out / "result.json").read_text())
+        assert result["settings"]["full_determinism"] is True
+        ends.append(result["final_sha256"])
+    assert ends[0] == ends[1]
+
+
 def children(pid: int) -> list[int]:
     """Processes that `pid` started and that train."""
     found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout

@@ -59,6 +59,12 @@ def test_a_variant_is_trained_and_planned_as_such() -> None:
     assert commands("doctor", "ASK=train").endswith("--stage train")  # which it refuses, rather than to ask for all
 
 
+@pytest.mark.parametrize("target", ["sft", "rl-step1", "rl-step2"])
+def test_a_deterministic_mode_reaches_every_training_stage(target: str) -> None:
+    assert "--full_determinism true" in commands(target, "DETERMINISTIC=1")
+    assert "--full_determinism" not in commands(target)
+
+
 def test_nodes_are_planned_with_or_without_gpus() -> None:
     assert '--nodes "2"' in commands("plan", "NODES=2")
     assert '--gpus "8" --nodes "2"' in commands("plan", "NODES=2", "GPUS=8")
