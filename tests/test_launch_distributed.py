@@ -13,9 +13,6 @@ from pathlib import Path
 import pytest
 from fake_slurm import make_cluster, start_job
 
-from launch.memory import Batch, training_memory
-from launch.models import architecture
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
@@ -62,12 +59,6 @@ def test_two_processes_train_sft_as_one_does(phantom_data, tiny_base, tmp_path):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
     assert logs[1][-1]["loss"] < logs[1][0]["loss"]
-    arch = architecture(str(tiny_base))
-    planned = sum(
-        training_memory(arch, "single", 1, 4, Batch(4, 150, 1.5, 96), checkpointing=False, on_gpu=False).values()
-    )
-    measured = json.loads((tmp_path / "sft1" / "result.json").read_text())["peak_memory_mib"] * 2**20
-    assert planned == pytest.approx(measured, rel=0.35)
 
 
 def test_two_processes_train_grpo_as_one_does(phantom_data, tiny_base, tmp_path):
