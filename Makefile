@@ -5,6 +5,8 @@ SEED    ?= 1
 ARGS    ?=
 EVAL_ARGS ?=
 FORCE   ?=
+# 1: what training computes is the same each time on the same machine, more slowly (launch/README.md)
+DETERMINISTIC ?=
 DATASET ?=
 # recipes/<recipe>/<stage>_<variant>.yaml in place of <stage>.yaml, in a run of its own: VARIANT=lora
 VARIANT ?=
@@ -43,7 +45,7 @@ endif
         check-data submission bench-rewards bench-data
 
 help: ## list every target
-	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [VARIANT=lora] [DATASET=…] [RUN=…] [SEED=…] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
+	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [VARIANT=lora] [DATASET=…] [RUN=…] [SEED=…] [DETERMINISTIC=1] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
@@ -84,8 +86,10 @@ data: setup ## prepare a data set: DATASET=mimic SOURCE=/path/to/it [ARGS="--rex
 OTHER  := $(filter-out outputs/$(RECIPE)$(V),$(OUT))
 TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
-COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true)
+COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true) $(if $(DETERMINISTIC),--full_determinism true)
 JUDGE  := $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL))
+# A base model that lies in weights/ is looked for in WEIGHTS_DIR.
+MODEL_IN_WEIGHTS = $(if $(filter-out weights,$(WEIGHTS_DIR)),$(shell sed -n 's|^model_name_or_path: *weights/\([^ \#]*\).*|\1|p' $(call stage_yaml,sft)))
 WEIGHED = $(if $(filter-out weights,$(WEIGHTS_DIR)),--weights_dir $(WEIGHTS_DIR))
 
 base: setup ## the demo's base model: a tiny Qwen3-VL with random weights
@@ -98,7 +102,8 @@ endif
 sft: setup base ## supervised fine-tuning
 	@$(STAGE) --stage sft --title "SFT" --done $(OUT)/sft/result.json -- \
 	  $(TRAIN) -m recipes.sft --config $(call stage_yaml,sft) $(COMMON) $(TRAINED_ON) \
-	  $(if $(OTHER),--output_dir $(OUT)/sft $(if $(filter demo,$(RECIPE)),--model_name_or_path $(OUT)/base)) $(ARGS)
+	  $(if $(OTHER),--output_dir $(OUT)/sft $(if $(filter demo,$(RECIPE)),--model_name_or_path $(OUT)/base)) \
+	  $(if $(MODEL_IN_WEIGHTS),--model_name_or_path $(WEIGHTS_DIR)/$(MODEL_IN_WEIGHTS)) $(ARGS)
 
 rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint by 1/RadCliQ-v1
 	@$(STAGE) --stage rl_step1 --title "RL step 1: GRPO on the RadCliQ-weighted reward" --done $(OUT)/rl_step1/result.json -- \
@@ -108,9 +113,14 @@ rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint
 
 STAGE_NAME ?= rl_step1
 select: setup ## the best checkpoint of a stage on validation (STAGE_NAME=rl_step1)
+ifeq ($(or $(NODE_RANK),0),0)
 	@$(STAGE) --stage select_$(STAGE_NAME) --title "best checkpoint of $(STAGE_NAME) on validation" --done $(OUT)/$(STAGE_NAME)/selection.json -- \
 	  $(PYTHON) -m recipes.select_checkpoint --config $(YAML)/eval.yaml --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) $(WEIGHED) \
 	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)
+else
+	@echo "── best checkpoint of $(STAGE_NAME): the first node (NODE_RANK=0) selects it; waiting for $(OUT)/$(STAGE_NAME)/best"
+	@until test -e $(OUT)/$(STAGE_NAME)/best; do sleep 5; done
+endif
 
 rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
 	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \

@@ -25,6 +25,7 @@ from typing import Any
 
 from launch import machine
 from launch.machine import GIB, MachineError, format_bytes
+from launch.start import PARALLEL, default_parallel, generation_url, judge_place
 
 STAGES = ("data", "sft", "rl_step1", "rl_step2", "eval")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -57,8 +58,10 @@ class Question:
     """What is asked: a recipe on this machine.
 
     Attributes:
-        recipes: stage → the keys of its YAML (flat), empty where that is not there.
+        recipes: stage → the keys of its YAML (flat); no stage where PyYAML is not installed.
         stage: the one stage that is to run, or None for all.
+        gpus: of those here that train, or None for all.
+        variant: of the recipe: <stage>_<variant>.yaml in place of <stage>.yaml.
     """
 
     recipe: str
@@ -69,6 +72,13 @@ class Question:
     weights_dir: Path
     run: Path
     network: bool = True
+    variant: str = ""
+    parallel: str | None = None
+
+    @property
+    def own_run(self) -> bool:
+        """Whether the run is the recipe's (and variant's) own, whose stages start where the YAML says."""
+        return self.run.name == "_".join(filter(None, (self.recipe, self.variant)))
 
     def asked(self, stages: tuple[str, ...]) -> tuple[str, ...]:
         """Those of `stages` that are asked about."""
@@ -77,6 +87,17 @@ class Question:
     def stages_where(self, key: str, *values: Any) -> tuple[str, ...]:
         """The asked stages whose YAML gives `key` one of `values`."""
         return tuple(stage for stage in self.asked(STAGES) if self.recipes.get(stage, {}).get(key) in values)
+
+
+def check_recipe(question: Question) -> Iterator[Check]:
+    """Each stage has its YAML."""
+    for stage in question.asked(STAGES[1:]) if question.recipes else ():
+        if stage not in question.recipes:
+            name = yaml_name(stage, question.variant)
+            found = f"recipes/{question.recipe} has no {name}, so no {stage}"
+            yield Check(
+                f"recipe of {stage}", "missing", found, "write it, or choose another RECIPE or VARIANT", (stage,)
+            )
 
 
 # ---- this machine -----------------------------------------------------------------------------------------------------
@@ -164,11 +185,13 @@ def check_gpus(question: Question) -> Iterator[Check]:
         yield Check("GPUs", status, "none" if wanting else "none, none needed", mend, wanting or STAGES)
         return
     names = sorted({gpu.name for gpu in gpus})
-    yield Check("GPUs", "ok", f"{len(gpus)} × {' / '.join(names)}, {format_bytes(min(g.memory for g in gpus))} each")
+    sizes = [gpu.memory for gpu in gpus if gpu.memory is not None]
+    size = f"{format_bytes(min(sizes))} each" if sizes else "memory not known"
+    yield Check("GPUs", "ok", f"{len(gpus)} × {' / '.join(names)}, {size}")
     if question.gpus and question.gpus > len(gpus):
         yield Check("GPUS=", "missing", f"{question.gpus} asked for, {len(gpus)} here", f"GPUS={len(gpus)}", wanting)
-    capability = min(gpu.compute_capability for gpu in gpus)
-    bfloat = tuple(stage for stage in wanting if question.recipes[stage].get("bf16"))
+    capability = min((gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None), default=8.0)
+    bfloat = tuple(stage for stage in wanting if question.recipes.get(stage, {}).get("bf16"))
     if bfloat and capability < 8.0:
         mend = 'ARGS="--bf16 false --fp16 true --dtype float32", or a GPU from Ampere on'
         yield Check("bfloat16", "missing", f"compute capability {capability}; bf16 needs 8.0", mend, bfloat)
@@ -204,10 +227,20 @@ def check_gpu_packages(question: Question) -> Iterator[Check]:
             yield Check("vLLM", "missing", f"{version}; TRL takes {low} to {high}", mend, with_vllm)
         else:
             yield Check("vLLM", "ok", version, "", with_vllm)
-    several = question.asked(_TRAINING) if (question.gpus or 1) > 1 else ()
+    several = question.asked(_TRAINING) if (question.gpus or len(_gpus())) > 1 else ()
     if several and installed("deepspeed") is None:
         mend = ".venv/bin/pip install -r requirements-gpu.txt; or PARALLEL=fsdp2, which needs none"
-        yield Check("DeepSpeed", "warning", "not installed; ZeRO needs it", mend, several)
+        wanted = (question.parallel or "").startswith("zero")
+        found = f"not installed; PARALLEL={question.parallel} needs it" if wanted else "not installed; ZeRO needs it"
+        yield Check("DeepSpeed", "missing" if wanted else "warning", found, mend, several)
+
+
+def _gpus() -> list[machine.Gpu]:
+    """The GPUs, or none where the driver fails, which check_gpus says."""
+    try:
+        return machine.gpus()
+    except MachineError:
+        return []
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -236,28 +269,71 @@ def check_memory(question: Question) -> Iterator[Check]:
         )
 
 
-def check_disk(question: Question) -> Iterator[Check]:
-    """Room for the checkpoints that the YAML keeps, before the first is written."""
-    from launch.models import checkpoint_bytes, parameter_count
+def planned(question: Question, stage: str) -> Any:
+    """The stage as `make plan` has it, on this machine's GPUs (without: on a CPU); None where it has no YAML.
 
+    Raises:
+        RecipeError: the YAML is wrong, or its batch does not divide.
+    """
+    from launch.plan import Assumptions, Target, plan_training
+
+    if stage not in question.recipes:
+        return None
+    here = [] if question.recipes[stage].get("use_cpu") is True else _gpus()
+    count = min(question.gpus or len(here), len(here))
+    parallel = (question.parallel or default_parallel()) if count > 1 else "single"
+    memory = min((gpu.memory for gpu in here if gpu.memory is not None), default=None)
+    target = Target(count, "h100", parallel, question.data_dir, Assumptions(), memory=memory)
+    path = REPOSITORY / "recipes" / question.recipe / yaml_name(stage, question.variant)
+    return plan_training(path, target)
+
+
+def check_plan(question: Question) -> Iterator[Check]:
+    """What the stage is planned to need, as `make plan` counts it: memory of a GPU, and disk for what it keeps."""
+    from recipes.errors import RecipeError
+
+    memory = min((gpu.memory for gpu in _gpus() if gpu.memory is not None), default=None)
     for stage in question.asked(_TRAINING):
-        values = question.recipes.get(stage, {})
-        name = str(values.get("model_name_or_path", ""))
-        parameters = parameter_count(name) or parameter_count(_base_model(question))
-        if parameters is None:
+        try:
+            plan = planned(question, stage)
+        except RecipeError as error:
+            yield Check(f"plan of {stage}", "missing", str(error), "change the YAML, or see make plan", (stage,))
             continue
-        kept = int(values.get("save_total_limit") or 3) + 1  # one more while the next is written
-        needed = kept * checkpoint_bytes(parameters, values) + _SPARE_DISK
-        folder = Path(str(values.get("output_dir", question.run)))
-        free = machine.free_disk(folder)
-        found = f"{format_bytes(free)} free at {folder}; {kept} checkpoints of {format_bytes((needed - _SPARE_DISK) / kept)}"
-        if free < needed:
-            mend = (
-                'make room, another disk (ARGS="--output_dir …"), or ARGS="--save_only_model true --save_total_limit 1"'
-            )
-            yield Check(f"disk for {stage}", "missing", found, mend, (stage,))
-        else:
-            yield Check(f"disk for {stage}", "ok", found, "", (stage,))
+        if plan is None:
+            continue
+        if memory is not None and plan.memory and question.recipes[stage].get("use_cpu") is not True:
+            found = f"{format_bytes(plan.peak)} planned of {format_bytes(memory)}"
+            status, mend = ("ok", "") if plan.fits else ("missing", "; or ".join(plan.advice[1:]) or "make plan")
+            yield Check(f"GPU memory for {stage}", status, found, mend, (stage,))
+        folder = (
+            question.run if not question.own_run else Path(str(question.recipes[stage].get("output_dir", question.run)))
+        )
+        free, needed = machine.free_disk(folder), plan.checkpoint_bytes + _SPARE_DISK
+        found = f"{format_bytes(free)} free at {folder}; {plan.checkpoints} checkpoint(s) and the final model take "
+        found += format_bytes(plan.checkpoint_bytes)
+        mend = 'make room, another disk (ARGS="--output_dir …"), or ARGS="--save_only_model true --save_total_limit 1"'
+        status = "missing" if free < needed else "ok"
+        yield Check(f"disk for {stage}", status, found, mend if free < needed else "", (stage,))
+
+
+def check_data_disk(question: Question) -> Iterator[Check]:
+    """Room for the images of the data sets that are not prepared yet."""
+    if not question.asked(("data",)):
+        return
+    from launch.plan import Assumptions, image_bytes
+
+    names = {name for values in question.recipes.values() for name in values.get("datasets") or []}
+    absent = sorted(name for name in names if not any((question.data_dir / name).glob("*.parquet")))
+    needed, free = image_bytes(absent, question.data_dir, Assumptions()), machine.free_disk(question.data_dir)
+    found = f"{format_bytes(free)} free at {question.data_dir}"
+    if not absent:
+        yield Check("disk for data", "ok", f"{found}; all is prepared", "", ("data",))
+    elif free < needed:
+        mend = "make room, or another disk: DATA=/other/disk/data"
+        found = f"{found}; images of {', '.join(absent)} take {format_bytes(needed)}"
+        yield Check("disk for data", "missing", found, mend, ("data",))
+    else:
+        yield Check("disk for data", "ok", f"{found}, {format_bytes(needed)} at most are needed", "", ("data",))
 
 
 # ---- what the recipe reads --------------------------------------------------------------------------------------------
@@ -276,11 +352,17 @@ def check_base_model(question: Question) -> Iterator[Check]:
     local = next(
         (p for p in (Path(name), question.weights_dir / Path(name).name) if (p / "config.json").is_file()), None
     )
-    if local is not None and list(local.glob("*.safetensors")):
+    if local is not None:
         size = sum(file.stat().st_size for file in local.glob("*.safetensors"))
-        yield Check(
-            "base model", "ok", f"{local}, {format_bytes(size)}{_locked(question, local.name + '/')}", "", stages
-        )
+        absent = missing_weights(local)
+        unfinished = [] if absent else _unfinished(question.weights_dir, f"{local.name}/")
+        if absent or unfinished:
+            yield Check(
+                "base model", "missing", f"{local}: {'; '.join([*absent, *unfinished][:3])}", "make weights", stages
+            )
+        else:
+            fingerprint = _locked(question, local.name + "/")
+            yield Check("base model", "ok", f"{local}, {format_bytes(size)}{fingerprint}", "", stages)
     elif question.recipe == "demo" or name.startswith("outputs/"):
         yield Check(
             "base model", "warning", f"{name} is not built yet; the stage builds it", "make base RECIPE=demo", stages
@@ -289,6 +371,31 @@ def check_base_model(question: Question) -> Iterator[Check]:
         yield Check("base model", "ok", f"{name}, in the hub's cache", "", stages)
     else:
         yield Check("base model", "missing", f"{name} is not on this machine", "make weights", stages)
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """What a checkpoint lacks of its weights: the files that its index names, or `model.safetensors`."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [] if any(folder.glob("*.safetensors")) else ["no model.safetensors"]
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        return [f"{index.name} is damaged ({error})"]
+    return [f"{file} is not there" for file in files if not (folder / file).is_file()]
+
+
+def _unfinished(folder: Path, prefix: str) -> list[str]:
+    """What the lock file says of the files below `prefix`: a source that has not arrived as a whole, a file of other size."""
+    from launch.weights import FetchError, problems, read_lock
+
+    try:
+        lock, found = read_lock(folder), [line for line in problems(folder) if line.startswith(prefix)]
+    except FetchError as error:
+        return [str(error)]
+    arriving = {entry["repository"] for name, entry in lock.files.items() if name.startswith(prefix)}
+    complete = {key.split(" ")[0] for key in lock.complete}
+    return [*found, *(f"{name} has not arrived as a whole" for name in sorted(arriving - complete))]
 
 
 def _in_hub_cache(name: str) -> bool:
@@ -311,10 +418,10 @@ def check_metric_weights(question: Question) -> Iterator[Check]:
     """CheXbert, RadGraph and distilroberta where `reward_backend: real`; sizes as in the lock file."""
     stages = question.stages_where("reward_backend", "real")
     if not stages:
-        if question.asked(("rl_step1", "rl_step2", "eval")):
+        if question.recipes and question.asked(("rl_step1", "rl_step2", "eval")):
             yield Check("metric weights", "ok", "none needed: the recipe scores with offline stand-ins")
         return
-    from launch.weights import FetchError, lock_fingerprint, problems, read_lock
+    from launch.weights import FetchError, lock_fingerprint, problems, read_lock, sources
 
     folder = question.weights_dir
     mend = f"make weights WEIGHTS_DIR={folder}"
@@ -324,16 +431,37 @@ def check_metric_weights(question: Question) -> Iterator[Check]:
         missing.append("radgraph.tar.gz")
     try:
         damaged = problems(folder)
-        locked = read_lock(folder).files
+        lock = read_lock(folder)
+        locked = lock.files
     except FetchError as error:
         yield Check("metric weights", "missing", str(error), mend, stages)
         return
+    if locked and not missing:
+        metrics = sources(("chexbert", "bertscore", *(("radgraph",) if "radgraph.tar.gz" in locked else ())))
+        damaged += [f"{s.repository} has not arrived as a whole" for s in metrics if s.key not in lock.complete]
     if missing or damaged:
         yield Check("metric weights", "missing", f"{folder}: " + "; ".join([*missing, *damaged][:4]), mend, stages)
     elif locked:
         yield Check("metric weights", "ok", f"{folder}, fingerprint {lock_fingerprint(folder)[:12]}", "", stages)
     else:
         yield Check("metric weights", "warning", f"{folder}: not fetched by make weights, sums unknown", mend, stages)
+
+
+def check_ratescore(question: Question) -> Iterator[Check]:
+    """RaTEScore's two models and its package, where the recipe watches it; elsewhere it is left out of the evaluation."""
+    from rewards.weights import RATESCORE_MODELS
+
+    folder = question.weights_dir
+    lacking = [str(folder / name) for name in RATESCORE_MODELS if missing_weights(folder / name)]
+    lacking += [] if installed("RaTEScore") else ["the package RaTEScore"]
+    mend = f'make weights WEIGHTS_DIR={folder} ARGS="--only ratescore", and make setup'
+    watching = question.stages_where("monitor_heldout", "ratescore")
+    if watching:
+        status = "missing" if lacking else "ok"
+        yield Check("RaTEScore", status, ", ".join(lacking) or "there", mend if lacking else "", watching)
+    elif question.stages_where("reward_backend", "real") and (stages := question.asked(("eval",))):
+        found = f"{', '.join(lacking)}: not here, so it is left out of the scores" if lacking else "there"
+        yield Check("RaTEScore (optional)", "warning" if lacking else "ok", found, mend if lacking else "", stages)
 
 
 def check_data(question: Question) -> Iterator[Check]:
@@ -374,7 +502,11 @@ def check_earlier_stage(question: Question) -> Iterator[Check]:
     if question.stage not in ("rl_step1", "rl_step2"):
         return
     name = str(question.recipes.get(question.stage, {}).get("model_name_or_path", ""))
+    if not question.own_run:
+        name = str(question.run / ("sft/final" if question.stage == "rl_step1" else "rl_step1/best"))
     mend = f"make {'sft' if question.stage == 'rl_step1' else 'rl-step1'} RECIPE={question.recipe}"
+    mend += f" VARIANT={question.variant}" if question.variant else ""
+    mend += "" if question.own_run else f" RUN={question.run.name}"
     if (Path(name) / "config.json").is_file():
         yield Check("earlier stage", "ok", name, "", (question.stage,))
     else:
@@ -405,6 +537,8 @@ def check_judge(question: Question) -> Iterator[Check]:
             yield Check(f"judge of {stage}", "missing", f"not asked: {error}", "make setup", (stage,))
         except JudgeError as error:
             mend = f"make judge-server JUDGE_MODEL={values.get('judge_model')}, or JUDGE_URL=…"
+            if stage == "rl_step2" and (count := len(_gpus())) and values.get("use_cpu") is not True:
+                mend = judge_place(values, min(question.gpus or count, count))
             yield Check(f"judge of {stage}", "missing", str(error), mend, (stage,))
         else:
             yield Check(f"judge of {stage}", "ok", f"{values.get('judge_model')} at {url}", "", (stage,))
@@ -427,37 +561,50 @@ def check_hub(question: Question) -> Iterator[Check]:
         yield Check("hub", "ok", f"{endpoint} answers")
 
 
-def check_ports(question: Question) -> Iterator[Check]:
-    """The port of a generation server that the YAML wants on this machine, where no server is there yet."""
+def check_generation_server(question: Question) -> Iterator[Check]:
+    """The vLLM server that the YAML wants rollouts from lists its models."""
     for stage in question.stages_where("vllm_mode", "server"):
-        values = question.recipes[stage]
-        port = int(values.get("vllm_server_port", 8000))
-        if machine.port_is_free(port):
-            yield Check("generation server", "missing", f"nothing listens on port {port}", "make vllm-server", (stage,))
+        url = generation_url(question.recipes[stage])
+        if url is None:
+            continue
+        try:
+            models = machine.served_models(f"{url}/v1")
+        except MachineError as error:
+            yield Check("generation server", "missing", str(error), "make vllm-server", (stage,))
         else:
-            yield Check("generation server", "ok", f"port {port} answers", "", (stage,))
+            yield Check("generation server", "ok", f"{url}: {', '.join(models or ['wants a key'])}", "", (stage,))
 
 
 CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
     check_python,
     check_packages,
+    check_recipe,
     check_gpus,
     check_gpu_packages,
     check_memory,
-    check_disk,
+    check_plan,
     check_base_model,
     check_metric_weights,
+    check_ratescore,
+    check_data_disk,
     check_data,
     check_earlier_stage,
     check_judge,
-    check_ports,
+    check_generation_server,
     check_hub,
 )
 
 
 def examine(question: Question) -> list[Check]:
     """All checks of one question, in order."""
-    return [check for function in CHECKS for check in function(question)]
+    checks = []
+    for function in CHECKS:
+        try:
+            checks.extend(function(question))
+        except ModuleNotFoundError as error:  # nothing, or not all, is installed yet
+            name = function.__name__.removeprefix("check_").replace("_", " ")
+            checks.append(Check(name, "missing", f"not looked at: {error}", "make setup"))
+    return checks
 
 
 def can_run(checks: list[Check], stage: str) -> bool:
@@ -465,27 +612,35 @@ def can_run(checks: list[Check], stage: str) -> bool:
     return not any(check.status == "missing" and stage in check.stages for check in checks)
 
 
-def read_recipe(recipe: str) -> dict[str, dict[str, Any]]:
-    """Stage → YAML keys of a recipe; without PyYAML (nothing installed yet) no keys.
+def yaml_name(stage: str, variant: str = "") -> str:
+    """File of a stage; the evaluation has no variants."""
+    return f"{stage}_{variant}.yaml" if variant and stage in _TRAINING else f"{stage}.yaml"
+
+
+def read_recipe(recipe: str, variant: str = "") -> dict[str, dict[str, Any]]:
+    """Stage → YAML keys of a recipe; without PyYAML (nothing installed yet) no stage.
 
     Raises:
-        MachineError: no such recipe, or a file that is no YAML mapping.
+        MachineError: no such recipe or variant, or a file that is no YAML mapping.
     """
     folder = REPOSITORY / "recipes" / recipe
     known = sorted(path.parent.name for path in (REPOSITORY / "recipes").glob("*/*.yaml"))
     if recipe not in known:
         raise MachineError(f"no recipe {recipe!r}; one of {', '.join(sorted(set(known)))}")
+    if variant and not any((folder / yaml_name(stage, variant)).is_file() for stage in _TRAINING):
+        stages = [path.stem for stage in _TRAINING for path in sorted(folder.glob(f"{stage}_*.yaml"))]
+        raise MachineError(f"recipe {recipe} has no variant {variant!r}; it has {', '.join(stages) or 'none'}")
     try:
         import yaml
     except ImportError:
         return {}
     recipes = {}
     for stage in STAGES:
-        path = folder / f"{stage}.yaml"
+        path = folder / yaml_name(stage, variant)
         if path.is_file():
             try:
                 recipes[stage] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
                 raise MachineError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
             if not isinstance(recipes[stage], dict):
                 raise MachineError(f"{path} must hold a mapping of keys to values")
@@ -510,7 +665,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--recipe", default="unirg_cxr", help="folder under recipes/")
     parser.add_argument("--stage", choices=STAGES, help="the stage that is to run; default: all")
-    parser.add_argument("--gpus", type=int, help="GPUs that it is to use")
+    parser.add_argument("--variant", default="", help="of the recipe: <stage>_<variant>.yaml, e.g. lora")
+    parser.add_argument("--gpus", type=int, help="GPUs that are to train; default: all")
+    parser.add_argument(
+        "--parallel", choices=PARALLEL, help="how the model is spread over them; default: zero3 or fsdp2"
+    )
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     parser.add_argument("--weights_dir", type=Path, default=Path(os.environ.get("WEIGHTS_DIR", "weights")))
     parser.add_argument("--run", type=Path, help="the run's folder; default: outputs/<recipe>")
@@ -519,16 +678,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     try:
-        recipes = read_recipe(given.recipe)
+        recipes = read_recipe(given.recipe, given.variant)
     except MachineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.judge_base_url:
         for stage in ("rl_step2", "eval"):
-            recipes.setdefault(stage, {})["judge_base_url"] = given.judge_base_url
-    run = given.run or Path("outputs") / given.recipe
+            if stage in recipes:
+                recipes[stage]["judge_base_url"] = given.judge_base_url
+    run = given.run or Path("outputs") / "_".join(filter(None, (given.recipe, given.variant)))
     question = Question(
-        given.recipe, recipes, given.stage, given.gpus, given.data_dir, given.weights_dir, run, not given.no_network
+        given.recipe,
+        recipes,
+        given.stage,
+        given.gpus,
+        given.data_dir,
+        given.weights_dir,
+        run,
+        not given.no_network,
+        given.variant,
+        given.parallel,
     )
     checks = examine(question)
     ready = {stage: can_run(checks, stage) for stage in question.asked(STAGES)}

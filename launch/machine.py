@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,14 +25,15 @@ class Gpu:
     """One NVIDIA GPU as its driver reports it.
 
     Attributes:
-        memory: bytes.
-        compute_capability: e.g. 9.0; bfloat16 needs 8.0.
+        memory: bytes; None where the driver gives no number (memory shared with the CPU, a MIG slice).
+        compute_capability: e.g. 9.0; bfloat16 needs 8.0. None where the driver does not say.
     """
 
     name: str
-    memory: int
-    compute_capability: float
+    memory: int | None
+    compute_capability: float | None
     driver: str
+    uuid: str = ""
 
 
 class MachineError(ValueError):
@@ -43,30 +49,70 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs of this machine, those hidden by CUDA_VISIBLE_DEVICES left out; none where there is no NVIDIA driver.
+    """The GPUs that CUDA_VISIBLE_DEVICES shows of this machine's; none where there is no NVIDIA driver.
+
+    Raises:
+        MachineError: the driver is there and does not work.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return all_gpus() if visible is None else shown(all_gpus(), visible)
+
+
+def all_gpus() -> list[Gpu]:
+    """The GPUs of this machine, hidden ones too; none where there is no NVIDIA driver.
 
     Raises:
         MachineError: the driver is there and does not work.
     """
     program = shutil.which("nvidia-smi")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None or visible == "":
+    if program is None:
         return []
-    query = "--query-gpu=name,memory.total,compute_cap,driver_version"
+    query = "--query-gpu=uuid,name,memory.total,compute_cap,driver_version"
     try:
         run = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MachineError(f"nvidia-smi does not answer ({error}); the driver may need a restart") from error
+    lines = (run.stdout + (run.stderr if run.returncode else "")).strip().splitlines()
+    if any("No devices were found" in line for line in lines):  # with status 0 by some drivers, 6 by others
+        return []
     if run.returncode:
-        reason = (run.stdout + run.stderr).strip().splitlines()
-        raise MachineError(f"nvidia-smi: {reason[0] if reason else 'failed'}; install or restart the NVIDIA driver")
+        raise MachineError(f"nvidia-smi: {lines[0] if lines else 'failed'}; install or restart the NVIDIA driver")
     found = []
-    for line in run.stdout.strip().splitlines():
-        name, memory, capability, driver = (part.strip() for part in line.rsplit(",", 3))
-        found.append(Gpu(name, int(memory) * 2**20, float(capability), driver))
-    return found if visible is None else found[: len(visible.split(","))]
+    for line in lines:
+        if line.count(",") < 4:
+            raise MachineError(f"nvidia-smi says {line!r} instead of its GPUs; install or restart the NVIDIA driver")
+        uuid, rest = line.split(",", 1)
+        name, memory, capability, driver = (part.strip() for part in rest.rsplit(",", 3))
+        mebibytes, number = _number(memory), _number(capability)
+        found.append(Gpu(name, None if mebibytes is None else int(mebibytes) * 2**20, number, driver, uuid.strip()))
+    return found
+
+
+def shown(found: Sequence[Gpu], visible: str) -> list[Gpu]:
+    """Those of `found` that a CUDA_VISIBLE_DEVICES of `visible` shows: CUDA stops at the first word that names none."""
+    chosen = []
+    for word in (part.strip() for part in visible.split(",")):
+        if word.isdigit() and int(word) < len(found):
+            chosen.append(found[int(word)])
+        elif word.startswith("MIG-") and found:
+            chosen.append(replace(found[0], memory=None))
+        elif len(word) > 4 and (
+            named := [gpu for gpu in found if word.startswith("GPU-") and gpu.uuid.startswith(word)]
+        ):
+            chosen.append(named[0])
+        else:
+            break
+    return chosen
+
+
+def _number(text: str) -> float | None:
+    """`81920`; None for `[N/A]` and the like."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def memory_bytes() -> int:
@@ -95,6 +141,30 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
+
+
+def served_models(base_url: str, seconds: float = 5) -> list[str] | None:
+    """Names of the models that the OpenAI-compatible server at `base_url` lists; None where it wants a key first.
+
+    Args:
+        base_url: with the version, e.g. `http://127.0.0.1:8000/v1`.
+
+    Raises:
+        MachineError: nothing answers there, or something that is no such server.
+    """
+    try:
+        with urllib.request.urlopen(f"{base_url.rstrip('/')}/models", timeout=seconds) as answer:
+            return [str(model["id"]) for model in json.load(answer)["data"]]
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return None
+        raise MachineError(
+            f"what answers at {base_url} is no vLLM server (HTTP {error.code} for a list of models)"
+        ) from None
+    except (OSError, HTTPException) as error:
+        raise MachineError(f"nothing answers at {base_url} ({getattr(error, 'reason', error)})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MachineError(f"what answers at {base_url} is no vLLM server (no list of models)") from error
 
 
 def format_bytes(number: float) -> str:

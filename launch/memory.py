@@ -128,5 +128,10 @@ def vision_layer_bytes(arch: Architecture, bytes_each: int) -> float:
 
 def generation_memory(arch: Architecture, share: float, tensor_parallel: int = 1) -> dict[str, float]:
     """Bytes of vLLM's `share` of a GPU: weights (bfloat16), overhead, and the KV cache that is left (may be negative)."""
-    weights = 2 * arch.parameters / tensor_parallel
+    return serving_memory(arch.parameters, share, tensor_parallel)
+
+
+def serving_memory(parameters: float, share: float, tensor_parallel: int = 1) -> dict[str, float]:
+    """As `generation_memory`, for any model of so many parameters."""
+    weights = 2 * parameters / tensor_parallel
     return {"weights": weights, "overhead": _VLLM_OVERHEAD, "cache": share - weights - _VLLM_OVERHEAD}

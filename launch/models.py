@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -86,6 +86,14 @@ class Architecture:
     def key_value_bytes(self, bytes_each: int = 2) -> int:
         """Bytes of KV cache a token."""
         return 2 * self.num_hidden_layers * self.key_value_width * bytes_each
+
+    def lora_parameters(self, rank: int, targets: Collection[str] | None) -> int:
+        """Parameters of LoRA adapters of the language model: on those of its linear layers that `targets` names, or on all."""
+        h, a, k, m = self.hidden_size, self.attention_width, self.key_value_width, self.intermediate_size
+        widths = {"q_proj": h + a, "k_proj": h + k, "v_proj": h + k, "o_proj": a + h}
+        widths |= {"gate_proj": h + m, "up_proj": h + m, "down_proj": m + h}
+        named = [width for name, width in widths.items() if name in (targets or ())] or widths.values()
+        return rank * self.num_hidden_layers * sum(named)
 
     def image_tokens(self, pixels: int) -> int:
         """Tokens in the language model of a square image of `pixels` a side."""

@@ -14,19 +14,22 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launch import machine
 from launch.machine import format_bytes
-from launch.memory import PARALLEL, Batch, generation_memory, training_memory
+from launch.memory import PARALLEL, Batch, generation_memory, serving_memory, training_memory
 from launch.models import ARCHITECTURES, Architecture, architecture, checkpoint_bytes
 from recipes.errors import RecipeError, run_command
+from rewards.chexprompt.governance import host_of, is_loopback
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
+_SERVER_SHARE = 0.9  # of its GPUs that a vLLM server takes (launch/vllm_server.sh)
+_JUDGE_SHARE = 0.92  # and the judge's (launch/judge_server.sh)
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,19 @@ class Assumptions:
     judge_rubric_tokens: int = 2_600  # instructions and examples, the same in each call
     judge_answer_tokens: int = 60
     judge_parameters: float = 32.8e9  # Qwen3-32B
+    metric_weights_bytes: int = 3_500_000_000  # CheXbert, RadGraph, distilroberta and RaTEScore, downloaded
+    judge_cache_bytes: int = 262_144  # of KV cache a token: Qwen3-32B, 64 layers of 8 heads of 128, in bfloat16
 
 
 @dataclass
 class StagePlan:
-    """One stage's figures. Memory in bytes for one GPU: parts while training, parts while vLLM generates beside it."""
+    """One stage's figures. Memory in bytes for one GPU: parts while training, parts while vLLM generates beside it.
+
+    Attributes:
+        hours: wall time, the judge's included.
+        gpu_hours: of all GPUs that are held for so long: those that train, a vLLM server's, the judge's.
+        judge_hours: wall time of the judge's calls on its own GPUs; 0 where it has none here.
+    """
 
     stage: str
     file: str
@@ -98,9 +109,15 @@ class StagePlan:
     judge_tokens_in: float = 0
     judge_tokens_out: float = 0
     judge_dollars: float | None = None
+    judge_gpus: int = 0
+    judge_hours: float = 0
+    server_gpus: int = 0
     checkpoints: int = 0
     checkpoint_bytes: float = 0
     advice: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    downloads: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,21 +130,31 @@ class Target:
     data_dir: Path
     assume: Assumptions
     batch_overrides: tuple[str, ...] = ()
+    judge_gpus: int | None = None  # None: one for a judge on this machine, none for another
+    server_gpus: int | None = None  # None: one where vllm_mode is server
+    memory: float | None = None  # bytes of a GPU that is there; None: what its kind has
 
     @property
     def kind(self) -> GpuKind:
-        return GPUS[self.kind_name]
+        kind = GPUS[self.kind_name]
+        return kind if self.memory is None else replace(kind, memory=self.memory)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Mean sizes of a study, in tokens of the language model."""
+    """Mean sizes of a study, in tokens of the language model.
+
+    Attributes:
+        longest, most_images: prompt and images of a study with prior image and report, where any is shown them.
+    """
 
     studies: int
     prompt: float
     report: float
     images: float
     measured: bool
+    longest: float
+    most_images: int
 
 
 # ---- reading the recipe -----------------------------------------------------------------------------------------------
@@ -209,6 +236,7 @@ def sizes(
     assume = target.assume
     image = arch.image_tokens(image_pixels(arch, assume))
     total, prompt, report, images, measured = 0, 0.0, 0.0, 0.0, True
+    longest, most_images = 0.0, 1
     for name, weight in zip(datasets, weights or [1.0] * len(datasets), strict=True):
         path = target.data_dir / name / f"{split}.parquet"
         if path.is_file():
@@ -226,6 +254,9 @@ def sizes(
             n, measured, priors = published[name], False, assume.prior_share
             report_tokens, context, prior_tokens = assume.report_tokens, assume.context_tokens, assume.report_tokens
         n = round(n * weight)
+        pair = longitudinal and priors > 0
+        most_images = max(most_images, 1 + pair)
+        longest = max(longest, assume.template_tokens + context + image * (1 + pair) + prior_tokens * pair)
         shown = (1 + priors) if longitudinal else 1.0
         total += n
         report += n * report_tokens
@@ -235,7 +266,21 @@ def sizes(
         )
     if not total:
         raise RecipeError(f"{', '.join(datasets)}: no studies in the split {split}")
-    return Sizes(total, prompt / total, report / total, images / total, measured)
+    return Sizes(total, prompt / total, report / total, images / total, measured, longest, most_images)
+
+
+def image_bytes(datasets: Iterable[str], data_dir: Path, assume: Assumptions) -> float:
+    """Bytes of the prepared images of data sets, all splits: a study has one image; those of priors are other studies'."""
+    import pyarrow.parquet as pq
+
+    studies = 0
+    for name in datasets:
+        tables = [data_dir / name / f"{split}.parquet" for split in ("train", "validation", "test")]
+        there = [path for path in tables if path.is_file()]
+        studies += sum(pq.read_metadata(path).num_rows for path in there)
+        if not there:
+            studies += PUBLISHED_STUDIES.get(name, 0) + PUBLISHED_TEST.get(name, 0)
+    return studies * assume.image_bytes
 
 
 def image_pixels(arch: Architecture, assume: Assumptions) -> int:
@@ -280,7 +325,11 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     set_global_batch(stage, training, find(parsed, "RolloutArguments") if grpo else None)
     arch = _architecture(model.model_name_or_path, path)
     size = sizes(data.datasets, data.train_split, data.longitudinal, target, arch, data.dataset_weights)
-    plan = StagePlan(path.stem, str(path), size.studies)
+    plan = StagePlan(path.stem, str(path), size.studies, datasets=list(data.datasets))
+    if not model.model_name_or_path.startswith("outputs/"):
+        plan.downloads["base model"] = 2 * arch.parameters
+    if grpo and find(parsed, "RewardArguments").reward_backend == "real":
+        plan.downloads["metric weights"] = target.assume.metric_weights_bytes
     rows = training.per_device_train_batch_size * processes * training.gradient_accumulation_steps
     per_study = training.num_generations if grpo else 1
     epochs = training.num_train_epochs
@@ -292,11 +341,11 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     rows_seen = plan.steps * rows
     completion = min(size.report, training.max_completion_length) if grpo else size.report
     plan.tokens_trained = rows_seen * (size.prompt + completion)
-    trainable = 0.02 if model.use_peft else 1.0
-    batch = Batch(
+    adapter = arch.lora_parameters(model.lora_r, model.lora_target_modules) if model.use_peft else 0
+    batch = Batch(  # at its largest: every row a study with a prior
         rows=training.per_device_train_batch_size,
-        tokens=math.ceil(size.prompt + (training.max_completion_length if grpo else 2 * size.report)),
-        images=size.images,
+        tokens=math.ceil(size.longest + (training.max_completion_length if grpo else 2 * size.report)),
+        images=size.most_images,
         image_pixels=image_pixels(arch, target.assume),
     )
     plan.memory = training_memory(
@@ -304,33 +353,54 @@ def plan_training(path: Path, target: Target) -> StagePlan:
         parallel=target.parallel,
         gpus=processes,
         bytes_each=4 if model.dtype == "float32" else 2,
-        trainable=trainable,
+        trainable=0.0 if model.use_peft else 1.0,
         batch=batch,
         checkpointing=bool(training.gradient_checkpointing),
         reference=grpo and training.beta > 0 and not model.use_peft,
         on_gpu=bool(target.gpus),
         reward_models=grpo and find(parsed, "RewardArguments").reward_backend == "real",
     )
+    if adapter:
+        plan.memory["adapter"] = adapter_bytes(adapter, target.parallel, processes)
+    elif target.gpus and target.parallel in ("single", "ddp") and model.dtype == "bfloat16":
+        plan.notes.append(
+            f"{target.parallel} trains the bfloat16 weights themselves (pure-bfloat16 AdamW): updates below 1/256 of a weight "
+            "are lost, as most are at low learning rates; zero2, zero3 and fsdp2 keep a float32 copy"
+        )
     plan.peak = sum(plan.memory.values())
-    flops = _flops_per_token(arch, bool(training.gradient_checkpointing), trainable) * plan.tokens_trained
+    trained = adapter / arch.parameters if adapter else 1.0
+    flops = _flops_per_token(arch, bool(training.gradient_checkpointing), trained) * plan.tokens_trained
     if grpo:
         plan.rollouts = rows_seen // training.num_iterations  # the steps that reuse a generation each take a part of it
         plan.tokens_generated = plan.rollouts * completion
         flops += 2 * arch.parameters * plan.tokens_trained * (1 + (training.beta > 0))  # old and reference log-probs
     seconds = flops / (target.kind.flops * target.assume.training_utilisation) if target.gpus else 0.0
+    wall = seconds / processes
     if grpo and target.gpus:
-        seconds += _generation_seconds(plan, arch, size, training, target)
+        if training.use_vllm and training.vllm_mode == "server":
+            plan.server_gpus = 1 if target.server_gpus is None else target.server_gpus
+        wall += _generation_seconds(plan, arch, size, training, target) / (plan.server_gpus or processes)
         if find(parsed, "RewardArguments").reward_backend == "real":
-            seconds += plan.rollouts * target.assume.reward_seconds
-    plan.gpu_hours = seconds / 3600
-    plan.hours = plan.gpu_hours / processes
+            wall += plan.rollouts * target.assume.reward_seconds / processes
+    plan.hours = wall / 3600
+    plan.gpu_hours = plan.hours * (processes + plan.server_gpus)
     _use_measurement(plan, target)
     if grpo and find(parsed, "RewardArguments").weight_chexprompt:
-        _judge(plan, size, find(parsed, "JudgeSettings"), target)
+        _judge(plan, size, find(parsed, "JudgeSettings"), target, processes)
     _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states)
     if target.gpus:
         _fit(plan, arch, training, model, target, grpo)
     return plan
+
+
+def adapter_bytes(parameters: int, parallel: str, gpus: int) -> float:
+    """Bytes of a GPU for LoRA adapters: weights, gradients and Adam's two moments, 16 a parameter.
+
+    PEFT loads them in float32 (autocast_adapter_dtype); under ZeRO-3 TRL has them in bfloat16, with DeepSpeed's float32 copy.
+    """
+    shared = {"zero3": 16, "fsdp2": 16, "zero2": 12}.get(parallel, 0) * parameters  # spread over the GPUs
+    buckets = 4 * parameters if parallel == "ddp" else 0
+    return shared / gpus + 16 * parameters - shared + buckets
 
 
 def _architecture(name: str, path: Path) -> Architecture:
@@ -364,7 +434,8 @@ def _generation_seconds(plan: StagePlan, arch: Architecture, size: Sizes, traini
     """GPU seconds of vLLM: prompts once a study (prefix caching), then decoding bound by memory bandwidth."""
     assume, kind = target.assume, target.kind
     prefill = 2 * arch.parameters * size.prompt * plan.rollouts / training.num_generations
-    room = generation_memory(arch, kind.memory * training.vllm_gpu_memory_utilization)["cache"]
+    share = _SERVER_SHARE if plan.server_gpus else training.vllm_gpu_memory_utilization
+    room = generation_memory(arch, kind.memory * share)["cache"]
     tokens_each = size.prompt / training.num_generations + training.max_completion_length
     concurrent = max(1.0, min(assume.max_concurrent, room / (arch.key_value_bytes() * tokens_each)))
     read = 2 * arch.text_parameters + concurrent * arch.key_value_bytes() * (size.prompt + size.report / 2)
@@ -384,7 +455,9 @@ def _use_measurement(plan: StagePlan, target: Target) -> None:
                 plan.hours_by = f"measured, {path.name}"
 
 
-def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target) -> None:
+def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target, processes: int = 1) -> None:
+    """Calls, tokens, price, and the time on GPUs of the judge's own, for which training waits: TRL scores a generation
+    before it trains on it."""
     plan.judge = settings.judge_model if settings.judge_base_url != "offline" else "offline-rules-judge (a stand-in)"
     plan.judge_calls = plan.rollouts
     plan.judge_tokens_in = plan.judge_calls * (target.assume.judge_rubric_tokens + 2 * size.report)
@@ -393,6 +466,54 @@ def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target) -> None:
         plan.judge_dollars = (
             plan.judge_tokens_in * settings.judge_price_input + plan.judge_tokens_out * settings.judge_price_output
         ) / 1e6
+    if not target.gpus or settings.judge_base_url == "offline":
+        return
+    local = is_loopback(host_of(settings.judge_base_url))
+    plan.judge_gpus = int(local) if target.judge_gpus is None else target.judge_gpus
+    if not plan.judge_gpus:
+        return
+    plan.downloads["judge"] = 2 * target.assume.judge_parameters
+    least, seconds = _judge_seconds(plan, size, settings.judge_concurrency * processes, target)
+    if seconds is None:
+        plan.fits = False
+        plan.advice.append(
+            f"one copy of the judge takes {least} GPUs of this kind: JUDGE_GPUS={least}, or a smaller judge"
+        )
+        return
+    plan.judge_hours = seconds / 3600
+    if plan.judge_hours > plan.hours:
+        plan.advice.append(
+            f"the judge is the bottleneck ({hours(plan.judge_hours)} against {hours(plan.hours)} of all else): more GPUs "
+            f"for it (JUDGE_GPUS={2 * plan.judge_gpus}), or a smaller one"
+        )
+    plan.hours += plan.judge_hours
+    plan.gpu_hours = plan.hours * (processes + plan.server_gpus + plan.judge_gpus)
+
+
+def _judge_seconds(plan: StagePlan, size: Sizes, in_flight: int, target: Target) -> tuple[int, float | None]:
+    """GPUs that one copy of the judge takes, and the wall seconds of all its calls; None where it has fewer GPUs.
+
+    A call's own tokens are computed once (the rubric stays in the prefix cache), its answer is decoded: each step reads
+    the weights and the cache of every call in flight, the rubric's part included.
+    """
+    assume, kind = target.assume, target.kind
+    least = next(
+        n
+        for n in (2**power for power in range(20))
+        if serving_memory(assume.judge_parameters, kind.memory * _JUDGE_SHARE, n)["cache"] > 0
+    )
+    copies = plan.judge_gpus // least
+    if not copies:
+        return least, None
+    own = plan.judge_tokens_in / plan.judge_calls - assume.judge_rubric_tokens
+    room = least * serving_memory(assume.judge_parameters, kind.memory * _JUDGE_SHARE, least)["cache"]
+    held = room / assume.judge_cache_bytes - assume.judge_rubric_tokens  # tokens of cache, for calls' own
+    together = max(1.0, min(assume.max_concurrent, in_flight / copies, held / (own + assume.judge_answer_tokens)))
+    context = assume.judge_rubric_tokens + own + assume.judge_answer_tokens / 2
+    read = 2 * assume.judge_parameters + together * assume.judge_cache_bytes * context
+    decode = plan.judge_tokens_out / together * read / (least * kind.bandwidth * assume.decode_utilisation)
+    prefill = 2 * assume.judge_parameters * own * plan.judge_calls / (least * kind.flops * assume.prefill_utilisation)
+    return least, (decode + prefill) / copies
 
 
 def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture, whole: int | None) -> None:
@@ -407,7 +528,8 @@ def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture,
     settings = {"dtype": model.dtype, "use_peft": model.use_peft, "save_only_model": training.save_only_model}
     weights_only = checkpoint_bytes(arch.parameters, settings | {"save_only_model": True})
     each = checkpoint_bytes(arch.parameters, settings)
-    plan.checkpoint_bytes = whole * each + (plan.checkpoints - whole + 1) * weights_only
+    final = checkpoint_bytes(arch.parameters, {"dtype": model.dtype, "save_only_model": True})  # an adapter is merged
+    plan.checkpoint_bytes = whole * each + (plan.checkpoints - whole) * weights_only + final
     if whole > 10 and not training.save_only_model:
         plan.advice.append(
             f"{whole} checkpoints with optimiser state take {format_bytes(whole * each)}; keep that of the newest only "
@@ -428,7 +550,7 @@ def _fit(plan: StagePlan, arch: Architecture, training: Any, model: Any, target:
                 f"the model ({format_bytes(parts['weights'])}): raise vllm_gpu_memory_utilization or "
                 "vllm_tensor_parallel_size, or use vllm_mode: server"
             )
-        lasting = ("weights", "gradients", "optimiser", "reference", "reward models", "overhead")
+        lasting = ("weights", "gradients", "optimiser", "adapter", "reference", "reward models", "overhead")
         held = sum(plan.memory.get(name, 0.0) for name in lasting)
         # Asleep, vLLM gives its share back while the trainer works; awake, it meets the trainer's lasting part only.
         trainer = held if training.vllm_enable_sleep_mode else plan.peak
@@ -470,7 +592,11 @@ def plan_evaluation(path: Path, target: Target, arch: Architecture) -> StagePlan
     size = sizes(
         [*evaluation.datasets, *evaluation.zero_shot_datasets], evaluation.split, evaluation.longitudinal, target, arch
     )
-    plan = StagePlan(path.stem, str(path), size.studies)
+    plan = StagePlan(
+        path.stem, str(path), size.studies, datasets=[*evaluation.datasets, *evaluation.zero_shot_datasets]
+    )
+    if evaluation.reward_backend == "real":
+        plan.downloads["metric weights"] = target.assume.metric_weights_bytes
     plan.tokens_generated = size.studies * size.report
     if target.gpus:
         parts = generation_memory(arch, target.kind.memory * 0.9)
@@ -568,22 +694,26 @@ def table(plans: Sequence[StagePlan], target: Target) -> str:
                 f"  judge    {plan.judge}: {plan.judge_calls:,} calls at most (equal pairs are asked once), "
                 f"{number(plan.judge_tokens_in)} tokens in, {number(plan.judge_tokens_out)} out{price}"
             )
-            if target.gpus:
-                own = (
-                    plan.judge_tokens_in - plan.judge_calls * target.assume.judge_rubric_tokens + plan.judge_tokens_out
-                )
-                speed = target.kind.flops * target.assume.prefill_utilisation
-                least = 2 * target.assume.judge_parameters * own / speed / 3600
+            if plan.judge_hours:
                 lines.append(
-                    f"           on a vLLM server of one's own, prefix caching: at least {least:,.0f} GPU hours"
+                    f"           {hours(plan.judge_hours)} of the time, on {plan.judge_gpus} GPU(s) of its own beside the "
+                    f"{target.gpus} that train (JUDGE_GPUS=), prefix caching"
                 )
+            elif target.gpus and not plan.judge_gpus:
+                lines.append("           on no GPU here: the time of its calls is not in the hours")
         if plan.checkpoint_bytes:
             lines.append(
                 f"  disk     {format_bytes(plan.checkpoint_bytes)}: {plan.checkpoints} checkpoint(s) and the final model"
             )
+        lines += [f"  note     {line}" for line in plan.notes]
         lines += [f"  change   {line}" for line in plan.advice]
-    images = sum({plan.stage.split("_")[0]: plan.studies for plan in plans}.values()) * target.assume.image_bytes
-    lines += ["", f"disk for prepared images, at most: {format_bytes(images)}"]
+    datasets = list(dict.fromkeys(name for plan in plans for name in plan.datasets))
+    downloads = {name: size for plan in plans for name, size in plan.downloads.items()}
+    parts = {f"images of {', '.join(datasets)}, at most": image_bytes(datasets, target.data_dir, target.assume)}
+    parts |= {f"{name}, downloaded": size for name, size in downloads.items()}
+    parts["checkpoints of all stages"] = sum(plan.checkpoint_bytes for plan in plans)
+    lines += ["", f"disk in all: {format_bytes(sum(parts.values()))}"]
+    lines += [f"  {format_bytes(size)}: {name}" for name, size in parts.items() if size]
     lines += ["", "assumed (--assume name=value changes one):"]
     lines.append("  " + ", ".join(f"{name} {value:g}" for name, value in asdict(target.assume).items()))
     lines.append("  studies and lengths are counted where a data set is prepared, else published counts")
@@ -618,20 +748,33 @@ def main() -> None:
     )
     parser.add_argument("--recipe", default="unirg_cxr", help="folder under recipes/")
     parser.add_argument("--stage", nargs="+", default=[], help="some of its YAML files only, e.g. sft rl_step1")
+    parser.add_argument("--gpus", type=int, help="GPUs of each node that train; 0 is a CPU. Default: those here, or 8")
+    parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument(
-        "--gpus", type=int, help="GPUs that train, over all nodes; 0 is a CPU. Default: those here, or 8"
+        "--judge_gpus", type=int, help="GPUs of the judge alone; default: 1 for a judge on this machine"
     )
+    parser.add_argument("--server_gpus", type=int, help="GPUs of the vLLM server, with vllm_mode: server; default: 1")
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="which GPU")
     parser.add_argument("--parallel", choices=PARALLEL, help="default: zero3 for several GPUs")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     parser.add_argument("--assume", nargs="+", default=[], metavar="NAME=VALUE", help="change assumptions")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given, overrides = parser.parse_known_args()
-    if given.gpus is not None and given.gpus < 0:
-        raise RecipeError(f"--gpus {given.gpus}: it must be 0 (CPU) or more")
-    gpus = given.gpus if given.gpus is not None else default_gpus(given.recipe)
+    for name, least in (("gpus", 0), ("nodes", 1), ("judge_gpus", 0), ("server_gpus", 1)):
+        if getattr(given, name) is not None and getattr(given, name) < least:
+            raise RecipeError(f"--{name} {getattr(given, name)}: it must be at least {least}")
+    gpus = given.nodes * (given.gpus if given.gpus is not None else default_gpus(given.recipe))
     parallel = given.parallel or ("zero3" if gpus > 1 else "single")
-    target = Target(gpus, given.gpu, parallel, given.data_dir, read_assumptions(given.assume), tuple(overrides))
+    target = Target(
+        gpus,
+        given.gpu,
+        parallel,
+        given.data_dir,
+        read_assumptions(given.assume),
+        tuple(overrides),
+        given.judge_gpus,
+        given.server_gpus,
+    )
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of keys' coming names
     plans = plan_recipe(given.recipe, target, given.stage)
     if given.json:

@@ -14,10 +14,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from launch.machine import MachineError
+from launch.start import is_true, settings_of
 
 NAME = "run.json"
 PATCH = "run.patch"
@@ -40,13 +44,12 @@ PACKAGES = (
     "radgraph",
     "f1chexbert",
 )
+# Variables that change the numbers, which a reproduction sets again.
+_NUMERIC = ("OMP_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED", "NCCL_ALGO")
 # Variables that change what is computed or where; never one that may hold a key.
 _ENVIRONMENT = (
-    "OMP_NUM_THREADS",
+    *_NUMERIC,
     "CUDA_VISIBLE_DEVICES",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "PYTHONHASHSEED",
-    "NCCL_ALGO",
     "HF_HUB_OFFLINE",
     "ACCELERATE_USE_DEEPSPEED",
     "ACCELERATE_DEEPSPEED_ZERO_STAGE",
@@ -102,8 +105,26 @@ def command() -> list[str]:
     return ["python", *(re.sub(r"//[^/@\s]+@", "//", word) for word in words)]
 
 
-def write_run(output_dir: Path, stage: str, seed: int, processes: int = 1) -> dict[str, Any]:
+def launched(words: Sequence[str], processes: int) -> dict[str, Any]:
+    """How this process and those beside it were started: `cpu`, nodes, processes of each node, and how the model is spread."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    parallel = "ddp" if processes > 1 else None
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        parallel = f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')}"
+    elif os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        parallel = "fsdp2"
+    try:
+        cpu = is_true(settings_of(words).get("use_cpu"))
+    except MachineError:  # its own parser has read it; only the launcher's cannot
+        cpu = False
+    return {"cpu": cpu, "nodes": max(1, processes // per_node), "per_node": per_node, "parallel": parallel}
+
+
+def write_run(output_dir: Path, stage: str, seed: int | None, processes: int = 1) -> dict[str, Any]:
     """Write `run.json` (and, where code differs from its revision, `run.patch`) to `output_dir`; returns its content.
+
+    Args:
+        seed: of all that is drawn at random; None where nothing is.
 
     To be called by the main process before long work, so that an interrupted run has it too. A run that goes on from
     a checkpoint adds itself to `runs`.
@@ -116,6 +137,7 @@ def write_run(output_dir: Path, stage: str, seed: int, processes: int = 1) -> di
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": words,
         "processes": processes,
+        "launched": launched(words, processes),
         "seed": seed,
         "code": code_state(),
         "python": platform.python_version(),
@@ -156,6 +178,8 @@ def read_run(output_dir: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         for run in content["runs"]:
             run["command"], run["code"], run["versions"], run["seed"]
+            # Runs of before it was written.
+            run.setdefault("launched", {"cpu": False, "nodes": 1, "per_node": run["processes"], "parallel": None})
     except FileNotFoundError:
         raise ProvenanceError(f"{output_dir} has no {NAME}; give a stage's folder, e.g. outputs/demo/sft") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -177,23 +201,41 @@ def reproduction(output_dir: Path) -> list[str]:
             lines.append(f"# the code had changes that were not kept: {', '.join(code['changed_files'][:5])}")
     else:
         lines.append(f"# no git revision is known; the code's sha256 was {code.get('source_sha256')}")
-    pins = " ".join(f"{name}=={number.split('+')[0]}" for name, number in last["versions"].items())
-    lines.append(f"python{'.'.join(last['python'].split('.')[:2])} -m venv .venv && .venv/bin/pip install {pins}")
+    python = ".".join(last["python"].split(".")[:2])
+    lines.append(f"make setup SYSTEM_PYTHON=python{python}    # the packages that this revision pins")
+    if {"vllm", "deepspeed"} & set(last["versions"]):
+        lines.append(".venv/bin/pip install -r requirements-gpu.txt")
     if len(runs) > 1:
         lines.append(f"# {len(runs)} runs, each going on from the checkpoint of the one before; one run does the same")
+    lines += [
+        f"export {name}={shlex.quote(last['environment'][name])}" for name in _NUMERIC if name in last["environment"]
+    ]
+    if last["launched"]["nodes"] > 1:
+        lines.append("# on each node, with NODE_RANK (0, 1, …) and MASTER_ADDR (the first node) in the environment:")
     lines.append(_full_command(last))
-    lines.append(f"# seed {last['seed']}, {last['processes']} process(es), Python {last['python']}, {last['platform']}")
+    lines.append(
+        "# where its output is there already, it says so; add --output_dir, or --run of an evaluation, for another"
+    )
+    seed = "no seed" if last["seed"] is None else f"seed {last['seed']}"
+    lines.append(f"# {seed}, {last['processes']} process(es), Python {last['python']}, {last['platform']}")
     return lines
 
 
 def _full_command(run: dict[str, Any]) -> str:
-    variables = [f"{name}={shlex.quote(value)}" for name, value in run["environment"].items()]
-    words = run["command"][1:]
-    if run["processes"] > 1 and "launch.torchrun" not in words:
-        words = ["-m", "launch.torchrun", "--standalone", "--nproc_per_node", str(run["processes"]), *words]
-        if any(name.startswith(("ACCELERATE_USE", "FSDP")) for name in run["environment"]):
-            words = ["-m", "launch.start", "--gpus", str(run["processes"]), "--", *run["command"][1:]]
-    return " ".join([*variables, ".venv/bin/python", *map(shlex.quote, words)])
+    """One command that checks the machine, starts the processes, and runs the stage."""
+    words, how = run["command"][1:], run["launched"]
+    if words[:2] == ["-m", "launch.rank"]:  # of Slurm: what it ran
+        words = words[words.index("-m", 2) :]
+    if run["processes"] > 1:
+        if words[:1] != ["-m"]:
+            start = ["-m", "launch.torchrun", "--standalone", "--nproc_per_node", str(run["processes"])]
+        elif how["cpu"]:
+            start = ["-m", "launch.start", "--processes", str(run["processes"]), "--"]
+        else:
+            start = ["-m", "launch.start", "--gpus", str(how["per_node"]), "--nodes", str(how["nodes"])]
+            start += [*(["--parallel", how["parallel"]] if how["parallel"] else []), "--"]
+        words = [*start, *words]
+    return " ".join([".venv/bin/python", *map(shlex.quote, words)])
 
 
 def changed_since(output_dir: Path) -> list[str]:

@@ -47,6 +47,7 @@ def accelerate_environment(config: Path) -> dict[str, str]:
         known = ", ".join(sorted(path.stem for path in (Path(__file__).parent / "accelerate").glob("*.yaml")))
         raise MachineError(f"no accelerate configuration {config}; PARALLEL is one of {known}")
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import check_cuda_p2p_ib_support
     from accelerate.utils.launch import (
         prepare_deepspeed_cmd_env,
         prepare_multi_gpu_env,
@@ -67,7 +68,10 @@ def accelerate_environment(config: Path) -> dict[str, str]:
     else:
         _, environment = prepare_simple_launcher_cmd_env(arguments)
     theirs = ("ACCELERATE_", "FSDP_", "MIXED_PRECISION")
-    return {name: value for name, value in environment.items() if name.startswith(theirs)}
+    chosen = {name: value for name, value in environment.items() if name.startswith(theirs)}
+    if not check_cuda_p2p_ib_support():  # GPUs of the RTX 4000 series
+        chosen |= {name: os.environ.get(name, "1") for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")}
+    return chosen
 
 
 def main(arguments: list[str] | None = None) -> int:

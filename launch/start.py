@@ -1,19 +1,18 @@
-"""Start a training stage on what there is: checked first, then handed over to torchrun or accelerate.
+"""Start a training stage on what there is: checked first, then handed over to torchrun.
 
     python -m launch.start [--gpus 8] [--nodes 1] [--parallel zero3] -- -m recipes.sft --config recipes/…/sft.yaml …
 
-CPU recipes run as one process or, with `--processes`, as torchrun's; one GPU as plain Python; several GPUs by
-`accelerate launch` with launch/accelerate/<parallel>.yaml. Over several nodes NODE_RANK, MASTER_ADDR and MASTER_PORT
-come from the environment. What cannot work ends in one line (exit status 2) before a model is loaded.
+CPU recipes run as one process or, with `--processes`, as torchrun's; one GPU as plain Python; several GPUs as torchrun's
+with the settings of launch/accelerate/<parallel>.yaml. Over several nodes NODE_RANK, MASTER_ADDR and MASTER_PORT come
+from the environment. What cannot work ends in one line (exit status 2) before a model is loaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from typing import Any
 from launch import machine
 from launch.machine import MachineError, format_bytes
 from launch.models import checkpoint_bytes, parameter_count
+from rewards.chexprompt.governance import JudgeError, host_of, is_loopback
 
 CONFIGS = Path(__file__).resolve().parent / "accelerate"
 PARALLEL = ("ddp", "zero2", "zero3", "fsdp2")
 _DEFAULT_PORT = 29500  # torch.distributed's
+_JUDGE_URL = "http://127.0.0.1:8000/v1"  # where a YAML gives none (rewards/chexprompt/judge.py)
 
 
 def settings_of(command: Sequence[str]) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def settings_of(command: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     settings: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
     flags = [index for index, word in enumerate(command) if word.startswith("--")]
     for index in flags:
         name, _, value = command[index][2:].partition("=")
@@ -43,12 +45,15 @@ def settings_of(command: Sequence[str]) -> dict[str, Any]:
         value = value or following
         if name == "config":
             try:
-                settings = (yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}) | settings
-            except (OSError, yaml.YAMLError) as error:
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise MachineError(f"cannot read the recipe {value}: {' '.join(str(error).split())}") from error
+            if not isinstance(content, dict):
+                raise MachineError(f"the recipe {value} must hold a mapping of keys to values")
+            recipe = content | {"config": value}
         else:
             settings[name] = value
-    return settings
+    return recipe | settings
 
 
 def is_true(value: Any) -> bool:
@@ -56,21 +61,64 @@ def is_true(value: Any) -> bool:
     return value is True or str(value).lower() in ("true", "1", "yes")
 
 
-def check_batch(settings: dict[str, Any], processes: int) -> None:
-    """Raise `MachineError` unless the global batch divides by what the processes hold at once."""
-    if not settings.get("global_batch_size"):
+def whole_number(settings: Mapping[str, Any], key: str, default: int, least: int = 1) -> int:
+    """A whole number of the settings, `default` where they do not give it.
+
+    Raises:
+        MachineError: another value, or one below `least`.
+    """
+    value = settings.get(key)
+    if value is None:
+        return default
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise MachineError(f"{key} is {value!r}; it must be a whole number of at least {least}")
+    return number
+
+
+def batch_rows(settings: Mapping[str, Any]) -> int | None:
+    """Rows of one optimiser step over all processes; None where the settings give no global batch.
+
+    Raises:
+        MachineError: a value that is no whole number above 0.
+    """
+    if settings.get("global_batch_size") is None:
+        return None
+    batch, rollouts = whole_number(settings, "global_batch_size", 1), whole_number(settings, "num_generations", 1)
+    return batch * (rollouts if settings.get("batch_counts", "prompts") == "prompts" else 1)
+
+
+def fitting_processes(settings: Mapping[str, Any]) -> list[int]:
+    """Up to 1,024: numbers of processes by whose rows the batch divides; all where there is no global batch."""
+    rows, each = batch_rows(settings), whole_number(settings, "per_device_train_batch_size", 8)
+    return [n for n in range(1, 1025) if rows is None or rows % (each * n) == 0]
+
+
+def check_batch(settings: Mapping[str, Any], per_node: int, nodes: int = 1, variable: str = "GPUS") -> None:
+    """Raise `MachineError` unless the global batch divides by what the processes hold at once.
+
+    Args:
+        variable: of make, that says how many processes a node has.
+    """
+    rows, each = batch_rows(settings), whole_number(settings, "per_device_train_batch_size", 8)
+    fitting = fitting_processes(settings)
+    if rows is None or per_node * nodes in fitting:
         return
-    batch = int(settings["global_batch_size"])
-    rollouts = int(settings.get("num_generations") or 1)
-    rows = batch * (rollouts if settings.get("batch_counts", "prompts") == "prompts" else 1)
-    each = int(settings.get("per_device_train_batch_size") or 8)
-    if rows % (each * processes):
-        fitting = [n for n in range(1, 65) if rows % (each * n) == 0]
-        below = max((n for n in fitting if n < processes), default=1)
-        raise MachineError(
-            f"a batch of {rows} rows does not divide by {processes} processes × {each} rows (per_device_train_batch_size); "
-            f"use GPUS={below}, or change per_device_train_batch_size or global_batch_size"
-        )
+    shown = f"{per_node * nodes} processes" if nodes == 1 else f"{nodes} nodes × {per_node} processes"
+    fewer = [n for n in range(1, per_node) if n * nodes in fitting]
+    fewer_nodes = [n for n in range(1, nodes) if n * per_node in fitting]
+    use = ""
+    if fewer:
+        use = f"use {variable}={fewer[-1]}{' (of each node)' if nodes > 1 else ''}, or "
+    elif fewer_nodes:
+        use = f"use NODES={fewer_nodes[-1]}, or "
+    raise MachineError(
+        f"a batch of {rows} rows does not divide by {shown} × {each} rows (per_device_train_batch_size); "
+        f"{use}change per_device_train_batch_size or global_batch_size"
+    )
 
 
 def check_disk(settings: dict[str, Any]) -> None:
@@ -81,7 +129,8 @@ def check_disk(settings: dict[str, Any]) -> None:
     known = {key: is_true(settings.get(key)) for key in ("use_peft", "save_only_model")} | {
         "dtype": settings.get("dtype")
     }
-    needed = checkpoint_bytes(parameters, known) + checkpoint_bytes(parameters, known | {"save_only_model": True})
+    whole = {"dtype": known["dtype"], "save_only_model": True}  # an adapter is merged at the end
+    needed = checkpoint_bytes(parameters, known) + checkpoint_bytes(parameters, whole)
     folder = Path(str(settings.get("output_dir", "outputs")))
     free = machine.free_disk(folder)
     if free < needed:
@@ -102,23 +151,104 @@ def check_gpus(gpus: int, recipe: str) -> None:
         raise MachineError(f"{gpus} GPUs asked for, {len(there)} here; use GPUS={len(there)}")
 
 
-def master_port(nodes: int) -> int:
-    """MASTER_PORT, or on one node, where it is not given, any free one.
+def judge_url(settings: Mapping[str, Any]) -> str | None:
+    """The address of the judge that a stage asks on this machine; None for no judge, the stand-in, or another machine's.
 
     Raises:
-        MachineError: the port is in use, or is no port.
+        MachineError: the address is none.
+    """
+    try:
+        weight = float(settings.get("weight_chexprompt") or 0)
+    except ValueError:
+        raise MachineError(f"weight_chexprompt is {settings['weight_chexprompt']!r}; it must be a number") from None
+    if not weight or settings.get("judge_base_url") == "offline":
+        return None
+    url = str(settings.get("judge_base_url") or _JUDGE_URL)
+    try:
+        return url if is_loopback(host_of(url)) else None
+    except JudgeError as error:
+        raise MachineError(str(error)) from error
+
+
+def check_judge(settings: Mapping[str, Any], gpus: int, recipe: str) -> None:
+    """Raise `MachineError` unless the judge answers that is asked on this machine: it needs GPUs that do not train."""
+    url = judge_url(settings)
+    if url is None:
+        return
+    try:
+        machine.served_models(url)
+    except MachineError as error:
+        taken = ", and all GPUs here train" if gpus >= len(machine.all_gpus()) else ""
+        raise MachineError(f"{recipe} asks a judge: {error}{taken}; {judge_place(settings, gpus)}") from error
+
+
+def judge_place(settings: Mapping[str, Any], gpus: int) -> str:
+    """Where a judge can run beside a stage that is to train on `gpus` of this machine's GPUs: commands for a person."""
+    total = max(gpus, len(machine.all_gpus()))
+    elsewhere = "name a judge on another machine: JUDGE_URL=http://HOST:8001/v1"
+    if total == 1:
+        return f"the only GPU here trains; {elsewhere}"
+    train = min(gpus, max((n for n in fitting_processes(settings) if n < total), default=1))
+    training, judging = (",".join(map(str, part)) for part in (range(train), range(train, total)))
+    return (
+        f"keep GPUs for it: CUDA_VISIBLE_DEVICES={judging} DATA_PARALLEL={total - train} make judge-server, and train "
+        f"with CUDA_VISIBLE_DEVICES={training} GPUS={train}; or {elsewhere}"
+    )
+
+
+def generation_url(settings: Mapping[str, Any]) -> str | None:
+    """The address of the vLLM server that makes a stage's rollouts, as TRL reads it; None where there is no such server."""
+    if not is_true(settings.get("use_vllm")) or settings.get("vllm_mode") != "server":
+        return None
+    host = str(settings.get("vllm_server_host") or "0.0.0.0").replace("0.0.0.0", "127.0.0.1")
+    return str(
+        settings.get("vllm_server_base_url") or f"http://{host}:{settings.get('vllm_server_port') or 8000}"
+    ).rstrip("/")
+
+
+def check_generation_server(settings: Mapping[str, Any]) -> None:
+    """Raise `MachineError` unless the vLLM server of the rollouts answers, and the port of the weight push is free here."""
+    url = generation_url(settings)
+    if url is None:
+        return
+    try:
+        machine.served_models(f"{url}/v1")
+    except MachineError as error:
+        raise MachineError(f"vllm_mode is server: {error}; start it on GPUs of its own: make vllm-server") from error
+    # The first process listens on it, the server connects.
+    port = whole_number(settings, "vllm_group_port", 51216)
+    if os.environ.get("NODE_RANK", "0") == "0" and not machine.port_is_free(port, ""):
+        raise MachineError(
+            f"port {port} (vllm_group_port, of the weight push) is in use here; choose another: "
+            f'ARGS="--vllm_group_port {port + 1}"'
+        )
+
+
+def rendezvous(nodes: int) -> list[str]:
+    """torchrun's words for where its processes meet: on one node a free port, unless MASTER_PORT is given.
+
+    Raises:
+        MachineError: a port that is in use or is none, or NODE_RANK or MASTER_ADDR that several nodes need.
     """
     given = os.environ.get("MASTER_PORT")
     if given is None and nodes == 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
+        return ["--standalone"]
     text = given or str(_DEFAULT_PORT)
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise MachineError(f"MASTER_PORT is {text!r}; it must be from 1 to 65535")
-    if os.environ.get("NODE_RANK", "0") == "0" and not machine.port_is_free(int(text), ""):
+    rank, address = os.environ.get("NODE_RANK", "0"), os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if nodes > 1:
+        for name in ("NODE_RANK", "MASTER_ADDR"):
+            if name not in os.environ:
+                raise MachineError(
+                    f"NODES={nodes} needs {name} in the environment; under Slurm use launch/slurm/*.sbatch"
+                )
+        if not rank.isdigit() or int(rank) >= nodes:
+            raise MachineError(f"NODE_RANK is {rank!r}; with NODES={nodes} it is a number from 0 to {nodes - 1}")
+    if int(rank) == 0 and not machine.port_is_free(int(text), ""):
         raise MachineError(f"port {text} is in use on this machine; choose another: MASTER_PORT={int(text) + 1}")
-    return int(text)
+    where = {"nnodes": nodes, "node_rank": rank, "master_addr": address, "master_port": text}
+    return [word for name, value in where.items() for word in (f"--{name}", str(value))]
 
 
 def default_parallel() -> str:
@@ -134,15 +264,18 @@ def build(gpus: int | None, nodes: int, parallel: str | None, processes: int, st
     """
     settings = settings_of(stage)
     if is_true(settings.get("use_cpu")):
-        check_batch(settings, processes)
+        check_batch(settings, processes, variable="PROCESSES")
         check_disk(settings)
         if processes == 1:
             return [sys.executable, *stage]
         return [sys.executable, "-m", "launch.torchrun", "--standalone", "--nproc_per_node", str(processes), *stage]
     gpus = gpus if gpus is not None else max(1, len(machine.gpus()))
-    check_gpus(gpus, str(settings.get("config", stage[1] if len(stage) > 1 else "this stage")))
-    check_batch(settings, gpus * nodes)
+    recipe = str(settings.get("config", stage[1] if len(stage) > 1 else "this stage"))
+    check_gpus(gpus, recipe)
+    check_batch(settings, gpus, nodes)
     check_disk(settings)
+    check_judge(settings, gpus, recipe)
+    check_generation_server(settings)
     if gpus * nodes == 1:
         return [sys.executable, *stage]
     parallel = parallel or default_parallel()
@@ -150,16 +283,8 @@ def build(gpus: int | None, nodes: int, parallel: str | None, processes: int, st
         raise MachineError(
             f"PARALLEL={parallel} needs DeepSpeed: .venv/bin/pip install -r requirements-gpu.txt; or PARALLEL=fsdp2"
         )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{parallel}.yaml")]
-    command += ["--num_processes", str(gpus * nodes), "--num_machines", str(nodes)]
-    command += ["--main_process_port", str(master_port(nodes))]
-    if nodes > 1:
-        for name in ("NODE_RANK", "MASTER_ADDR"):
-            if name not in os.environ:
-                raise MachineError(
-                    f"NODES={nodes} needs {name} in the environment; under Slurm use launch/slurm/*.sbatch"
-                )
-        command += ["--machine_rank", os.environ["NODE_RANK"], "--main_process_ip", os.environ["MASTER_ADDR"]]
+    command = [sys.executable, "-m", "launch.torchrun", "--config_file", str(CONFIGS / f"{parallel}.yaml")]
+    command += [*rendezvous(nodes), "--nproc_per_node", str(gpus)]
     print(f"{gpus * nodes} GPUs, {parallel}", flush=True)
     return [*command, *stage]
 

@@ -1,26 +1,31 @@
 # Where it runs: this machine's readiness, the recipe's cost, weights, servers, reproduction. Included by the Makefile.
 
 GPU         ?= h100
+# GPUs beside those that train: the judge's, and a vLLM server's (vllm_mode: server). Empty: plan takes one each where needed.
+JUDGE_GPUS  ?=
+SERVER_GPUS ?=
 NODES       ?= 1
 PARALLEL    ?=
 WEIGHTS_DIR ?= weights
 MIRROR      ?=
 OUTPUT      ?=
-STAGE_ASKED := $(filter data sft rl_step1 rl_step2 eval,$(ASK))
+# Stages by the names of their targets or of their files: ASK=rl-step1 is ASK=rl_step1.
+ASKED       := $(subst -,_,$(ASK))
 
 .PHONY: doctor plan weights weights-check reproduce judge-server vllm-server
 
-doctor: ## is this machine ready? [ASK=sft] one stage only; [ARGS=--json]
+doctor: ## is this machine ready? [ASK=sft] one stage only; [VARIANT=lora] [GPUS=8] [ARGS=--json]
 	@$(or $(wildcard $(PYTHON)),$(SYSTEM_PYTHON)) -m launch.doctor --recipe $(RECIPE) --data_dir $(DATA) --weights_dir $(WEIGHTS_DIR) \
 	  --run $(OUT) $(if $(GPUS),--gpus $(GPUS)) $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) \
-	  $(if $(STAGE_ASKED),--stage $(STAGE_ASKED)) $(ARGS)
+	  $(if $(VARIANT),--variant $(VARIANT)) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(ASKED),--stage $(ASKED)) $(ARGS)
 
 # With VARIANT=lora the stages that have one, and the evaluation.
-PLANNED = $(if $(ASK),$(filter-out eval_%,$(addsuffix $(V),$(ASK))) $(filter eval,$(ASK)),$(if $(V),$(basename $(notdir $(wildcard $(YAML)/*$(V).yaml))) eval))
+PLANNED = $(if $(ASKED),$(filter-out eval_%,$(addsuffix $(V),$(ASKED))) $(filter eval,$(ASKED)),$(if $(V),$(basename $(notdir $(wildcard $(YAML)/*$(V).yaml))) eval))
 
-plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
+plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [JUDGE_GPUS=4] [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
 	@$(PYTHON) -m launch.plan --recipe $(RECIPE) --gpu $(GPU) --data_dir $(DATA) \
-	  $(if $(GPUS),--gpus $$(($(GPUS) * $(NODES)))) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) $(ARGS)
+	  $(if $(GPUS),--gpus "$(GPUS)") --nodes "$(NODES)" $(if $(JUDGE_GPUS),--judge_gpus $(JUDGE_GPUS)) \
+	  $(if $(SERVER_GPUS),--server_gpus $(SERVER_GPUS)) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) $(ARGS)
 
 weights: setup ## base model and metric weights into WEIGHTS_DIR [MIRROR=https://…] [ARGS="--only metrics"]
 	@$(PYTHON) -m launch.weights --out $(WEIGHTS_DIR) $(if $(MIRROR),--mirror $(MIRROR)) $(ARGS)

@@ -3,7 +3,7 @@
     python -m launch.weights [--out weights] [--only metrics] [--mirror https://hub.example.org]
 
 The folder's layout is in rewards/weights.py; the base model lies in `Qwen3-VL-8B-Instruct/` beside it. Transfers are
-huggingface_hub's (resumed where they stopped). Each file's size and sha256 are checked against what the hub says and
+huggingface_hub's, into a `.part` beside each file, so that the next run goes on where one was stopped. Each file's size and sha256 are checked against what the hub says and
 written to `weights.lock.json` with the repository's commit; later runs fetch that commit, and must find these sums.
 """
 
@@ -255,21 +255,31 @@ class Fetcher:
         return info.sha or revision or "main", names
 
     def _fetch_file(self, source: Source, revision: str, file: str, name: str, facts: Any) -> dict[str, Any]:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
 
         path = self.folder / name
         if path.exists():  # of another size: from an interrupted or another download
             path.unlink()
-        with self._explained(f"{source.repository}/{file}"):
-            hf_hub_download(
-                source.repository,
-                file,
-                revision=revision,
-                local_dir=self.folder / source.folder,
-                endpoint=self.endpoint,
-                token=self.token,
-                force_download=False,
+        # hf_hub_download begins a file anew in each process; a part of our own, named by the content, is gone on with.
+        content = facts.lfs.sha256 if facts.lfs is not None else facts.blob_id or revision
+        part = path.with_name(f".{path.name}.{content[:16]}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained(f"{source.repository}/{file}"), part.open("r+b" if part.is_file() else "w+b") as stream:
+            arrived = stream.seek(0, os.SEEK_END)
+            if facts.size is not None and arrived > facts.size:
+                arrived = stream.seek(0)
+                stream.truncate()
+            http_get(
+                hf_hub_url(source.repository, file, revision=revision, endpoint=self.endpoint),
+                stream,
+                resume_size=arrived,
+                headers=build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"},
+                expected_size=facts.size,
+                displayed_filename=file,
             )
+        os.replace(part, path)
         digest = sha256(path)
         wrong = None
         if facts.size is not None and path.stat().st_size != facts.size:

@@ -17,6 +17,7 @@ from evaluation.engines import GenerationSettings
 from evaluation.generate import Task, generate
 from evaluation.score import OPTIONAL_METRICS, score_file
 from evaluation.scorers import open_scorers
+from launch.provenance import write_run
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError, run_command
 from recipes.stage import announce, quiet_logs
@@ -48,6 +49,7 @@ def main() -> None:
             data = data_dir / dataset
             split = available_split(data, evaluation.split, evaluation.validation_split)
             folders = []
+            write_run(run / "eval" / dataset, "eval", seed=None)
             for name, path in models.items():
                 folders.append(run / "eval" / dataset / name)
                 announce(f"{dataset}: {name}")

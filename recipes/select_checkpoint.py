@@ -23,6 +23,7 @@ from data_prep.files import write_json
 from evaluation import statistics
 from evaluation.generate import Task, generate
 from evaluation.predictions import pair, read_predictions, studies_of_data
+from launch.provenance import write_run
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError, read_json, run_command
 from recipes.evaluate import generation_settings
@@ -57,6 +58,7 @@ def main() -> None:
             models = {"start": start_of(folder), **models}
             judge = resources.enter_context(open_judge(judge_settings, evaluation))
         metric = load_metrics(["radcliq_v1"], evaluation.reward_backend, Path(evaluation.weights_dir))["radcliq_v1"]
+        write_run(folder / "selection", "selection", seed=None)
         results: list[dict[str, Any]] = []
         for name, model in models.items():
             results.append(rate(model, name, evaluation, metric, folder / "selection", judge))

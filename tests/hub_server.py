@@ -18,7 +18,8 @@ class Hub:
 
     Attributes:
         repositories: name → file → content.
-        faults: file → one of slow, cut (once, in the middle), stall (never a byte), wrong (other bytes of the same size).
+        faults: file → one of slow, cut (once, in the middle), hang (in the middle, until the client leaves), stall (never a
+            byte), wrong (other bytes of the same size).
         denied: repository → HTTP status for everything in it.
         requests: (method, path, Range header, Authorization header) of all requests so far.
     """
@@ -108,6 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(part[index : index + max(1, len(part) // 8)])
                 self.wfile.flush()
                 time.sleep(0.05)
+        elif fault == "hang":
+            self.wfile.write(part[: len(part) // 2])
+            self.wfile.flush()
+            self.connection.recv(1)  # returns when the client has gone
+            self.close_connection = True
         elif fault in ("cut", "stall"):
             if fault == "cut":
                 self.wfile.write(part[: len(part) // 2])

@@ -18,12 +18,13 @@ from launch.doctor import (
     Question,
     can_run,
     check_data,
-    check_disk,
     check_gpu_packages,
     check_gpus,
     check_metric_weights,
+    check_plan,
 )
 from launch.machine import Gpu, MachineError, port_is_free
+from launch.weights import sources
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 10**9, 9.0, "580.10")
@@ -105,6 +106,11 @@ def test_metric_weights_missing_unknown_and_recorded(question):
     lock = folder / "weights.lock.json"
     lock.write_text(json.dumps({"complete": [], "files": dict.fromkeys(files, entry)}))
     (check,) = check_metric_weights(question)
+    assert check.status == "missing"
+    assert "has not arrived as a whole" in check.found
+    complete = [source.key for source in sources(("chexbert", "radgraph", "bertscore"))]
+    lock.write_text(json.dumps({"complete": complete, "files": dict.fromkeys(files, entry)}))
+    (check,) = check_metric_weights(question)
     assert check.status == "ok"
     assert "fingerprint" in check.found
     (folder / "chexbert.pth").write_bytes(b"cut")
@@ -114,20 +120,146 @@ def test_metric_weights_missing_unknown_and_recorded(question):
 
 
 def test_a_full_disk_is_said_before_the_first_checkpoint(question, monkeypatch):
-    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 10 * 2**30)
-    checks = {check.stages[0]: check for check in check_disk(question)}
-    assert checks["sft"].status == "missing"
-    assert "save_only_model" in checks["sft"].mend
+    """What make plan counts: 44 checkpoints of step 1, of which three whole."""
+    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 900 * 2**30)
+    checks = by_name(check_plan(question))
+    assert checks["disk for sft"].status == "ok"
+    assert checks["disk for rl_step1"].status == "missing"
+    assert "44 checkpoint(s) and the final model take 1.0 TiB" in checks["disk for rl_step1"].found
+    assert "save_only_model" in checks["disk for rl_step1"].mend
     monkeypatch.setattr(launch.machine, "free_disk", lambda path: 100 * 2**40)
-    assert {check.status for check in check_disk(question)} == {"ok"}
+    assert {check.status for check in check_plan(question)} == {"ok"}
 
 
-def test_a_judge_that_does_not_answer_is_missing_with_the_server_to_start(question):
+def with_gpus(monkeypatch, count, memory=80 * 10**9):
+    for name in ("gpus", "all_gpus"):
+        monkeypatch.setattr(launch.machine, name, lambda: [replace(H100, memory=memory)] * count)
+
+
+def test_memory_of_the_gpus_is_compared_with_the_plan(question, monkeypatch):
+    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 100 * 2**40)
+    with_gpus(monkeypatch, 8, 24 * 2**30)
+    checks = by_name(check_plan(replace(question, parallel="fsdp2")))
+    assert checks["GPU memory for sft"].status == "missing"
+    assert "of 24.0 GiB" in checks["GPU memory for sft"].found
+    assert "LoRA" in checks["GPU memory for sft"].mend
+    assert not can_run(list(checks.values()), "sft")
+    with_gpus(monkeypatch, 8)
+    checks = by_name(check_plan(question))
+    assert {checks[f"GPU memory for {stage}"].status for stage in ("sft", "rl_step1", "rl_step2")} == {"ok"}
+    with_gpus(monkeypatch, 1, None)
+    assert "GPU memory for sft" not in by_name(check_plan(question))  # the driver does not say
+
+
+def test_a_batch_that_does_not_divide_is_missing_and_not_a_stack_trace(question, monkeypatch):
+    with_gpus(monkeypatch, 3)
+    check = by_name(check_plan(question))["plan of sft"]
+    assert check.status == "missing"
+    assert "does not divide" in check.found
+
+
+def test_a_variant_is_asked_about_as_such(question, monkeypatch):
+    with_gpus(monkeypatch, 1, 24 * 2**30)
+    lora = replace(question, recipes=doctor.read_recipe("unirg_cxr", "lora"), variant="lora")
+    assert lora.recipes["sft"]["use_peft"] is True
+    assert lora.recipes["eval"]["split"] == "test"
+    assert "adapter" in doctor.planned(lora, "sft").memory
+    (check,) = doctor.check_earlier_stage(replace(lora, stage="rl_step1", run=Path("outputs/unirg_cxr_lora")))
+    assert check.found == "no model in outputs/unirg_cxr_lora/sft/final"
+    assert check.mend == "make sft RECIPE=unirg_cxr VARIANT=lora"
+    with pytest.raises(MachineError, match=r"no variant 'lorra'; it has sft_lora, "):
+        doctor.read_recipe("unirg_cxr", "lorra")
+
+
+def test_a_stage_that_the_recipe_lacks_is_missing(question, monkeypatch):
+    with_gpus(monkeypatch, 8)
+    completions = replace(question, recipes=doctor.read_recipe("unirg_cxr", "completions"), variant="completions")
+    checks = doctor.examine(replace(completions, network=False))
+    assert by_name(checks)["recipe of sft"].found == "recipes/unirg_cxr has no sft_completions.yaml, so no sft"
+    assert not can_run(checks, "sft")
+
+
+def test_deepspeed_is_looked_for_where_several_gpus_are(question, monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "deepspeed" else "0.30.0")
+    with_gpus(monkeypatch, 1)
+    assert "DeepSpeed" not in by_name(check_gpu_packages(question))
+    with_gpus(monkeypatch, 2)
+    assert by_name(check_gpu_packages(question))["DeepSpeed"].status == "warning"
+    assert by_name(check_gpu_packages(replace(question, parallel="zero3")))["DeepSpeed"].status == "missing"
+    assert "DeepSpeed" not in by_name(check_gpu_packages(replace(question, gpus=1)))
+
+
+def test_the_generation_server_is_asked_for_its_models(question):
+    recipes = doctor.read_recipe("unirg_cxr")
+    recipes["rl_step1"] |= {"vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:9"}
+    (check,) = doctor.check_generation_server(replace(question, recipes=recipes))
+    assert (check.status, check.mend) == ("missing", "make vllm-server")
+    from rewards.offline.judge_server import MODEL, offline_judge_server
+
+    with offline_judge_server() as url:
+        recipes["rl_step1"]["vllm_server_base_url"] = url.removesuffix("/v1")
+        (check,) = doctor.check_generation_server(replace(question, recipes=recipes))
+    assert check.status == "ok"
+    assert MODEL in check.found
+
+
+def test_shards_of_the_base_model_are_all_there_or_named(question):
+    folder = question.weights_dir / "Qwen3-VL-8B-Instruct"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-1.safetensors").write_bytes(b"1")
+    (check,) = doctor.check_base_model(question)
+    assert check.status == "missing"
+    assert "model-2.safetensors is not there" in check.found
+    (folder / "model-2.safetensors").write_bytes(b"2")
+    (check,) = doctor.check_base_model(question)
+    assert check.status == "ok"
+    entry = {"repository": "Qwen/Qwen3-VL-8B-Instruct", "revision": "c", "size": 1, "sha256": "0" * 64}
+    lock = {"complete": [], "files": {f"{folder.name}/model-1.safetensors": entry}}
+    path = question.weights_dir / "weights.lock.json"
+    path.write_text(json.dumps(lock))
+    (check,) = doctor.check_base_model(question)
+    assert check.status == "missing"
+    assert "has not arrived as a whole" in check.found
+    path.write_text(json.dumps(lock | {"complete": ["Qwen/Qwen3-VL-8B-Instruct *.json *.safetensors"]}))
+    (check,) = doctor.check_base_model(question)
+    assert check.status == "ok"
+    assert "fingerprint" in check.found
+
+
+def test_ratescore_is_optional_unless_it_is_watched(question):
+    (check,) = doctor.check_ratescore(question)
+    assert (check.status, check.stages) == ("warning", ("eval",))
+    recipes = doctor.read_recipe("unirg_cxr")
+    recipes["rl_step1"]["monitor_heldout"] = "ratescore"
+    (check,) = doctor.check_ratescore(replace(question, recipes=recipes))
+    assert (check.status, check.stages) == ("missing", ("rl_step1",))
+
+
+def test_room_for_the_data_sets_that_are_not_prepared(question, phantom_data, monkeypatch):
+    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 10 * 2**30)
+    (check,) = doctor.check_data_disk(question)
+    assert (check.status, check.stages) == ("missing", ("data",))
+    assert "mimic" in check.found
+    recipes = {"sft": {"datasets": ["phantom_prairie"]}}
+    (check,) = doctor.check_data_disk(replace(question, recipes=recipes, data_dir=phantom_data))
+    assert check.status == "ok"
+
+
+def test_a_judge_that_does_not_answer_is_missing_with_the_server_to_start(question, monkeypatch):
     recipes = doctor.read_recipe("unirg_cxr")
     recipes["rl_step2"]["judge_base_url"] = "http://127.0.0.1:9/v1"
     (check,) = doctor.check_judge(replace(question, recipes=recipes, stage="rl_step2"))
     assert check.status == "missing"
     assert "make judge-server" in check.mend
+    with_gpus(monkeypatch, 8)
+    (check,) = doctor.check_judge(replace(question, recipes=recipes, stage="rl_step2"))
+    assert "CUDA_VISIBLE_DEVICES=4,5,6,7 DATA_PARALLEL=4 make judge-server" in check.mend
+    with_gpus(monkeypatch, 1)
+    (check,) = doctor.check_judge(replace(question, recipes=recipes, stage="rl_step2"))
+    assert "the only GPU here trains" in check.mend
 
 
 def test_a_judge_that_answers_is_ok(question):
@@ -172,12 +304,37 @@ def test_a_driver_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(MachineError, match="version mismatch"):
         launch.machine.gpus()
-    program.write_text(
-        "#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920, 8.0, 570.1'\necho 'NVIDIA A100-SXM4-80GB, 81920, 8.0, 570.1'\n"
-    )
-    assert [gpu.memory for gpu in launch.machine.gpus()] == [81920 * 2**20] * 2
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert len(launch.machine.gpus()) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "visible", "memories"),
+    [
+        (["GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 8.0, 570.1", "GPU-bb, NVIDIA A100, 40960, 8.0, 570.1"], 0, None, [81920, 40960]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1", "GPU-bb, A100, 40960, 8.0, 570.1"], 0, "1", [40960]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1", "GPU-bb, A100, 40960, 8.0, 570.1"], 0, "GPU-bb", [40960]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1"], 0, "MIG-cc,MIG-dd", [None, None]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1", "GPU-bb, A100, 40960, 8.0, 570.1"], 0, "0,-1,1", [81920]),
+        (["GPU-aa, A100, 81920, 8.0, 570.1"], 0, "-1", []),
+        (["GPU-aa, A100, 81920, 8.0, 570.1"], 0, "", []),
+        (["GPU-aa, NVIDIA GB10, [N/A], 12.1, 580.1"], 0, None, [None]),
+        (["No devices were found"], 0, None, []),
+        (["No devices were found"], 6, None, []),
+    ],
+)  # fmt: skip
+def test_gpus_are_those_that_the_driver_and_cuda_visible_devices_show(
+    tmp_path, monkeypatch, answer, status, visible, memories
+):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in answer) + f"exit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    wanted = [None if memory is None else memory * 2**20 for memory in memories]
+    assert [gpu.memory for gpu in launch.machine.gpus()] == wanted
+    question = Question("demo", {"sft": {}}, "sft", None, tmp_path, tmp_path, tmp_path)
+    assert list(check_gpus(question))  # what is not known does not stop it
 
 
 def test_a_port_in_use_is_seen():
@@ -206,14 +363,22 @@ def test_the_command_by_exit_status_and_json(tmp_path):
     assert run.stderr.startswith("error: no recipe 'nothing'")
 
 
-def test_it_runs_where_nothing_is_installed(tmp_path):
+@pytest.mark.parametrize("recipe", ["demo", "unirg_cxr"])
+def test_it_runs_where_nothing_is_installed(tmp_path, recipe):
     """A bare interpreter, as before `make setup`: no third-party package can be imported."""
-    run = subprocess.run(
-        [sys.executable, "-S", "-m", "launch.doctor", "--recipe", "demo", "--no-network", "--data_dir", str(tmp_path)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
+    command = [
+        sys.executable,
+        "-S",
+        "-m",
+        "launch.doctor",
+        "--recipe",
+        recipe,
+        "--no-network",
+        "--data_dir",
+        str(tmp_path),
+    ]
+    command += ["--judge_base_url", "http://127.0.0.1:9/v1", "--gpus", "2"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert run.returncode == 1, run.stderr
     assert "not installed: torch" in run.stdout
     assert "make setup" in run.stdout

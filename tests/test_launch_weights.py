@@ -82,6 +82,31 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(hub, tmp_path):
     assert (tmp_path / "Tiny-VL" / "model.safetensors").read_bytes() == hub.repositories[BASE]["model.safetensors"]
 
 
+def test_a_second_run_asks_for_the_rest_of_a_file_that_the_first_left_in_part(hub, tmp_path):
+    """The first is ended in the middle of a file, as by a kill; the second sends a Range and joins the two."""
+    whole = 24 * 2**20  # the hub's client writes 10 MiB at a time
+    hub.repositories[BASE]["model.safetensors"] = content("weights", whole)
+    hub.faults["model.safetensors"] = "hang"
+    command = [sys.executable, "-m", "launch.weights", "--out", str(tmp_path), "--only", "base", "--base_model", BASE]
+    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    first = subprocess.Popen([*command, "--mirror", hub.url], cwd=REPOSITORY, env=environment)
+    parts: list[Path] = []
+    deadline = time.monotonic() + 60
+    while not parts and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        parts = [path for path in tmp_path.rglob(".*.part") if 0 < path.stat().st_size < whole]
+    first.kill()
+    first.wait()
+    assert parts, "nothing arrived in part"
+    hub.faults.clear()
+    arrived = parts[0].stat().st_size
+    hub.requests.clear()
+    Fetcher(tmp_path, hub.url).fetch(SHARD)
+    assert hub.downloads("model.safetensors") == [f"bytes={arrived}-"]
+    assert (tmp_path / "Tiny-VL" / "model.safetensors").read_bytes() == hub.repositories[BASE]["model.safetensors"]
+    assert problems(tmp_path, deep=True) == []
+
+
 def test_what_had_arrived_before_a_failure_is_kept_and_the_rest_fetched_later(hub, tmp_path):
     hub.faults["model.safetensors"] = "wrong"
     with pytest.raises(FetchError):

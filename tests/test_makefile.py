@@ -31,12 +31,45 @@ def test_weights_in_a_folder_of_ones_own_reach_every_stage_that_scores(target: s
     assert "--weights_dir" not in commands(target)
 
 
+def test_a_base_model_of_the_weights_folder_is_taken_from_ones_own() -> None:
+    own = "--model_name_or_path /big/weights/Qwen3-VL-8B-Instruct"
+    assert own in commands("sft", "WEIGHTS_DIR=/big/weights")
+    assert own in commands("sft", "WEIGHTS_DIR=/big/weights", "VARIANT=lora")
+    assert "--model_name_or_path" not in commands("sft")
+    assert "--model_name_or_path" not in commands("sft", "WEIGHTS_DIR=/big/weights", "RECIPE=demo")
+
+
+def test_one_node_alone_selects_the_best_checkpoint() -> None:
+    assert "recipes.select_checkpoint" in commands("select", "NODES=2", "NODE_RANK=0")
+    other = commands("select", "NODES=2", "NODE_RANK=1")
+    assert "recipes.select_checkpoint" not in other
+    assert "until test -e outputs/unirg_cxr/rl_step1/best" in other
+    assert "recipes.select_checkpoint" in commands("select")
+
+
 def test_a_variant_is_trained_and_planned_as_such() -> None:
     assert "--config recipes/unirg_cxr/sft_lora.yaml" in commands("sft", "VARIANT=lora")
     planned = commands("plan", "VARIANT=lora", "GPUS=8").partition("--stage ")[2].split()
     assert set(planned) == {"sft_lora", "rl_step1_lora", "rl_step2_lora", "eval"}
     assert commands("plan", "VARIANT=lora", "ASK=sft eval").endswith("--stage sft_lora eval")
+    assert commands("plan", "ASK=rl-step1").endswith("--stage rl_step1")
     assert "--stage" not in commands("plan")
+    doctor = commands("doctor", "ASK=rl-step1", "VARIANT=lora", "PARALLEL=fsdp2", "GPUS=2")
+    assert doctor.endswith("--gpus 2 --variant lora --parallel fsdp2 --stage rl_step1")
+    assert commands("doctor", "ASK=train").endswith("--stage train")  # which it refuses, rather than to ask for all
+
+
+@pytest.mark.parametrize("target", ["sft", "rl-step1", "rl-step2"])
+def test_a_deterministic_mode_reaches_every_training_stage(target: str) -> None:
+    assert "--full_determinism true" in commands(target, "DETERMINISTIC=1")
+    assert "--full_determinism" not in commands(target)
+
+
+def test_nodes_are_planned_with_or_without_gpus() -> None:
+    assert '--nodes "2"' in commands("plan", "NODES=2")
+    assert '--gpus "8" --nodes "2"' in commands("plan", "NODES=2", "GPUS=8")
+    assert '--gpus "abc"' in commands("plan", "GPUS=abc")  # which it refuses
+    assert "--judge_gpus 4 --server_gpus 2" in commands("plan", "JUDGE_GPUS=4", "SERVER_GPUS=2")
 
 
 def test_a_variant_that_a_stage_lacks_is_one_line_that_names_those_there_are() -> None:

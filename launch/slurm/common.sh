@@ -10,6 +10,32 @@ enter_repository() {
   [[ -f launch/slurm/common.sh ]] || fail "call sbatch from the root of the checkout"
   PYTHON=${PYTHON:-.venv/bin/python}
   command -v "$PYTHON" >/dev/null || fail "no Python at $PYTHON; make setup, or set PYTHON"
+  # srun does not take --cpus-per-task from sbatch's flags (since Slurm 22.05).
+  if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}; fi
+}
+
+# The run's folder OUT, as make has it: RUN is a name, by default the recipe's with its variant.
+set_run() {
+  OWN_RUN=$RECIPE${VARIANT:+_$VARIANT}
+  RUN=${RUN:-$OWN_RUN}
+  OUT=outputs/$RUN
+}
+
+# set_stage STAGE MODEL: the stage's YAML, and FLAGS for its data, its weights, and a run that is not the recipe's own, which
+# starts from MODEL ("" for the YAML's).
+set_stage() {
+  set_run
+  YAML=recipes/$RECIPE/$1${VARIANT:+_$VARIANT}.yaml
+  [[ -f $YAML ]] || fail "no $YAML; sft.sbatch runs sft, rl.sbatch rl_step1 or rl_step2 (STAGE), with the VARIANTs that recipes/$RECIPE has"
+  FLAGS=(--data_dir "$DATA_DIR")
+  if [[ $1 != sft ]]; then
+    FLAGS+=(--weights_dir "$WEIGHTS_DIR")
+  elif [[ $WEIGHTS_DIR != weights ]]; then
+    local model
+    model=$(sed -n 's|^model_name_or_path: *weights/\([^ #]*\).*|\1|p' "$YAML")
+    if [[ -n $model ]]; then FLAGS+=(--model_name_or_path "$WEIGHTS_DIR/$model"); fi
+  fi
+  if [[ $RUN != "$OWN_RUN" ]]; then FLAGS+=(--output_dir "$OUT/$1" ${2:+--model_name_or_path "$OUT/$2"}); fi
 }
 
 # Where the first process listens. The port differs between jobs that share a node.
@@ -23,9 +49,9 @@ set_master() {
 
 # Run a step so that a preemption costs one optimiser step: Slurm's warning (SIGUSR1, or SIGTERM) reaches the training
 # processes, which save a checkpoint and stop with 128 + the signal; the job then goes back to the queue, and the same
-# command goes on from the checkpoint.
+# command goes on from the checkpoint. A step that was ended so by Slurm itself is one too; not that of a cancelled job.
 run_and_requeue() {
-  local status=0 warned=0 step
+  local status=0 warned=0 step state
   "$@" & step=$!
   trap 'warned=1; echo "warning from Slurm: saving a checkpoint"; kill -USR1 "$step" 2>/dev/null || true' USR1 TERM
   while true; do
@@ -33,10 +59,13 @@ run_and_requeue() {
     kill -0 "$step" 2>/dev/null || break    # wait also returns when a signal arrives
   done
   trap - USR1 TERM
-  if ((warned && status != 0)); then
-    echo "requeueing job ${SLURM_JOB_ID:-?}"
-    scontrol requeue "${SLURM_JOB_ID:?}" || fail "the job could not be requeued; submit it again, it goes on from its checkpoint"
-    exit 0
-  fi
-  return "$status"
+  if ((status == 0 || !warned && status != 128 + 10 && status != 128 + 15)); then return "$status"; fi
+  state=$(scontrol show job "${SLURM_JOB_ID:?}" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1)
+  case ${state:-RUNNING} in
+    RUNNING | PREEMPTED | SUSPENDED) ;;
+    *) echo "job $SLURM_JOB_ID is $state, and not requeued; submitted again, it goes on from its checkpoint"; return "$status" ;;
+  esac
+  echo "requeueing job $SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be requeued; submit it again, it goes on from its checkpoint"
+  exit 0
 }
