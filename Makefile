@@ -42,7 +42,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean \
-        check-data submission bench-rewards bench-data
+        check-data submission bench-rewards bench-gpu bench-data
 
 help: ## list every target
 	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [VARIANT=lora] [DATASET=…] [RUN=…] [SEED=…] [DETERMINISTIC=1] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
@@ -87,7 +87,8 @@ OTHER  := $(filter-out outputs/$(RECIPE)$(V),$(OUT))
 TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
 COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true) $(if $(DETERMINISTIC),--full_determinism true)
-JUDGE  := $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL))
+JUDGE   = $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) $(if $(JUDGE_MODEL),--judge_model $(JUDGE_MODEL))
+eval_yaml := $(or $(wildcard $(YAML)/eval$(V).yaml),$(YAML)/eval.yaml)
 # A base model that lies in weights/ is looked for in WEIGHTS_DIR.
 MODEL_IN_WEIGHTS = $(if $(filter-out weights,$(WEIGHTS_DIR)),$(shell sed -n 's|^model_name_or_path: *weights/\([^ \#]*\).*|\1|p' $(call stage_yaml,sft)))
 WEIGHED = $(if $(filter-out weights,$(WEIGHTS_DIR)),--weights_dir $(WEIGHTS_DIR))
@@ -115,7 +116,7 @@ STAGE_NAME ?= rl_step1
 select: setup ## the best checkpoint of a stage on validation (STAGE_NAME=rl_step1)
 ifeq ($(or $(NODE_RANK),0),0)
 	@$(STAGE) --stage select_$(STAGE_NAME) --title "best checkpoint of $(STAGE_NAME) on validation" --done $(OUT)/$(STAGE_NAME)/selection.json -- \
-	  $(PYTHON) -m recipes.select_checkpoint --config $(YAML)/eval.yaml --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) $(WEIGHED) \
+	  $(PYTHON) -m recipes.select_checkpoint --config $(eval_yaml) --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) $(WEIGHED) \
 	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)
 else
 	@echo "── best checkpoint of $(STAGE_NAME): the first node (NODE_RANK=0) selects it; waiting for $(OUT)/$(STAGE_NAME)/best"
@@ -131,7 +132,7 @@ MODELS ?=
 SPLIT  ?=
 eval: setup ## generate and score: DATASET=mimic [MODELS="sft rl_step2 name=path"] [SPLIT=test]
 	@$(STAGE) --stage eval --title "evaluation" -- \
-	  $(PYTHON) -m recipes.evaluate --config $(YAML)/eval.yaml --run $(OUT) --data_dir $(DATA) $(WEIGHED) $(JUDGE) \
+	  $(PYTHON) -m recipes.evaluate --config $(eval_yaml) --run $(OUT) --data_dir $(DATA) $(WEIGHED) $(JUDGE) \
 	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(SPLIT),--split $(SPLIT)) \
 	  $(if $(MODELS),--models $(MODELS)) $(if $(FORCE),--force true) $(EVAL_ARGS)
 
@@ -170,6 +171,9 @@ submission: setup ## pack what ReXrank asks of a submission: ARGS="--help" lists
 
 bench-rewards: setup ## our reward engine against the packages, side by side
 	$(PYTHON) -m benchmarks.bench_rewards $(ARGS)
+
+bench-gpu: setup ## one GPU: rewards, training and vLLM in the 8 B model's shape, random weights [ARGS="--parts sft"]
+	$(PYTHON) -m benchmarks.bench_gpu $(ARGS)
 
 bench-data: setup ## image preparation against decode-and-resize alone; MIMIC-sized tables
 	$(PYTHON) -m benchmarks.bench_data $(ARGS)

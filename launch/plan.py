@@ -65,13 +65,13 @@ class Assumptions:
     template_tokens: int = 75  # the paper's prompt, with chat markers
     context_tokens: int = 40  # indication and comparison
     report_tokens: int = 140
-    tokens_per_word: float = 1.6  # of radiology English in Qwen's vocabulary, with punctuation
+    tokens_per_word: float = 1.7  # Qwen's vocabulary on the 294 reports of IU X-ray's validation (1.698)
     prior_share: float = 0.5  # studies with a prior image and report
-    training_utilisation: float = 0.35  # share of the data sheet's FLOP/s that training reaches
+    training_utilisation: float = 0.2  # share of the data sheet's FLOP/s that training reaches (an H100: 0.19 to 0.22)
     prefill_utilisation: float = 0.4
     decode_utilisation: float = 0.5  # share of the bandwidth that decoding reaches
     max_concurrent: int = 256  # sequences that vLLM decodes at once on one GPU
-    reward_seconds: float = 0.004  # of one GPU, for the metrics of one rollout
+    reward_seconds: float = 0.002  # of one GPU, for the metrics of one rollout (an H100, float32: benchmarks/gpu.json)
     image_bytes: int = 160_000  # of a prepared image
     judge_rubric_tokens: int = 2_600  # instructions and examples, the same in each call
     judge_answer_tokens: int = 60
@@ -374,7 +374,8 @@ def plan_training(path: Path, target: Target) -> StagePlan:
         plan.rollouts = rows_seen // training.num_iterations  # the steps that reuse a generation each take a part of it
         plan.tokens_generated = plan.rollouts * completion
         flops += 2 * arch.parameters * plan.tokens_trained * (1 + (training.beta > 0))  # old and reference log-probs
-    seconds = flops / (target.kind.flops * target.assume.training_utilisation) if target.gpus else 0.0
+    utilisation, plan.hours_by = training_utilisation(target, "grpo" if grpo else "sft")
+    seconds = flops / (target.kind.flops * utilisation) if target.gpus else 0.0
     wall = seconds / processes
     if grpo and target.gpus:
         if training.use_vllm and training.vllm_mode == "server":
@@ -384,7 +385,6 @@ def plan_training(path: Path, target: Target) -> StagePlan:
             wall += plan.rollouts * target.assume.reward_seconds / processes
     plan.hours = wall / 3600
     plan.gpu_hours = plan.hours * (processes + plan.server_gpus)
-    _use_measurement(plan, target)
     if grpo and find(parsed, "RewardArguments").weight_chexprompt:
         _judge(plan, size, find(parsed, "JudgeSettings"), target, processes)
     _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states)
@@ -443,16 +443,24 @@ def _generation_seconds(plan: StagePlan, arch: Architecture, size: Sizes, traini
     return prefill / (kind.flops * assume.prefill_utilisation) + plan.tokens_generated / rate
 
 
-def _use_measurement(plan: StagePlan, target: Target) -> None:
-    """Hours by measured throughput where benchmarks/*.json has it for this stage and GPU."""
-    kind = "grpo" if plan.rollouts else "sft"
-    for path in sorted((REPOSITORY / "benchmarks").glob("*.json")):
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        for entry in entries if isinstance(entries, list) else []:
-            if entry.get("gpu") == target.kind_name and entry.get("stage") == kind and "tokens_per_gpu_second" in entry:
-                plan.gpu_hours = plan.tokens_trained / entry["tokens_per_gpu_second"] / 3600
-                plan.hours = plan.gpu_hours / max(target.gpus, 1)
-                plan.hours_by = f"measured, {path.name}"
+def training_utilisation(target: Target, stage: str) -> tuple[float, str]:
+    """Share of the GPU's FLOP/s that training reaches, and where that is from.
+
+    As measured on this kind of GPU for this stage (`sft` or `grpo`) where benchmarks/gpu.json has it and no other was
+    assumed; counted as the plan counts arithmetic, so that it carries over to other sizes and to all weights.
+    """
+    assumed = target.assume.training_utilisation
+    path = REPOSITORY / "benchmarks" / "gpu.json"
+    if assumed != Assumptions.training_utilisation or not path.is_file():
+        return assumed, f"assumed utilisation {assumed:g}"
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        rate = entry.get("update_only_tokens_per_second" if stage == "grpo" else "tokens_per_gpu_second")
+        if entry["gpu"] == target.kind_name and entry["stage"] == stage and rate:
+            # With gradient checkpointing, as all recipes train.
+            flops = entry["model_parameters"] * (2 * 2 + 2 + (0 if entry["lora"] else 2)) * rate
+            measured = flops / target.kind.flops
+            return measured, f"utilisation {measured:.2f}, measured (benchmarks/gpu.json)"
+    return assumed, f"assumed utilisation {assumed:g}"
 
 
 def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target, processes: int = 1) -> None:

@@ -19,8 +19,9 @@ doctor: ## is this machine ready? [ASK=sft] one stage only; [VARIANT=lora] [GPUS
 	  --run $(OUT) $(if $(GPUS),--gpus $(GPUS)) $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) \
 	  $(if $(VARIANT),--variant $(VARIANT)) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(ASKED),--stage $(ASKED)) $(ARGS)
 
-# With VARIANT=lora the stages that have one, and the evaluation.
-PLANNED = $(if $(ASKED),$(filter-out eval_%,$(addsuffix $(V),$(ASKED))) $(filter eval,$(ASKED)),$(if $(V),$(basename $(notdir $(wildcard $(YAML)/*$(V).yaml))) eval))
+# With VARIANT=lora the stages that have one, and the evaluation: its own where it has one.
+EVALUATION := $(basename $(notdir $(eval_yaml)))
+PLANNED = $(if $(ASKED),$(filter-out eval_%,$(addsuffix $(V),$(ASKED))) $(if $(filter eval,$(ASKED)),$(EVALUATION)),$(if $(V),$(sort $(basename $(notdir $(wildcard $(YAML)/*$(V).yaml))) $(EVALUATION))))
 
 plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [JUDGE_GPUS=4] [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
 	@$(PYTHON) -m launch.plan --recipe $(RECIPE) --gpu $(GPU) --data_dir $(DATA) \

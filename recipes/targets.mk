@@ -16,7 +16,7 @@ sft-grid: setup ## SFT over learning rates 1e-5, 5e-5 and batches 128, 256, 512,
 
 ablation: setup ## one comparison, trained and evaluated: NAME=reward_bleu2 (recipes/ablations/) [JUDGE_URL=…] [VARIANT=lora]
 	@test -n "$(NAME)" || { echo "error: name it: make ablation NAME=…, one of $(sort $(basename $(notdir $(wildcard recipes/ablations/*.yaml))))" >&2; exit 2; }
-	@$(ABLATE) run $(NAME) $(ABLATE_ON) $(JUDGE) $(if $(JUDGE_MODEL),--judge_model $(JUDGE_MODEL)) $(ABLATE_WITH)
+	@$(ABLATE) run $(NAME) $(ABLATE_ON) $(JUDGE) $(ABLATE_WITH)
 
 ablation-table: setup ## a table over all comparisons that have run, with differences from what each is compared with
 	@$(ABLATE) table --run $(OUT)

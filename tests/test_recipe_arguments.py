@@ -52,7 +52,7 @@ def test_every_shipped_rl_recipe_loads_and_samples_16_rollouts(path):
     assert any(reward.metric_weights.values())
 
 
-@pytest.mark.parametrize("path", shipped("sft*.yaml") + shipped("rl*.yaml") + shipped("eval.yaml"))
+@pytest.mark.parametrize("path", shipped("sft*.yaml") + shipped("rl*.yaml") + shipped("eval*.yaml"))
 def test_the_commands_of_a_recipes_header_are_those_that_use_it(path):
     """By `make -n`, untouched by the variables of a make around it: the YAML is the stage's, the override reaches it."""
     header = (REPOSITORY / path).read_text().partition("\n\n")[0]

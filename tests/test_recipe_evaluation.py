@@ -18,7 +18,7 @@ from rewards.chexprompt.judgement import Judgement
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("path", sorted(str(p) for p in (REPOSITORY / "recipes").glob("*/eval.yaml")))
+@pytest.mark.parametrize("path", sorted(str(p) for p in (REPOSITORY / "recipes").glob("*/eval*.yaml")))
 def test_every_shipped_evaluation_recipe_loads(path):
     evaluation, _ = parse_recipe((EvaluationArguments, JudgeSettings), ["--config", path])
     assert evaluation.datasets

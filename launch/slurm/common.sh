@@ -14,11 +14,13 @@ enter_repository() {
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}; fi
 }
 
-# The run's folder OUT, as make has it: RUN is a name, by default the recipe's with its variant.
+# The run's folder OUT, as make has it: RUN is a name, by default the recipe's with its variant; and its EVAL_YAML.
 set_run() {
   OWN_RUN=$RECIPE${VARIANT:+_$VARIANT}
   RUN=${RUN:-$OWN_RUN}
   OUT=outputs/$RUN
+  EVAL_YAML=recipes/$RECIPE/eval${VARIANT:+_$VARIANT}.yaml
+  [[ -f $EVAL_YAML ]] || EVAL_YAML=recipes/$RECIPE/eval.yaml
 }
 
 # set_stage STAGE MODEL: the stage's YAML, and FLAGS for its data, its weights, and a run that is not the recipe's own, which
