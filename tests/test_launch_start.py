@@ -248,6 +248,9 @@ def test_a_generation_server_must_answer_and_its_port_be_free(eight_gpus):
         "--vllm_mode",
         "server",
     ]
+    with socket.socket() as probe:  # TRL's default of 51216 may be in use here
+        probe.bind(("", 0))
+        rl += ["--vllm_group_port", str(probe.getsockname()[1])]
     with pytest.raises(MachineError, match=r"nothing answers at http://127.0.0.1:9/v1 .*make vllm-server"):
         start.build(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", "http://127.0.0.1:9"])
     with listening(MODELS) as url, socket.socket() as taken:

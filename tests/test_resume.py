@@ -154,13 +154,13 @@ def test_rollouts_made_again_cost_no_judge_call_and_no_forward_pass_of_a_metric(
 
 
 def test_each_node_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    reward = RewardArguments(score_cache_dir="scores")
+    reward = RewardArguments(weight_bertscore=1.0, score_cache_dir="scores")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert reward.score_cache == Path("scores")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert reward.score_cache == Path("scores", socket.gethostname())
-    assert RewardArguments(score_cache_dir=None).score_cache is None
+    assert RewardArguments(weight_bertscore=1.0, score_cache_dir=None).score_cache is None
 
 
 def test_a_checkpoint_whose_writing_was_cut_short_is_not_resumed_from(tmp_path: Path, capsys) -> None:
