@@ -359,7 +359,7 @@ def table(run_folder: Path) -> str:
         text += markdown(
             "model", columns, {model: [interval(cell) for cell in cells] for model, cells in means.items()}
         )
-        text += differences(dataset, columns, folders)
+        text += differences(dataset, columns, folders, run_folder)
         if any("[offline" in name for name in columns):
             text += ["Columns marked [offline…] are numbers of stand-ins: not to be put beside a published one.", ""]
     return "\n".join([*text, *error_trajectories(run_folder)])
@@ -373,12 +373,28 @@ def check_alike(dataset: str, scorers: Sequence[Mapping[str, Any]]) -> None:
         raise RecipeError(f"{dataset}: models were scored by different backends; evaluate them alike first")
 
 
-def differences(dataset: str, columns: Sequence[str], folders: Mapping[str, Path]) -> list[str]:
+def reference_of(model: str, folders: Mapping[str, Path], run_folder: Path) -> str | None:
+    """What an ablation is compared with; where that has not run, the run's own stage if it trained on the same data sets.
+
+    (A recipe without MIMIC keeps its data sets in all ablations, so that its own step 2 is their "RL full".)
+    """
+    named = read_ablation(model).compared_with
+    if named in folders or named not in names():
+        return named
+    stage = read_ablation(named).stages[-1]
+    trained = [folder / stage / "result.json" for folder in (run_folder, run_folder / "ablations" / model)]
+    if stage in folders and all(path.is_file() for path in trained):
+        own, other = (read_json(path)["settings"]["datasets"] for path in trained)
+        return stage if own == other else named
+    return named
+
+
+def differences(dataset: str, columns: Sequence[str], folders: Mapping[str, Path], run_folder: Path) -> list[str]:
     """Paired differences of the ablations from what each is compared with; p-values are Holm's over the whole table."""
     rows: dict[str, dict[str, Any]] = {}
     missing = []
     for model in (name for name in folders if name in names()):
-        other = read_ablation(model).compared_with
+        other = reference_of(model, folders, run_folder)
         if other is None:
             continue
         if other not in folders:

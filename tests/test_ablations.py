@@ -397,6 +397,20 @@ def test_the_table_has_the_recipes_stages_every_ablation_that_has_run_and_differ
     assert "stand-ins: not to be put beside a published one" in "".join(lines)
 
 
+@pytest.mark.parametrize(("trained_on", "compared"), [("phantom_summit", True), ("mimic", False)])
+def test_the_recipes_own_stage_stands_for_a_comparison_on_the_same_data(
+    tmp_path: Path, studies, trained_on: str, compared: bool
+) -> None:
+    for folder, datasets in ((tmp_path, "phantom_summit"), (tmp_path / "ablations/no_error_awareness", trained_on)):
+        (folder / "rl_step2").mkdir(parents=True)
+        (folder / "rl_step2/result.json").write_text(json.dumps({"settings": {"datasets": [datasets]}}))
+    scored(tmp_path / "eval" / "mimic" / "rl_step2", studies, 0)
+    scored(ablation_folder(tmp_path, "no_error_awareness"), studies, 6)
+    text = table(tmp_path)
+    assert ("| no_error_awareness − rl_step2 | " in text) == compared
+    assert ("no_error_awareness is not compared: error_awareness" in text) != compared
+
+
 def test_scores_of_other_sections_stand_in_a_table_of_their_own(tmp_path: Path, studies) -> None:
     scored(ablation_folder(tmp_path, "error_awareness"), studies, 4)
     scored(ablation_folder(tmp_path, "no_error_awareness"), studies, 6, sections="findings_impression")
