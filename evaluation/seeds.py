@@ -1,4 +1,4 @@
-"""A run on several seeds, in one Markdown table: what held on each.
+"""A run on several seeds, in Markdown tables: what held on each, and on average.
 
 python -m evaluation seeds outputs/demo outputs/demo-seed2 outputs/demo-seed3
 """
@@ -6,6 +6,7 @@ python -m evaluation seeds outputs/demo outputs/demo-seed2 outputs/demo-seed3
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,40 @@ def seeds_table(runs: Sequence[Path]) -> str:
     scorers = {json.dumps(summary["scorers"], sort_keys=True) for summary in summaries.values()}
     if len(scorers) > 1:
         raise EvaluationError(f"{', '.join(summaries)} were scored by different backends; evaluate them alike first")
-    return "\n\n".join(_of_run(name, summary) for name, summary in summaries.items())
+    tables = [_of_run(name, summary) for name, summary in summaries.items()]
+    if len(summaries) > 1:
+        tables.append(_over_seeds(list(summaries.values())))
+    return "\n\n".join(tables)
+
+
+def _over_seeds(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The paired differences that all runs have, averaged: an interval over their test studies, and the seeds' range.
+
+    The seeds' studies are different ones, so the variance of the mean is that of independent means. It does not say how much
+    one training differs from the next; the range does.
+    """
+    differences = [{**summary["paired"], **summary["comparisons"]["paired"]} for summary in summaries]
+    pairs = [pair for pair in differences[0] if all(pair in other for other in differences)]
+    keys = [key for key in COLUMNS if any(key in differences[0][pair] for pair in pairs)]
+    heading = f"paired difference, mean of {len(summaries)} seeds; lowest to highest"
+    rows = [
+        [
+            " − ".join(_label(model) for model in pair.split(" - ")),
+            *(_mean_difference([other[pair].get(key) for other in differences], COLUMNS[key][1]) for key in keys),
+        ]
+        for pair in pairs
+    ]
+    return "\n\n".join(("**all seeds**", _table([heading, *(COLUMNS[key][0] for key in keys)], rows)))
+
+
+def _mean_difference(numbers: Sequence[Mapping[str, Any] | None], digits: int) -> str:
+    if any(number is None or number["difference"] is None or number["low"] is None for number in numbers):
+        return "–"
+    values = [number["difference"] for number in numbers]
+    errors = [(number["high"] - number["low"]) / (2 * 1.96) for number in numbers]
+    mean, half = sum(values) / len(values), 1.96 * math.hypot(*errors) / len(values)
+    form = f"+.{digits}f"
+    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]; {min(values):{form}} to {max(values):{form}}"
 
 
 def _summary(run: Path) -> dict[str, Any]:

@@ -452,12 +452,18 @@ def test_several_seeds_in_one_table_with_their_comparisons(data, tmp_path):
     assert [line for line in lines if line.startswith("**")] == [
         "**demo** (24 test studies of phantom_small)",
         "**demo-seed2** (24 test studies of phantom_small)",
+        "**all seeds**",
     ]
     step2 = summary["stages"]["rl_step2"]["composite"]
     assert sum(f"{step2['mean']:.3f} [{step2['low']:.3f}, {step2['high']:.3f}]" in line for line in lines) == 2
     same = next(line for line in lines if line.startswith("| no error awareness − RL step 1 |"))
     assert same.count("+0.000 [+0.000, +0.000]") == 2
     assert "| +0.00 [+0.00, +0.00] |" in same
+    # Equal runs: the mean is theirs, its interval narrower by √2.
+    step = summary["paired"]["rl_step2 - rl_step1"]["composite"]
+    mean, half = step["difference"], (step["high"] - step["low"]) / 2 / 2**0.5
+    row = next(line for line in reversed(lines) if line.startswith("| RL step 2 − RL step 1 |"))
+    assert f"| {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]; {mean:+.3f} to {mean:+.3f} |" in row
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:
