@@ -295,8 +295,11 @@ def test_gpus_that_do_not_divide_the_batch_are_refused():
 
 
 def test_prepared_data_is_counted_and_not_assumed(phantom_data):
-    plan = plan_training(REPOSITORY / "recipes/demo/rl_step1.yaml", target(0, parallel="single", data_dir=phantom_data))
-    assert plan.studies == 32 + 64  # half of prairie's 64 second reads, and all of summit's
+    where = target(0, parallel="single", data_dir=phantom_data)
+    plan = plan_training(REPOSITORY / "recipes/demo/rl_step1.yaml", where)
+    assert plan.studies == 64 + 64  # prairie's and summit's second reads
+    half = replace(where, batch_overrides=("--dataset_weights", "0.5", "1"))
+    assert plan_training(REPOSITORY / "recipes/demo/rl_step1.yaml", half).studies == 32 + 64
     settings = yaml.safe_load((REPOSITORY / "recipes/demo/rl_step1.yaml").read_text())
     assert plan.steps == settings["max_steps"]
     assert plan.rollouts == settings["max_steps"] * settings["global_batch_size"] * settings["num_generations"]
