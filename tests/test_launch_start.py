@@ -80,7 +80,8 @@ def test_several_nodes_take_their_place_from_the_environment(eight_gpus, monkeyp
 WORKER = """
 import os, sys
 names = ("RANK", "WORLD_SIZE", "FSDP_VERSION", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
-print(*[os.environ[name] for name in names], flush=True)
+line = " ".join(os.environ[name] for name in names) + chr(10)
+os.write(1, line.encode())  # at once: both processes write to one pipe
 if os.environ["RANK"] == sys.argv[1]:
     print("error: a mistake, told in one line", file=sys.stderr)
     sys.exit(3)
