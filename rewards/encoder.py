@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Not cuDNN's attention, torch's first choice for bfloat16 on Hopper: it makes a plan for every new shape, and each batch of
-# texts is one (an H100 took 2.4 times as long as in float32).
+# Not cuDNN's attention, torch's first choice for bfloat16 on Hopper: it plans each new shape, and every batch of texts is one.
+# With torch's choice an H100 took 2.4 times as long in bfloat16 as in float32; that this was the cause is not measured yet.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
