@@ -31,7 +31,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import transformers
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -61,86 +64,27 @@ def memory_in_use() -> Iterator[list[int]]:
         reader.join()
 
 
-def torch_memory() -> dict[str, float]:
+def torch_memory() -> dict[str, int]:
     """MiB that torch's allocator gave out, and held, at most."""
-    import torch
+    from recipes.stage import peak_gpu_memory_mib
 
-    return {
-        "torch_allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
-        "torch_reserved_mib": torch.cuda.max_memory_reserved() / 2**20,
-    }
+    return {f"torch_{name}_mib": peak for name, peak in peak_gpu_memory_mib().items()}
 
 
 def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A few updates of a stage as its recipe trains; seconds of an update, tokens, memory."""
     import torch
     from transformers import TrainerCallback
-    from trl import ModelConfig, SFTConfig, get_peft_config
 
     from launch.models import architecture
-    from recipes.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
-    from recipes.data import completion_dataset, load_studies
-    from recipes.models import load_processor
     from recipes.stage import add_progress, quiet_logs
-    from recipes.trainers import ReportTrainer
 
     quiet_logs()
-    given: dict[str, Any] = {
-        "model_name_or_path": model,
-        "data_dir": folder,
-        "datasets": DATASET,
-        "output_dir": folder / "out",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-    }
-    if stage == "grpo":
-        from recipes.grpo import ARGUMENTS, build_composite, build_trainer
-        from recipes.monitors import build_monitors
-
-        given |= {
-            "weights_dir": options.weights,
-            "global_batch_size": options.prompts,
-            "max_completion_length": options.report_tokens,
-            "mask_truncated_completions": "false",  # random weights end no report
-            "max_steps": 2 * options.generations,
-            "monitor_max_logp_difference": 1e9,
-            "rollouts_logged": 0,
-        }
-        words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-        recipe = ROOT / "recipes/unirg_cxr/rl_step1_lora.yaml"
-        parsed = parse_recipe(ARGUMENTS, ["--config", str(recipe), *words, *options.settings])
-        data, reward, judge, stage_arguments, rollouts, watched, model_arguments, training = parsed
-        set_global_batch(stage_arguments, training, rollouts)
-        studies = load_studies(data.datasets, data.data_dir, data.train_split)
-        composite = build_composite(reward, judge, set(), contextlib.ExitStack())
-        monitors = build_monitors(watched, reward, composite, Path(training.output_dir))
-        trainer = build_trainer(data, reward, judge, model_arguments, training, studies, composite, monitors)
-        each = training.steps_per_generation // training.gradient_accumulation_steps  # updates a generation
-    else:
-        given |= {"global_batch_size": 16, "max_steps": options.updates}
-        recipe = ROOT / "recipes/unirg_cxr/sft_lora.yaml"
-        if stage == "sft_full":
-            given |= {"use_peft": "false", "learning_rate": 5e-5}
-        words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-        types = (DataArguments, StageArguments, ModelConfig, SFTConfig)
-        parsed = parse_recipe(types, ["--config", str(recipe), *words, *options.settings])
-        data, stage_arguments, model_arguments, training = parsed
-        set_global_batch(stage_arguments, training)
-        studies = load_studies(data.datasets, data.data_dir, data.train_split)
-        training.model_init_kwargs = {
-            "dtype": model_arguments.dtype,
-            "attn_implementation": model_arguments.attn_implementation,
-        }
-        trainer = ReportTrainer(
-            model=str(model),
-            args=training,
-            train_dataset=completion_dataset(studies, data.longitudinal, data.context),
-            processing_class=load_processor(str(model)),
-            peft_config=get_peft_config(model_arguments),
-        )
-        each = 1
+    recipe = ROOT / "recipes/unirg_cxr" / ("rl_step1_lora.yaml" if stage == "grpo" else "sft_lora.yaml")
+    trainer, lora = _trainer(stage, recipe, model, folder, options)
+    training = trainer.args
+    # Updates that use one generation.
+    each = training.steps_per_generation // training.gradient_accumulation_steps if stage == "grpo" else 1
 
     marks: list[float] = []
 
@@ -157,14 +101,14 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
             torch.cuda.synchronize()
             marks.append(time.perf_counter())
             if len(marks) > 1:
-                held = {name: round(size) for name, size in torch_memory().items()}
                 print(
-                    f"{stage}: update {len(marks) - 1}: {marks[-1] - marks[-2]:.2f} s, {held}, {max(used, default=0)}"
+                    f"{stage}: update {len(marks) - 1}: {marks[-1] - marks[-2]:.2f} s, {torch_memory()}, {max(used, default=0)}"
                 )
 
     add_progress(trainer, stage)
     trainer.add_callback(Clock())
-    timed = {name: Timed(trainer.vllm_generation, name) for name in ("generate", "sync_weights") if stage == "grpo"}
+    vllm = stage == "grpo" and training.use_vllm
+    timed = {name: Timed(trainer.vllm_generation, name) for name in ("generate", "sync_weights") if vllm}
     with memory_in_use() as used:
         trainer.train()
     steps = [after - before for before, after in itertools.pairwise(marks)]
@@ -184,7 +128,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
     entry = {
         "model_parameters": shape.parameters if shape else None,
         "recipe": str(recipe.relative_to(ROOT)),
-        "lora": model_arguments.use_peft,
+        "lora": lora,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "rows_an_update": rows,
         "prompt_tokens": prompt,
@@ -205,6 +149,58 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
         entry |= {"generate_and_score_seconds": first - again, "completions_a_generation": completions}
         entry |= {"update_only_seconds": again, "update_only_tokens_per_second": tokens / again}
     return entry
+
+
+def _trainer(
+    stage: str, recipe: Path, model: Path, folder: Path, options: argparse.Namespace
+) -> tuple[transformers.Trainer, bool]:
+    """The trainer of a few updates of `stage`, built as its recipe builds it, and whether it trains adapters."""
+    from trl import ModelConfig, SFTConfig
+
+    from recipes import grpo, sft
+    from recipes.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
+    from recipes.data import load_studies
+    from recipes.monitors import build_monitors
+
+    given: dict[str, Any] = {
+        "model_name_or_path": model,
+        "data_dir": folder,
+        "datasets": DATASET,
+        "output_dir": folder / "out",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+    }
+    if stage == "grpo":
+        given |= {
+            "weights_dir": options.weights,
+            "score_cache_dir": folder / "scores",
+            "global_batch_size": options.prompts,
+            "max_completion_length": options.report_tokens,
+            "mask_truncated_completions": "false",  # random weights end no report
+            "max_steps": 2 * options.generations,
+            "monitor_max_logp_difference": 1e9,
+            "rollouts_logged": 0,
+        }
+    else:
+        given |= {"global_batch_size": 16, "max_steps": options.updates}
+        if stage == "sft_full":
+            given |= {"use_peft": "false", "learning_rate": 5e-5}
+    words = ["--config", str(recipe), *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
+    types = grpo.ARGUMENTS if stage == "grpo" else (DataArguments, StageArguments, ModelConfig, SFTConfig)
+    parsed = parse_recipe(types, [*words, *options.settings])
+    data, model_arguments, training = parsed[0], parsed[-2], parsed[-1]
+    studies = load_studies(data.datasets, data.data_dir, data.train_split)
+    if stage != "grpo":
+        set_global_batch(parsed[1], training)
+        return sft.build_trainer(data, model_arguments, training, studies), model_arguments.use_peft
+    _, reward, judge, stage_arguments, rollouts, watched, *_ = parsed
+    set_global_batch(stage_arguments, training, rollouts)
+    composite = grpo.build_composite(reward, judge, set(), contextlib.ExitStack())
+    monitors = build_monitors(watched, reward, composite, Path(training.output_dir))
+    trainer = grpo.build_trainer(data, reward, judge, model_arguments, training, studies, composite, monitors)
+    return trainer, model_arguments.use_peft
 
 
 class Timed:

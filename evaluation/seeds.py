@@ -47,13 +47,13 @@ def _over_seeds(summaries: Sequence[Mapping[str, Any]]) -> str:
     The seeds' studies are different ones, so the variance of the mean is that of independent means. It does not say how much
     one training differs from the next; the range does.
     """
-    differences = [{**summary["paired"], **summary["comparisons"]["paired"]} for summary in summaries]
+    differences = [_differences(summary) for summary in summaries]
     pairs = [pair for pair in differences[0] if all(pair in other for other in differences)]
     keys = [key for key in COLUMNS if any(key in differences[0][pair] for pair in pairs)]
     heading = f"paired difference, mean of {len(summaries)} seeds; lowest to highest"
     rows = [
         [
-            " − ".join(_label(model) for model in pair.split(" - ")),
+            _pair(pair),
             *(_mean_difference([other[pair].get(key) for other in differences], COLUMNS[key][1]) for key in keys),
         ]
         for pair in pairs
@@ -65,8 +65,8 @@ def _mean_difference(numbers: Sequence[Mapping[str, Any] | None], digits: int) -
     if any(number is None or number["difference"] is None or number["low"] is None for number in numbers):
         return "–"
     values = [number["difference"] for number in numbers]
-    errors = [(number["high"] - number["low"]) / (2 * 1.96) for number in numbers]
-    mean, half = sum(values) / len(values), 1.96 * math.hypot(*errors) / len(values)
+    halves = [(number["high"] - number["low"]) / 2 for number in numbers]
+    mean, half = sum(values) / len(values), math.hypot(*halves) / len(values)
     form = f"+.{digits}f"
     return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]; {min(values):{form}} to {max(values):{form}}"
 
@@ -84,7 +84,7 @@ def _of_run(name: str, summary: Mapping[str, Any]) -> str:
     seen = summary["datasets"]["seen"]
     keys = [key for key in COLUMNS if any(key in numbers for numbers in models.values())]
     headings = [COLUMNS[key][0] for key in keys]
-    differences = {**summary["paired"], **summary["comparisons"]["paired"]}
+    differences = _differences(summary)
     stages = [stage for stage in summary["stages"] if stage != "base"]
     return "\n\n".join(
         (
@@ -97,7 +97,7 @@ def _of_run(name: str, summary: Mapping[str, Any]) -> str:
                 ["paired difference", *headings],
                 [
                     [
-                        " − ".join(_label(model) for model in pair.split(" - ")),
+                        _pair(pair),
                         *(_value(numbers, key, "difference") for key in keys),
                     ]
                     for pair, numbers in differences.items()
@@ -125,6 +125,15 @@ def _cost(summary: Mapping[str, Any]) -> str:
     total = sum(value for value in seconds.values() if value)
     peak = f"; peak memory of a process {max(memory.values()):,.0f} MiB" if memory else ""
     return f"{total:.0f} s of stages ({parts}){peak}."
+
+
+def _differences(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The paired differences of the stages, and those of the comparisons."""
+    return {**summary["paired"], **summary["comparisons"]["paired"]}
+
+
+def _pair(pair: str) -> str:
+    return " − ".join(_label(model) for model in pair.split(" - "))
 
 
 def _label(model: str) -> str:

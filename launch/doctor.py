@@ -613,7 +613,7 @@ def can_run(checks: list[Check], stage: str) -> bool:
 
 
 def yaml_name(stage: str, variant: str = "") -> str:
-    """File of a stage; the evaluation has no variants."""
+    """File of a stage; the evaluation is looked at without its variants, which ask nothing else of a machine."""
     return f"{stage}_{variant}.yaml" if variant and stage in _TRAINING else f"{stage}.yaml"
 
 

@@ -369,7 +369,7 @@ def plan_training(path: Path, target: Target) -> StagePlan:
         )
     plan.peak = sum(plan.memory.values())
     trained = adapter / arch.parameters if adapter else 1.0
-    flops = _flops_per_token(arch, bool(training.gradient_checkpointing), trained) * plan.tokens_trained
+    flops = _flops_per_token(arch.parameters, bool(training.gradient_checkpointing), trained) * plan.tokens_trained
     if grpo:
         plan.rollouts = rows_seen // training.num_iterations  # the steps that reuse a generation each take a part of it
         plan.tokens_generated = plan.rollouts * completion
@@ -425,9 +425,9 @@ TINY = Architecture(
 )
 
 
-def _flops_per_token(arch: Architecture, checkpointing: bool, trainable: float) -> float:
+def _flops_per_token(parameters: int, checkpointing: bool, trainable: float) -> float:
     """2 a parameter forward, again with checkpointing, 2 for gradients of activations, 2 for those of weights."""
-    return arch.parameters * (2 * (2 if checkpointing else 1) + 2 + 2 * trainable)
+    return parameters * (2 * (2 if checkpointing else 1) + 2 + 2 * trainable)
 
 
 def _generation_seconds(plan: StagePlan, arch: Architecture, size: Sizes, training: Any, target: Target) -> float:
@@ -457,8 +457,8 @@ def training_utilisation(target: Target, stage: str) -> tuple[float, str]:
         rate = entry.get("update_only_tokens_per_second" if stage == "grpo" else "tokens_per_gpu_second")
         if entry["gpu"] == target.kind_name and entry["stage"] == stage and rate:
             # With gradient checkpointing, as all recipes train.
-            flops = entry["model_parameters"] * (2 * 2 + 2 + (0 if entry["lora"] else 2)) * rate
-            measured = flops / target.kind.flops
+            each = _flops_per_token(entry["model_parameters"], True, 0.0 if entry["lora"] else 1.0)
+            measured = each * rate / target.kind.flops
             return measured, f"utilisation {measured:.2f}, measured (benchmarks/gpu.json)"
     return assumed, f"assumed utilisation {assumed:g}"
 

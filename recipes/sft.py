@@ -6,6 +6,9 @@ accelerate launch --config_file … -m recipes.sft --config recipes/unirg_cxr/sf
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from trl import ModelConfig, SFTConfig, get_peft_config
 
 from recipes.arguments import DataArguments, StageArguments, parse_recipe
@@ -25,16 +28,23 @@ def main() -> None:
     studies = opened.studies
     checkpoint = start_or_resume(opened.output_dir, opened.settings)
     announce(f"sft: {len(studies):,} studies of {', '.join(data.datasets)}; starting from {model.model_name_or_path}")
+    trainer = build_trainer(data, model, training, studies)
+    run_training(trainer, "sft", checkpoint, stage.keep_optimizer_states)
+    finish_stage(trainer, "sft", opened.settings, {"studies": len(studies)})
+
+
+def build_trainer(
+    data: DataArguments, model: ModelConfig, training: SFTConfig, studies: Sequence[dict[str, Any]]
+) -> ReportTrainer:
+    """The trainer of the SFT stage."""
     training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
-    trainer = ReportTrainer(
+    return ReportTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=completion_dataset(studies, data.longitudinal, data.context),
         processing_class=load_processor(model.model_name_or_path),
         peft_config=get_peft_config(model),
     )
-    run_training(trainer, "sft", checkpoint, stage.keep_optimizer_states)
-    finish_stage(trainer, "sft", opened.settings, {"studies": len(studies)})
 
 
 if __name__ == "__main__":
