@@ -191,6 +191,12 @@ class StageArguments:
             "Default: all."
         },
     )
+    hub_allow_datasets: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "With push_to_hub: data sets that are not public and whose models may be uploaded all the same."
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.global_batch_size is not None and self.global_batch_size < 1:

@@ -74,6 +74,8 @@ def main() -> None:
             "batches_with_unscored_rollouts": unscored.count,
         }
         finish_stage(trainer, name, opened.settings, extra)
+        if opened.upload:
+            opened.upload.push()
 
 
 def build_trainer(

@@ -31,6 +31,8 @@ def main() -> None:
     trainer = build_trainer(data, model, training, studies)
     run_training(trainer, "sft", checkpoint, stage.keep_optimizer_states)
     finish_stage(trainer, "sft", opened.settings, {"studies": len(studies)})
+    if opened.upload:
+        opened.upload.push()
 
 
 def build_trainer(

@@ -41,9 +41,9 @@ from recipes.arguments import DataArguments, RolloutArguments, StageArguments, s
 from recipes.data import load_studies
 from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError, read_json
+from recipes.hub import Upload, open_upload
 from recipes.lora import check_lora_targets
 from recipes.models import check_model_folder, is_adapter, merge_adapter, model_fingerprint
-from rewards.chexprompt.governance import is_open
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
 # Settings that do not change what is learned: a finished stage is not "made with other settings" for these.
@@ -100,11 +100,13 @@ class Stage:
     Attributes:
         studies: what it trains on, as `load_studies` gives them.
         settings: all that decides what is learned, as `stage_settings` gives it.
+        upload: where its model is pushed to once it is trained; None for nowhere.
     """
 
     output_dir: Path
     studies: list[dict[str, Any]]
     settings: dict[str, Any]
+    upload: Upload | None = None
 
     @property
     def name(self) -> str:
@@ -144,9 +146,15 @@ def open_stage(
     data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
     parts = [part for part in (data, rollouts, *others, model, training) if part is not None]
     settings = stage_settings(model.model_name_or_path, data_sha256, *parts)
-    opened = Stage(Path(training.output_dir), studies, settings)
-    check_report_to(training, opened.sources)
-    return None if is_finished(opened.output_dir, settings, stage.force) else opened
+    sources = {study["dataset"] for study in studies}
+    check_report_to(training)
+    upload = open_upload(training, sources, model.model_name_or_path, stage.hub_allow_datasets)
+    opened = Stage(Path(training.output_dir), studies, settings, upload)
+    if not is_finished(opened.output_dir, settings, stage.force):
+        return opened
+    if upload:
+        upload.push()
+    return None
 
 
 def package_versions() -> dict[str, str]:
@@ -257,26 +265,30 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def check_report_to(training: TrainingArguments, sources: Sequence[str] = ()) -> None:
-    """Raise `RecipeError` unless the trackers of `report_to` are installed and get no credentialed report text.
+def check_report_to(training: TrainingArguments) -> None:
+    """Raise `RecipeError` unless the trackers of `report_to` are known, installed, and get curves alone.
 
-    Curves are numbers; text leaves only with `log_completions`, which TRL also sends to wandb.
+    Curves are numbers. TRL would also send report text with `log_completions`, and transformers whole checkpoints with
+    WANDB_LOG_MODEL.
     """
-    for name in training.report_to or []:
-        package = TRACKERS.get(name, name)
-        if find_spec(package) is None:
-            raise RecipeError(f"report_to: {name} needs a package; pip install {package}, or set report_to: none")
-    sends_text = getattr(training, "log_completions", False)
-    wandb_is_remote = "wandb" in (training.report_to or []) and os.environ.get("WANDB_MODE") not in (
-        "offline",
-        "disabled",
-    )
-    trackio_is_remote = "trackio" in (training.report_to or []) and training.trackio_space_id
-    closed = sorted(source for source in set(sources) if not is_open(source))
-    if sends_text and closed and (wandb_is_remote or trackio_is_remote):
+    trackers = training.report_to or []
+    for name in trackers:
+        if name not in TRACKERS:
+            raise RecipeError(f"report_to: {name} is not one of {', '.join(TRACKERS)}; set one of them, or none")
+        if find_spec(TRACKERS[name]) is None:
+            raise RecipeError(
+                f"report_to: {name} needs a package; pip install {TRACKERS[name]}, or set report_to: none"
+            )
+    if getattr(training, "log_completions", False) and set(trackers) & {"wandb", "trackio"}:
         raise RecipeError(
-            f"log_completions would send reports of {', '.join(closed)} to {', '.join(training.report_to)}; "
-            "set log_completions: false (rollouts are kept as Parquet in <stage>/rollouts), or WANDB_MODE=offline"
+            f"log_completions would send report text to {', '.join(trackers)}, which get curves alone; "
+            "set log_completions: false (rollouts are kept as Parquet in <stage>/rollouts)"
+        )
+    log_model = os.environ.get("WANDB_LOG_MODEL", "false").lower()
+    if "wandb" in trackers and log_model not in ("false", "0", ""):
+        raise RecipeError(
+            f"WANDB_LOG_MODEL={log_model} would send checkpoints to wandb, which gets curves alone; unset it "
+            "(push_to_hub: true uploads final/)"
         )
 
 

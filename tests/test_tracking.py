@@ -35,27 +35,26 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package(tmp_path: Pat
     check_report_to(training)
 
 
-@pytest.mark.parametrize(
-    ("sources", "log_completions", "mode", "refused"),
-    [
-        ({"mimic", "iu_xray"}, True, "online", True),
-        ({"mimic"}, True, "offline", False),
-        ({"mimic"}, False, "online", False),  # curves are numbers
-        ({"iu_xray", "phantom_coast"}, True, "online", False),  # public reports
-    ],
-)
-def test_credentialed_reports_are_not_sent_to_a_remote_tracker(
-    sources: set, log_completions: bool, mode: str, refused: bool, tmp_path: Path, monkeypatch
-) -> None:
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_report_text_and_checkpoints_go_to_no_tracker(mode: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(stage.TRACKERS, "wandb", "json")  # stands for an installed package
     monkeypatch.setenv("WANDB_MODE", mode)
-    training = config(tmp_path, log_completions=log_completions)
+    training = config(tmp_path, log_completions=True)
     training.report_to = ["wandb"]
-    if refused:
-        with pytest.raises(RecipeError, match=r"log_completions would send reports of mimic to wandb"):
-            check_report_to(training, sources)
-    else:
-        check_report_to(training, sources)
+    with pytest.raises(RecipeError, match=r"log_completions would send report text to wandb"):
+        check_report_to(training)
+    training.log_completions = False
+    check_report_to(training)  # curves are numbers
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
+    with pytest.raises(RecipeError, match="WANDB_LOG_MODEL"):
+        check_report_to(training)
+
+
+def test_a_tracker_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    training = config(tmp_path)
+    training.report_to = ["mlflow"]
+    with pytest.raises(RecipeError, match="mlflow is not one of wandb, trackio, tensorboard"):
+        check_report_to(training)
 
 
 def test_trls_warning_with_the_whole_row_is_dropped_and_counted(caplog) -> None:
