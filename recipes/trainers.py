@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
+from recipes.errors import RecipeError
 from recipes.vllm_guards import mend_vllm
 
 
@@ -47,7 +48,54 @@ class _Resumable:
 
 
 class ReportTrainer(_Resumable, SFTTrainer):
-    """SFTTrainer that a kill does not disturb."""
+    """SFTTrainer that a kill does not disturb, whose objective is the mean over all report tokens of an optimiser step.
+
+    However the step's batch is divided into forward passes and processes, gradient, loss, entropy and token accuracy are
+    those of the whole batch.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Qwen3-VL declares `accepts_loss_kwargs = False`, for which transformers would average the means of forward passes: a
+        # report in a short one would weigh more. TRL computes the loss itself, and divides by the step's tokens if told them.
+        self.model_accepts_loss_kwargs = True
+        self._sums: dict[str, torch.Tensor] = {}  # of tokens, entropy and hits since the last log, by mode
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if self.model.training and num_items_in_batch is None:
+            raise RecipeError(
+                "the report tokens of an optimiser step are not counted, so its loss would depend on how the batch is split; "
+                "install the transformers and TRL of requirements.txt"
+            )
+
+        def measured(**model_inputs: Any) -> Any:
+            outputs = model(**model_inputs)
+            if getattr(outputs, "label_mask", None) is not None:
+                self._add_up(outputs)
+            return outputs
+
+        return super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
+
+    def _add_up(self, outputs: Any) -> None:
+        parts = (outputs.label_mask, outputs.entropy.detach(), outputs.is_top1)
+        sums = torch.stack([part.sum(dtype=torch.float32) for part in parts])
+        mode = "train" if self.model.training else "eval"
+        self._sums[mode] = self._sums.get(mode, 0) + sums
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # TRL averages the means of forward passes; all processes log, so all come here.
+        mode = "train" if self.model.training else "eval"
+        if mode in self._sums:
+            tokens, entropy, hits = self.accelerator.reduce(self._sums.pop(mode), reduction="sum").tolist()
+            means = {"entropy": entropy / max(tokens, 1), "mean_token_accuracy": hits / max(tokens, 1)}
+            self._metrics[mode] |= {name: [mean] for name, mean in means.items()}
+        super().log(logs, start_time)
 
 
 class RolloutTrainer(_Resumable, GRPOTrainer):
