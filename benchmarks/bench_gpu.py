@@ -199,7 +199,7 @@ def _trainer(
     set_global_batch(stage_arguments, training, rollouts)
     composite = grpo.build_composite(reward, judge, set(), contextlib.ExitStack())
     monitors = build_monitors(watched, reward, composite, Path(training.output_dir))
-    trainer = grpo.build_trainer(data, reward, judge, model_arguments, training, studies, composite, monitors)
+    trainer = grpo.build_trainer(data, reward, judge, rollouts, model_arguments, training, studies, composite, monitors)
     return trainer, model_arguments.use_peft
 
 

@@ -153,7 +153,7 @@ def one_training(ours: bool, folder: Path, steps: int) -> Training:
         monitors = build_monitors(watched, reward, composite, Path(training.output_dir))
         monitors.observe, monitors.on_log = Timed(monitors.observe), Timed(monitors.on_log)
         inside = [monitors.observe, monitors.on_log]
-        trainer = build_trainer(data, reward, judge, model, training, studies, composite, monitors)
+        trainer = build_trainer(data, reward, judge, rollouts, model, training, studies, composite, monitors)
     else:
 
         async def score(completions, reference, source, **columns):

@@ -221,6 +221,14 @@ class RolloutArguments:
         },
     )
 
+    share_prompts: bool = field(
+        default=True,
+        metadata={
+            "help": "Handle each study once: its prompt and films are one row for all its rollouts, with the same "
+            "log-probabilities and gradients. false: TRL's way, a row for each rollout."
+        },
+    )
+
     def __post_init__(self) -> None:
         if self.batch_counts not in ("prompts", "completions"):
             raise RecipeError(f"batch_counts is {self.batch_counts!r}; choose prompts or completions")

@@ -26,6 +26,7 @@ from recipes.data import rollout_dataset
 from recipes.errors import run_command
 from recipes.models import load_processor, merged_checkpoint
 from recipes.monitors import RolloutMonitors, build_monitors
+from recipes.shared_prompts import check_attention
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from recipes.vllm_guards import check_vllm, forbid_image_tokens
@@ -52,6 +53,8 @@ ARGUMENTS = (
 def main() -> None:
     data, reward, judge_settings, stage, rollouts, watched, model, training = parse_recipe(ARGUMENTS)
     check_vllm(training)
+    if rollouts.share_prompts:
+        check_attention(model.attn_implementation)
     judged = judge_answers(judge_settings) if reward.weight_chexprompt else {}
     opened = open_stage(data, stage, model, training, rollouts, reward, judged, watched)
     if opened is None:
@@ -65,7 +68,7 @@ def main() -> None:
         announce(f"{name}: {len(studies):,} studies of {', '.join(data.datasets)}; from {model.model_name_or_path}")
         announce(f"{name}: reward = {describe(composite)}")
         unscored = keep_rows_out_of_logs()
-        trainer = build_trainer(data, reward, judge_settings, model, training, studies, composite, monitors)
+        trainer = build_trainer(data, reward, judge_settings, rollouts, model, training, studies, composite, monitors)
         run_training(trainer, name, checkpoint, stage.keep_optimizer_states)
         monitors.raise_if_tripped()
         extra = {
@@ -82,6 +85,7 @@ def build_trainer(
     data: DataArguments,
     reward: RewardArguments,
     judge_settings: JudgeSettings,
+    rollouts: RolloutArguments,
     model: ModelConfig,
     training: GRPOConfig,
     studies: Sequence[dict[str, Any]],
@@ -108,6 +112,7 @@ def build_trainer(
         processing_class=processor,
         peft_config=get_peft_config(model),
     )
+    trainer.share_prompts = rollouts.share_prompts
     monitors.watch_judge(trainer.reward_funcs[0])
     trainer.add_callback(monitors)
     trainer.generation_checks.append(monitors.check_generation)

@@ -66,6 +66,7 @@ _IRRELEVANT = (
 # the same).
 _MACHINE = (
     "per_device_",
+    "share_prompts",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "steps_per_generation",

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import GRPOTrainer, SFTTrainer
+from trl import SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from recipes.errors import RecipeError
+from recipes.shared_prompts import SharedPrompts
 from recipes.vllm_guards import mend_vllm
 
 
@@ -98,7 +99,7 @@ class ReportTrainer(_Resumable, SFTTrainer):
         super().log(logs, start_time)
 
 
-class RolloutTrainer(_Resumable, GRPOTrainer):
+class RolloutTrainer(_Resumable, SharedPrompts):
     """GRPOTrainer that a kill does not disturb, that opens each image once a generation, and whose colocated vLLM sees
     the images that the policy sees.
 

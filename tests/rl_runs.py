@@ -50,7 +50,9 @@ class Run:
 
     trainer: RolloutTrainer
     seen: list[Rollouts] = field(default_factory=list)
-    batches: list[dict[str, Any]] = field(default_factory=list)  # of TRL's tensors, one a generation
+    batches: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of TRL's tensors, and each rollout's films, one a generation
     generated: list[list[list[int]]] = field(default_factory=list)  # completion ids, one list a generation
     prompts: list[Sequence[Any]] = field(default_factory=list)  # what the processor's chat template was given
 
@@ -93,7 +95,7 @@ def grpo_run(
     studies = load_studies(data_.datasets, data_.data_dir, "train", (), training.seed)
     monitors = build_monitors(watched, reward, composite, out)
     keep_rows_out_of_logs()
-    trainer = build_trainer(data_, reward, judge_settings, model_, training, studies, composite, monitors)
+    trainer = build_trainer(data_, reward, judge_settings, rollouts, model_, training, studies, composite, monitors)
     end = trainer.processing_class.tokenizer.eos_token_id
     trainer.generation_config.sequence_bias = [[[end], end_bias]]
     trainer.generation_kwargs["sequence_bias"] = [[[end], end_bias]]
@@ -103,7 +105,8 @@ def grpo_run(
 
     def recorded_score(inputs):
         batch = score(inputs)
-        run.batches.append({key: value.clone() for key, value in batch.items() if isinstance(value, torch.Tensor)})
+        kept = {key: value.clone() for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        run.batches.append(kept | {"pixel_values": list(batch["pixel_values"])})
         return batch
 
     def recorded_turn(prompt_ids, images, *args, **kwargs):

@@ -264,7 +264,7 @@ def test_both_images_of_a_longitudinal_study_reach_the_loss(step_1: Run) -> None
     for seen, batch in zip(step_1.seen, step_1.batches, strict=True):
         images = sum(len(paths) for paths in seen.image_paths)
         assert len(batch["image_grid_thw"]) == images
-        assert len(batch["pixel_values"]) == int(batch["image_grid_thw"].prod(1).sum())
+        assert sum(map(len, batch["pixel_values"])) == int(batch["image_grid_thw"].prod(1).sum())
     assert any(len(paths) == 2 for seen in step_1.seen for paths in seen.image_paths)
 
 
