@@ -61,7 +61,7 @@ setup: .venv/installed ## make .venv with the pinned packages
 	@touch $@
 
 test: setup ## the tests (CPU, under 10 minutes)
-	$(PYTHON) -m pytest -q $(ARGS)
+	$(PYTHON) -m pytest -q -n auto --dist loadfile $(ARGS)
 
 test-slow: setup ## the slower checks (whole demo on three seeds, servers, vLLM where it installs)
 	$(PYTHON) -m pytest -q -m slow $(ARGS)

@@ -106,10 +106,15 @@ def add_source_arguments(command: argparse.ArgumentParser, name: str) -> None:
     add(
         "--validation-studies",
         type=int,
-        help="training studies set aside by patient (default: 1024 for mimic and chexpert_plus, else the source's own)",
+        help="training studies set aside for validation by patient (default: 1024 for mimic, 0 for the others)",
     )
     add(
-        "--rexrank", type=Path, nargs="+", default=(), metavar="FILE", help="ReXrank test files to keep out of training"
+        "--rexrank",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="ReXrank test files: what they list is the test split, with their key images and texts",
     )
     priors = command.add_mutually_exclusive_group()
     priors.add_argument(
@@ -131,6 +136,11 @@ def add_source_arguments(command: argparse.ArgumentParser, name: str) -> None:
             "--assume-first-frontal",
             action="store_true",
             help="without a file of views: each study's first image is frontal",
+        )
+        add(
+            "--own-validation",
+            action="store_true",
+            help="keep R2Gen's 296 validation studies for validation (default: train on them, as the paper does)",
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from data_prep.rejects import REASONS
-from data_prep.study import SPLITS
+from data_prep.study import SPLITS, TEST_REST
 
 FORMAT = 1  # of the prepared folder; a higher one is not read as done
 ENCOUNTERS = ("1", "2", "3", "4", "5+")  # the paper's groups (Figure 3b)
@@ -32,7 +32,8 @@ def write_card(studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, made_fro
 def make_card(studies: pd.DataFrame, rejects: pd.DataFrame, made_from: dict, about: dict) -> dict[str, Any]:
     """Counts and statistics of a prepared data set as plain values."""
     described = studies.drop(columns=["study_id", "image", "prior_image"])
-    per_split = {split: describe(described[described["split"] == split]) for split in SPLITS}
+    present = [*SPLITS, *([TEST_REST] if (described["split"] == TEST_REST).any() else [])]
+    per_split = {split: describe(described[described["split"] == split]) for split in present}
     reasons = rejects["reason"].value_counts()
     return {
         **about,
@@ -115,12 +116,12 @@ def markdown(card: dict[str, Any], plots: list[str]) -> str:
     if card["evaluation_split"] != "test":
         lines += [f"There is no test split; evaluation uses the {card['evaluation_split']} split.", ""]
     lines += [f"- {note}" for note in card["notes"]]
-    lines += ["", "| | " + " | ".join(SPLITS) + " |", "|---" * (len(SPLITS) + 1) + "|"]
+    lines += ["", "| | " + " | ".join(card["splits"]) + " |", "|---" * (len(card["splits"]) + 1) + "|"]
 
     def row(name: str, values: list) -> None:
         lines.append(f"| {name} | " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in values) + " |")
 
-    splits = [card["splits"][s] for s in SPLITS]
+    splits = list(card["splits"].values())
     row("studies", [s["studies"] for s in splits])
     row("patients", [s["patients"] for s in splits])
     for name in splits[0]["sections"]:

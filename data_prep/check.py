@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data_prep.images import DECODE_ERRORS
 from data_prep.source import inside
 from data_prep.splits import check_leakage, frame_of
-from data_prep.study import SPLITS, StudyError, check_studies, report_text
+from data_prep.study import StudyError, check_studies, report_text, table_paths
 
 
 def check_folder(folder: Path) -> str:
@@ -32,8 +32,8 @@ def check_folder(folder: Path) -> str:
     except (OSError, ValueError) as error:
         raise StudyError(f"{folder}/card.json: missing or damaged ({error}); prepare the data again") from error
     frames = []
-    for split in SPLITS:
-        path = folder / f"{split}.parquet"
+    for path in table_paths(folder):
+        split = path.stem
         table = _read(path)
         check_studies(table, str(path))
         frame = frame_of(table)

@@ -15,7 +15,7 @@ from data_prep import prepare as preparing
 from data_prep.priors import none
 from data_prep.sections import SECTIONS
 from data_prep.source import SourceError, one_line
-from data_prep.study import SPLITS, STUDY_SCHEMA
+from data_prep.study import STUDY_SCHEMA, table_paths
 from data_prep.texts import BATCH, Texts
 
 
@@ -50,7 +50,7 @@ def merge_shards(folder: Path, force: bool = False) -> None:
         return
     texts = Texts()
     studies = pd.concat(
-        [frame for part in parts for split in SPLITS for frame in _studies(part / f"{split}.parquet", texts)],
+        [frame for part in parts for path in table_paths(part) for frame in _studies(path, texts)],
         ignore_index=True,
     )
     if (repeated := studies.duplicated("study_id")).any():
@@ -65,7 +65,7 @@ def merge_shards(folder: Path, force: bool = False) -> None:
         raise SourceError(
             f"{folder}: {len(gone)} image(s) missing, for one {gone[0]}; copy every part's images into {folder}/images"
         )
-    about = {key: cards[0][key] for key in ("title", "licence", "credentialed", "priors_linked", "notes")}
+    about = {key: cards[0][key] for key in ("title", "licence", "credentialed", "priors_linked", "test_file", "notes")}
     preparing.write_tables(studies, texts, rejects, folder, made_from[0], about)
     print(f"{folder}: {len(studies):,} studies of {count} parts merged")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pyarrow as pa
@@ -36,13 +37,14 @@ from data_prep.rejects import IMAGE_MISSING, IMAGE_UNREADABLE, NO_REPORT, PATH_O
 from data_prep.sections import SECTIONS
 from data_prep.source import Found, Options, SourceError, compact, fingerprint, inside
 from data_prep.sources import SOURCES
-from data_prep.splits import check_leakage, exclude_test, set_aside_validation
-from data_prep.study import SPLITS, STUDY_SCHEMA, report_text, write_study_batches
+from data_prep.splits import check_leakage, set_aside_validation
+from data_prep.study import ALL_SPLITS, SPLITS, STUDY_SCHEMA, TEST_REST, report_text, write_study_batches
+from data_prep.test_files import use_test_files, without_test_file
 from data_prep.texts import BATCH, Texts, give_back
 
 CARD = "card.json"
 STARTED = ".preparing.json"  # what a run that has not finished is making; its finished images are kept
-PRODUCTS = (*(f"{split}.parquet" for split in SPLITS), "rejects.parquet", CARD, "card.md", STARTED)
+PRODUCTS = (*(f"{split}.parquet" for split in ALL_SPLITS), "rejects.parquet", CARD, "card.md", STARTED)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def prepare(
     if already_done(out, made_from, force):
         say(f"{out} is already prepared with these options from this source; nothing to do (--force redoes it)")
         return
-    found = module.read(source, options)
+    found = read_source(module, source, options)
     give_back()
     studies, rejects, notes = select(found, options)
     found.studies = studies.iloc[:0]  # the selected ones stay; two such tables would be most of the memory
@@ -125,7 +127,13 @@ def prepare(
         notes,
         link=options.priors if options.priors is not None else found.priors,
     )
-    kept = ", ".join(f"{(studies['split'] == split).sum():,} {split}" for split in SPLITS)
+    kept = ", ".join(
+        f"{n:,} {split}" for split in ALL_SPLITS if (n := (studies["split"] == split).sum()) or split in SPLITS
+    )
+    if found.test_file and (got := (studies["split"] == "test").sum()) < found.test_file["studies"]:
+        say(
+            f"note: of the ReXrank file's {found.test_file['studies']:,} studies {got:,} could be prepared; rejects.parquet has the others"
+        )
     say(f"{out}: {kept}; {len(rejects):,} rejected (see {out / 'card.md'} and rejects.parquet)")
 
 
@@ -209,6 +217,16 @@ def start(out: Path, made_from: dict, force: bool) -> None:
     write_text(out / STARTED, json.dumps(made_from, indent=1))
 
 
+def read_source(module: ModuleType, source: Path, options: Options) -> Found:
+    """What the source's module finds, with the test set of a ReXrank file where one was given."""
+    found = module.read(source, options)
+    if options.rexrank:
+        return use_test_files(found, options)
+    if note := without_test_file(options.dataset):
+        found.notes.append(note)
+    return found
+
+
 def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """The studies to prepare, the rejects, and notes for the card: all the table work that needs no image.
 
@@ -231,19 +249,6 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
     outside = studies["image_source"].isna()
     rejects.append(reject_frame(studies[outside], PATH_OUTSIDE))
     studies = without(studies, outside)
-
-    if options.rexrank:
-        from data_prep.sources.rexrank import test_keys
-
-        test_studies, test_patients = test_keys(options.rexrank, options.dataset)
-        studies, excluded = exclude_test(studies, test_studies, test_patients)
-        rejects.append(excluded)
-        notes.append(
-            f"ReXrank test files given: {len(test_studies):,} studies and {len(test_patients):,} patients kept out of "
-            f"training and validation ({len(excluded):,} studies rejected for it)."
-        )
-    elif options.dataset != "rexrank":
-        notes.append("No ReXrank test file was given (--rexrank): its studies were not looked for in training.")
 
     check_leakage(studies, options.dataset)
     count = found.validation_studies if options.validation_studies is None else options.validation_studies
@@ -334,6 +339,7 @@ def finish(
         "licence": found.licence,
         "credentialed": found.credentialed,
         "priors_linked": link,
+        "test_file": found.test_file,
         "notes": notes,
     }
     studies = (link_priors if link else without_priors)(studies.drop(columns="image_source")).drop(columns="order")
@@ -349,8 +355,10 @@ def write_tables(
     give_back()
     keys = pa.table({name: pa.array(studies[name]) for name in ("patient_id", "encounter", "study_id")})
     order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
-    for split in SPLITS:
+    for split in ALL_SPLITS:
         rows = order[(studies["split"] == split).to_numpy()[order]]
+        if split == TEST_REST and not len(rows):
+            continue
         parts = (studies.iloc[rows[start : start + BATCH]] for start in range(0, len(rows), BATCH))
         write_study_batches((to_table(part, texts) for part in parts), out / f"{split}.parquet")
     write_rejects(rejects, out / "rejects.parquet")
@@ -387,7 +395,7 @@ def dry_run(source: Path, out: Path, options: Options, workers: int, say: Callab
     module = importlib.import_module(SOURCES[options.dataset])
     files = module.inputs(source, options)
     say(f"would read {len(files)} index file(s): {', '.join(p.name for p in files)}")
-    found = module.read(source, options)
+    found = read_source(module, source, options)
     studies, rejects, notes = select(found, options)
     require_some_image(studies, found.images)
     say(f"sample of {len(studies) + len(rejects):,} studies: {len(studies):,} usable, {len(rejects):,} not")

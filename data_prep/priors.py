@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-GROUP = ["dataset", "patient_id", "split"]
+from data_prep.study import TEST_REST
+
+GROUP = ["dataset", "patient_id"]
+
+
+def sides(split: pd.Series) -> pd.Series:
+    """`split` with what is left of the test patients counted to `test`: patients and priors may not cross sides."""
+    return split.where(split != TEST_REST, "test")
 
 
 def link_priors(studies: pd.DataFrame) -> pd.DataFrame:
     """`studies` with the columns encounter, prior_study_id, prior_image and prior_text (0: none) set.
 
-    The prior is the same patient's most recent *strictly earlier* study in the same split that is itself in the table,
+    The prior is the same patient's most recent *strictly earlier* study on the same side that is itself in the table,
     so it has a frontal image and a report (Methods: "the most recent prior frontal radiograph and its associated
     report"). Studies at the same time share an encounter number and are never each other's prior; of several at the
     prior's time the one with the last study_id is taken. A study of unknown time is encounter 1 without a prior.
@@ -25,7 +32,7 @@ def link_priors(studies: pd.DataFrame) -> pd.DataFrame:
     order = time.astype("int64").astype("float64").where(time.notna())  # µs since 1970, exact in a double until 2255
     if "order" in studies:
         order = pd.to_numeric(studies["order"]).astype("float64").fillna(order)
-    group = studies.groupby(GROUP, sort=False).ngroup()
+    group = studies.groupby([*(studies[name] for name in GROUP), sides(studies["split"])], sort=False).ngroup()
     visits = pd.DataFrame({"group": group, "order": order, "study_id": studies["study_id"]}).dropna(subset=["order"])
     visits = visits.sort_values(["group", "order", "study_id"], kind="stable")
     last = visits.drop_duplicates(["group", "order"], keep="last")  # one row per encounter

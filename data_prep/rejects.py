@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from data_prep.study import SPLITS, write_parquet
+from data_prep.study import ALL_SPLITS, write_parquet
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -34,8 +34,6 @@ IMAGE_UNREADABLE = "image_unreadable"
 PATH_OUTSIDE = "path_outside"
 NOT_IN_SPLIT = "not_in_split"
 SPLIT_UNUSED = "split_unused"
-TEST_STUDY = "rexrank_test_study"
-TEST_PATIENT = "rexrank_test_patient"
 REASONS: Mapping[str, str] = {
     NO_REPORT: "neither findings nor impression",
     REPORT_MISSING: "the report is not in the source",
@@ -48,8 +46,6 @@ REASONS: Mapping[str, str] = {
     PATH_OUTSIDE: "the image path leaves the image folder",
     NOT_IN_SPLIT: "the source's split file does not name the study",
     SPLIT_UNUSED: "the source's own split is not used",
-    TEST_STUDY: "the study is in a ReXrank test file",
-    TEST_PATIENT: "another study of the patient is in a ReXrank test file",
 }
 
 
@@ -81,7 +77,7 @@ def write_rejects(rejects: pd.DataFrame, path: Path) -> None:
         for field in REJECTS_SCHEMA
     ]
     table = pa.Table.from_arrays(columns, schema=REJECTS_SCHEMA)
-    unknown = set(table.column("split").unique().to_pylist()) - {*SPLITS, None}
+    unknown = set(table.column("split").unique().to_pylist()) - {*ALL_SPLITS, None}
     if unknown:
         raise ValueError(f"{path}: unknown split(s) {sorted(unknown)} among the rejects")
     write_parquet(table, path)

@@ -9,7 +9,7 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -65,7 +65,8 @@ class Options:
         validation_studies: studies set aside from training, by patient; None: the source's default.
         priors: whether prior studies are linked; None: the source's default.
         images: the image folder, where it is not below the source folder.
-        rexrank: ReXrank test files whose studies and patients may not be in training or validation.
+        own_validation: keep the source's own validation studies for validation (IU X-ray, which else trains on them).
+        rexrank: ReXrank test files: what they list is `test`, and nothing of their patients is trained on.
         reports, mimic_iv, mapping, assume_first_frontal: see the sources that use them.
         sample: read about so many studies only (dry run); None: all.
     """
@@ -83,6 +84,7 @@ class Options:
     mimic_iv: Path | None = None
     mapping: Path | None = None
     assume_first_frontal: bool = False
+    own_validation: bool = False
     rexrank: tuple[Path, ...] = ()
     sample: int | None = None
 
@@ -97,6 +99,7 @@ class Options:
             "validation_studies": self.validation_studies,
             "priors": self.priors,
             "assume_first_frontal": self.assume_first_frontal,
+            "own_validation": self.own_validation,
         }
 
 
@@ -113,6 +116,9 @@ class Found:
         title, licence: for the data card.
         credentialed: the licence or the origin forbids sending texts to third parties.
         validation_studies, priors: the source's defaults for the options of the same name.
+        dated: study_datetime and order by study id, of every study of the source's index, rejected ones too.
+        test_image: path of an image in a ReXrank test file → its path below `images`; None where it has none.
+        test_file: the ReXrank test file whose studies are `test`, as `rexrank.recorded` names it; None: not one.
     """
 
     studies: pd.DataFrame
@@ -125,6 +131,9 @@ class Found:
     notes: list[str] = field(default_factory=list)
     validation_studies: int = 0
     priors: bool = True
+    dated: pd.DataFrame | None = None
+    test_image: Callable[[str], str | None] | None = None
+    test_file: dict[str, Any] | None = None
 
 
 def found_frame(rows: Iterable[Mapping[str, Any]], dataset: str, texts: Texts) -> pd.DataFrame:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.priors import none
-from data_prep.rejects import TEST_PATIENT, TEST_STUDY, reject_frame
+from data_prep.priors import none, sides
 from data_prep.source import SourceError
 
 
@@ -55,20 +52,6 @@ def random_split(patients: pd.Series, shares: tuple[float, float, float], seed: 
     return patients.map(dict(zip(names[order], split, strict=True))).astype(object)
 
 
-def exclude_test(
-    studies: pd.DataFrame, test_studies: Collection[str], test_patients: Collection[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and validation `studies` without those of a ReXrank test file, by study and by patient; and the rejects."""
-    open_splits = studies["split"] != "test"
-    by_study = open_splits & studies["study_id"].isin(set(test_studies))
-    by_patient = open_splits & studies["patient_id"].isin(set(test_patients)) & ~by_study
-    rejects = pd.concat(
-        [reject_frame(studies[by_study], TEST_STUDY), reject_frame(studies[by_patient], TEST_PATIENT)],
-        ignore_index=True,
-    )
-    return studies[~(by_study | by_patient)].reset_index(drop=True), rejects
-
-
 def check_leakage(studies: pd.DataFrame, where: str) -> None:
     """Raise `LeakageError` where a patient, a study, an image or a prior crosses from one split into another.
 
@@ -79,7 +62,8 @@ def check_leakage(studies: pd.DataFrame, where: str) -> None:
     for column, what in (("patient_id", "patient"), ("study_id", "study"), ("image", "image")):
         if column not in studies:
             continue
-        pairs = studies[["dataset", column, "split"]].drop_duplicates()
+        by = sides(studies["split"]) if column == "patient_id" else studies["split"]
+        pairs = studies[["dataset", column]].assign(split=by).drop_duplicates()
         twice = pairs[pairs.duplicated(["dataset", column], keep=False)]
         if len(twice):
             first = twice[column].iloc[0]
@@ -100,7 +84,7 @@ def check_leakage(studies: pd.DataFrame, where: str) -> None:
     for broken, what in (
         (prior["split"].isna(), "is not in the table"),
         (prior["patient_id"] != current["patient_id"], "is another patient's"),
-        (prior["split"] != current["split"], "is in another split"),
+        (sides(prior["split"]) != sides(current["split"]), "is in another split"),
         (prior["image"] != current["prior_image"], "has another image"),
         (prior["study_datetime"] >= current["study_datetime"], "is not earlier"),
     ):

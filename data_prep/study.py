@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SPLITS = ("train", "validation", "test")
+# What is left of the source's test patients where `test` is what a ReXrank file lists: their priors, and else used for
+# nothing. A table of its own, there only where it holds a study.
+TEST_REST = "test_rest"
+ALL_SPLITS = (*SPLITS, TEST_REST)
 
 STUDY_SCHEMA = pa.schema(
     [
@@ -39,6 +44,11 @@ VIEWS = ("AP", "PA", "frontal")
 SEXES = ("F", "M")
 
 
+def ids_fingerprint(study_ids: Iterable[str]) -> str:
+    """SHA-256 of a set of study ids, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(set(study_ids))).encode()).hexdigest()
+
+
 class StudyError(ValueError):
     """A study table, or a file that should be one, is not what the schema says. The message says which and how to mend it."""
 
@@ -55,6 +65,12 @@ def report_text(findings: str | None, impression: str | None) -> str:
     if impression:
         parts.append(f"Impression: {impression}")
     return " ".join(parts)
+
+
+def table_paths(folder: Path) -> list[Path]:
+    """The study tables of a prepared folder: the three that are always there, and TEST_REST's where it has one."""
+    rest = folder / f"{TEST_REST}.parquet"
+    return [*(folder / f"{split}.parquet" for split in SPLITS), *([rest] if rest.is_file() else [])]
 
 
 def study_table(studies: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -98,7 +114,7 @@ def check_studies(table: pa.Table, where: str = "study table") -> None:
         raise StudyError(f"{where}: study {repeated[0]} appears twice")
     column = table.column
     rules = (
-        ("split", _not_one_of(column("split"), SPLITS), f"expected one of {', '.join(SPLITS)}"),
+        ("split", _not_one_of(column("split"), ALL_SPLITS), f"expected one of {', '.join(ALL_SPLITS)}"),
         ("view", _not_one_of(column("view"), VIEWS), f"expected one of {', '.join(VIEWS)}"),
         ("sex", _not_one_of(column("sex"), SEXES), "expected F, M or null"),
         ("encounter", pc.less(column("encounter"), 1), "the first is 1"),

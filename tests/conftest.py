@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# `make test` has a worker a core (pytest-xdist), alone pytest has two cores to itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+MOST_WORKERS = 8  # each holds torch and a tiny model: 1 to 2 GB
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: the cores that this process may use (pytest-xdist counts a core with two threads once)."""
+    from data_prep.__main__ import available_cores
+
+    return min(MOST_WORKERS, available_cores())
 
 
 @pytest.fixture(scope="session")

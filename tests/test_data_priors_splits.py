@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.priors import link_priors, without_priors
 from data_prep.source import SourceError
-from data_prep.splits import LeakageError, check_leakage, exclude_test, random_split, set_aside_validation
+from data_prep.splits import LeakageError, check_leakage, random_split, set_aside_validation
 
 
 def frame(*rows: tuple) -> pd.DataFrame:
@@ -112,20 +112,13 @@ def test_a_random_split_keeps_patients_whole_and_the_shares() -> None:
     assert by_patient["first"].value_counts().to_dict() == {"train": 210, "test": 60, "validation": 30}
 
 
-def test_test_studies_and_their_patients_leave_training() -> None:
-    studies = many()
-    train = studies[studies["split"] == "train"]
-    patient = train["patient_id"].value_counts().index[0]
-    study = train.loc[train["patient_id"] == patient, "study_id"].iloc[0]
-    left, rejects = exclude_test(studies, {study}, {patient})
-    assert patient not in set(left["patient_id"])
-    assert rejects.set_index("study_id")["reason"].value_counts().to_dict() == {
-        "rexrank_test_study": 1,
-        "rexrank_test_patient": (train["patient_id"] == patient).sum() - 1,
-    }
-    test_patient = studies.loc[studies["split"] == "test", "patient_id"].iloc[0]
-    left, rejects = exclude_test(studies, set(), {test_patient})
-    assert not len(rejects), "the test split itself stays"
+def test_a_tested_study_may_have_a_prior_that_is_not_tested_itself() -> None:
+    studies = link_priors(frame(("a", "p", "test_rest", 1), ("b", "p", "test", 2), ("c", "q", "train", 1)))
+    assert studies.set_index("study_id")["prior_study_id"].dropna().to_dict() == {"b": "a"}
+    check_leakage(studies, "here")
+    studies.loc[studies["study_id"] == "a", "split"] = "train"
+    with pytest.raises(LeakageError, match="patient p is in test and train"):
+        check_leakage(studies, "here")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from data_prep.check import check_folder
 from data_prep.sources.mimic_cxr import datetimes, views
 from data_prep.sources.rexrank import parse_context
 from data_prep.splits import frame_of
-from data_prep.study import SPLITS
+from data_prep.study import SPLITS, ids_fingerprint
 
 
 def prepare(dataset: str, source: Path, out: Path, *arguments: object) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def check_priors(studies: pd.DataFrame) -> None:
 def test_mimic(tmp_path: Path, zipped: bool) -> None:
     made = material.mimic(tmp_path / "mimic", zipped=zipped)
     arguments = ["--reports", made.extra["reports"], "--mimic-iv", made.extra["mimic_iv"], "--validation-studies", "4"]
-    studies = prepare("mimic", made.root, tmp_path / "out", *arguments, "--rexrank", made.extra["rexrank"])
+    studies = prepare("mimic", made.root, tmp_path / "out", *arguments)
     validation = studies[studies["split"] == "validation"]
     assert len(validation) == 4
     train = studies[studies["split"] == "train"]
@@ -150,34 +150,82 @@ def test_mimic_validates_on_the_official_split_when_asked(tmp_path: Path) -> Non
     assert studies["sex"].isna().all(), "no MIMIC-IV was given"
 
 
-def test_mimic_keeps_rexrank_studies_and_their_patients_out_of_training(tmp_path: Path) -> None:
+def test_mimic_tests_exactly_what_a_rexrank_file_lists(tmp_path: Path) -> None:
     made = material.mimic(tmp_path / "mimic")
-    train = [s for s, expected in made.kept.items() if expected["split"] == "train"]
-    patient = next(
-        made.kept[s]["patient_id"]
-        for s in train
-        if sum(made.kept[o]["patient_id"] == made.kept[s]["patient_id"] for o in train) > 1
-    )
-    leaked = next(s for s in train if made.kept[s]["patient_id"] == patient)
     tests = json.loads(made.extra["rexrank"].read_text())
-    tests[leaked] = {"image_path": ["/x.jpg"], "subject_id": int(patient), "key_image_path": "/x.jpg"}
-    material.write_json(made.extra["rexrank"], tests)
-    studies = prepare(
-        "mimic", made.root, tmp_path / "out", "--validation-studies", "2", "--rexrank", made.extra["rexrank"]
+    left_out, reworded, *_ = tests
+    del tests[left_out]
+    tests[reworded]["section_findings"] = "Words of\nReXrank's own."
+    # The file lists the last study of a patient whose others were training's, and one that has no frontal image.
+    patients = pd.Series({s: e["patient_id"] for s, e in made.kept.items() if e["split"] == "train"})
+    its = sorted(
+        patients.index[patients == patients.value_counts().index[0]], key=lambda s: made.kept[s]["study_datetime"]
     )
-    rejects = rejects_of(tmp_path / "out")
-    assert rejects[leaked] == "rexrank_test_study"
-    assert patient not in set(studies.loc[studies["split"] != "test", "patient_id"])
-    others = [s for s in train if made.kept[s]["patient_id"] == patient and s != leaked]
-    assert others
-    assert {rejects[s] for s in others} == {"rexrank_test_patient"}
+    assert len(its) > 1
+    lateral = next(s for s, reason in made.rejected.items() if reason == "no_frontal")
+    for study_id in (its[-1], lateral):
+        path = sorted((made.root / "files").glob(f"p*/p*/s{study_id}/*.jpg"))[0]
+        image = "/" + path.relative_to(made.root / "files").as_posix()
+        tests[study_id] = {
+            "image_path": [image],
+            "section_findings": f"Listed {study_id}.",
+            "section_impression": None,
+            "subject_id": int(path.parent.parent.name[1:]),
+            "context": "Indication: Pain.",
+            "key_image_path": image,
+        }
+    material.write_json(made.extra["rexrank"], tests)
+    out = tmp_path / "out"
+    studies = prepare("mimic", made.root, out, "--validation-studies", "2", "--rexrank", made.extra["rexrank"])
+    assert set(studies.index[studies["split"] == "test"]) == set(tests)
+    assert studies.loc[reworded, "findings"] == "Words of\nReXrank's own."
+    assert (studies.loc[lateral, "indication"], studies.loc[lateral, "findings"]) == ("Pain.", f"Listed {lateral}.")
+    assert not pd.isna(studies.loc[lateral, "study_datetime"]), "the date is the source's"
+    # What else there is of those patients is priors, and in no table that is trained, validated or tested on.
+    rest = frame_of(pq.read_table(out / "test_rest.parquet")).set_index("study_id")
+    assert set(rest.index) >= {left_out, *its[:-1]}
+    assert studies.loc[its[-1], "prior_study_id"] == its[-2]
+    assert studies.loc[its[-1], "prior_image"] == rest.loc[its[-2], "image"]
+    assert not set(studies.loc[studies["split"] != "test", "patient_id"]) & set(rest["patient_id"])
+    card = json.loads((out / "card.json").read_text())
+    assert card["test_file"] == {
+        "dataset": "mimic",
+        "studies": len(tests),
+        "study_ids_sha256": ids_fingerprint(tests),
+    }
+    assert card["splits"]["test_rest"]["studies"] == len(rest)
+    assert "good" in check_folder(out)
+
+
+def test_shards_of_a_rexrank_test_set_are_merged_to_the_same_tables(tmp_path: Path) -> None:
+    made = material.mimic(tmp_path / "mimic")
+    entries = json.loads(made.extra["rexrank"].read_text())
+    material.write_json(made.extra["rexrank"], dict(list(entries.items())[::2]))
+    arguments = ["--validation-studies", "2", "--rexrank", made.extra["rexrank"]]
+    prepare("mimic", made.root, tmp_path / "whole", *arguments)
+    for part in ("1/2", "2/2"):
+        command = ["mimic", "--source", made.root, "--out", tmp_path / "parts", "--workers", "1", *arguments]
+        assert main([*map(str, command), "--shard", part]) == 0
+    assert main(["merge", str(tmp_path / "parts")]) == 0
+    for name in ("test", "test_rest"):
+        tables = [pq.read_table(tmp_path / folder / f"{name}.parquet") for folder in ("whole", "parts")]
+        assert len(tables[0])
+        assert tables[0].equals(tables[1])
+
+
+def test_without_a_rexrank_file_the_card_says_that_it_is_not_rexranks_test(tmp_path: Path) -> None:
+    made = material.mimic(tmp_path / "mimic")
+    prepare("mimic", made.root, tmp_path / "out", "--validation-studies", "2")
+    assert "Not ReXrank's test" in (tmp_path / "out" / "card.md").read_text()
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["test_file"] is None
+    assert not (tmp_path / "out" / "test_rest.parquet").exists()
 
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_chexpert_plus(tmp_path: Path, nested: bool) -> None:
     made = material.chexpert_plus(tmp_path / "chexpert", nested=nested)
     out = tmp_path / "out"
-    studies = prepare("chexpert_plus", made.root, out, "--validation-studies", "0", "--rexrank", made.extra["rexrank"])
+    studies = prepare("chexpert_plus", made.root, out)
     check_as_expected(made, studies, out)
     assert studies["prior_study_id"].isna().all(), "disputed order: no priors unless asked for"
     assert "disputed" in (out / "card.md").read_text()
@@ -213,8 +261,23 @@ def test_rexgradient(tmp_path: Path) -> None:
 def test_iu_xray(tmp_path: Path, layout: str, archive: bool) -> None:
     made = material.iu_xray(tmp_path / "iu", layout, archive=archive)
     studies = prepare("iu_xray", made.root, tmp_path / "out", "--rexrank", made.extra["test"])
+    for expected in made.kept.values():  # R2Gen's validation studies are trained on (paper, IU-Xray)
+        expected["split"] = {"validation": "train"}.get(expected["split"], expected["split"])
+    for study_id, entry in json.loads(made.extra["test"].read_text()).items():
+        context = parse_context(entry["context"])
+        texts = {name: entry[f"section_{name}"] for name in ("findings", "impression")}
+        made.kept[study_id] |= {**texts, "indication": context["indication"], "comparison": context["comparison"]}
     check_as_expected(made, studies, tmp_path / "out")
+    assert set(studies.index[studies["split"] == "test"]) == set(json.loads(made.extra["test"].read_text()))
     assert (studies["encounter"] == 1).all()
+
+
+def test_iu_xray_keeps_its_own_validation_when_asked(tmp_path: Path) -> None:
+    made = material.iu_xray(tmp_path / "iu")
+    own = set(json.loads((made.root / "splits.json").read_text())["valid"])
+    for arguments, split in (((), "train"), (("--own-validation",), "validation")):
+        studies = prepare("iu_xray", made.root, tmp_path / split, *arguments)
+        assert {*studies.loc[[s for s in studies.index if s in own], "split"]} == {split}
 
 
 def test_iu_xray_without_a_test_split_says_where_to_evaluate(tmp_path: Path) -> None:

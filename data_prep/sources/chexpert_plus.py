@@ -5,7 +5,8 @@
 The table says `train/patient1/study1/view1_frontal.jpg`; the disk has `PNG/train/…/view1_frontal.png`, often `PNG/PNG/…`. A
 study is a patient's study folder; its key image is the first frontal one (ReXrank's rule), and its report that image's:
 reports of one study differ in their anonymised dates. The official validation split (200 studies) is ReXrank's test set, so
-it is `test` here; 1,024 training studies, whole patients, validate.
+it is `test` here, with --rexrank as ReXrank's file has it. All of the training split is trained on, as in the paper, which
+validates on MIMIC-CXR; a model of this set alone wants `--validation-studies 1024` (whole patients).
 
 The order of a patient's studies (patient_report_date_order) is disputed, so priors are linked only with --priors.
 """
@@ -27,7 +28,6 @@ DATASET = "chexpert_plus"
 TITLE = "CheXpert Plus (Stanford; Chambon et al. 2024)"
 LICENCE = "Stanford University Dataset Research Use Agreement: no redistribution, no sending to third parties."
 TABLE = ("df_chexpert_plus_*.csv", "*/df_chexpert_plus_*.csv")
-VALIDATION_STUDIES = 1024  # our choice, as for MIMIC-CXR
 SPLIT_NAMES = {"train": "train", "valid": "test"}
 COLUMNS = (
     "path_to_image",
@@ -113,8 +113,9 @@ def read(root: Path, options: Options) -> Found:
             if linked
             else f"No priors are linked and every encounter is 1. {ORDER_NOTE} --priors links them.",
         ],
-        validation_studies=VALIDATION_STUDIES,
         priors=False,
+        dated=studies.set_index("study_id")[["study_datetime", "order"]],
+        test_image=lambda path: image_paths(pd.Series([path]), images_root).iloc[0],
     )
 
 

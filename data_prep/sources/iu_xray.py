@@ -9,8 +9,11 @@ DIR holds reports, as the first of these that is there:
 - `annotation.json` (R2Gen; has no indication),
 
 views, as `indiana_projections.csv` (Kaggle) or, for R2Gen's images, `ReXRank_IUXray_*.json` (or neither, with
---assume-first-frontal), and the images anywhere below. The split is, in this order, that of `splits.json` (train, valid, test: lists of study ids), `annotation.json`,
-`ReXRank_IUXray_{valid,test}.json` (the rest is training), or else a seeded one of R2Gen's proportions.
+--assume-first-frontal), and the images anywhere below. `test` is what a file given by --rexrank lists (590 studies), and all
+else is trained on, as in the paper. Without one the split is, in this order, that of `splits.json` (train, valid, test: lists
+of study ids), `annotation.json`, `ReXRank_IUXray_{valid,test}.json` (the rest is training), or else a seeded one of R2Gen's
+proportions. R2Gen's 296 validation studies are trained on too, where there is a test split: the paper validates on MIMIC-CXR.
+A model of this set alone wants --own-validation, which keeps them.
 
 The collection has no patient identity, dates, sex, age or race: each study counts as one patient, without a prior.
 """
@@ -47,6 +50,7 @@ from data_prep.source import (
     read_csv,
     read_json,
 )
+from data_prep.sources.rexrank import read_test_files
 from data_prep.splits import random_split
 from data_prep.texts import Texts
 
@@ -93,13 +97,26 @@ def read(root: Path, options: Options) -> Found:
     images_root = options.images or root
     files = _image_files(images_root)
     split_of, split_note, rest = _splits(root)
-    if split_note:
+    if options.rexrank:
+        listed = {
+            uid_of(row["study_id"], row["study_id"]): row["study_id"]
+            for row in read_test_files(options.rexrank, DATASET)
+        }
+        own = {
+            uid: (study_id, split if split == "validation" else "train") for uid, (study_id, split) in split_of.items()
+        }
+        split_of, rest = {**own, **{uid: (study_id, "test") for uid, study_id in listed.items()}}, "train"
+    elif split_note:
         notes.append(split_note)
+    if not options.own_validation and any(split == "test" for _, split in split_of.values()):
+        split_of = {uid: (id_, "train" if split == "validation" else split) for uid, (id_, split) in split_of.items()}
+        notes.append("R2Gen's validation studies are trained on, as in the paper (--own-validation keeps them).")
 
     rows, bad = [], []
+    images_of: dict[str, list[str]] = {}
     for uid, report in reports.items():
         # Images in the order of their names: the order of ReXrank's 0.png, 1.png, ….
-        images = sorted(report.pop("images", None) or views.get(uid, {}))
+        images_of[uid] = images = sorted(report.pop("images", None) or views.get(uid, {}))
         study_id, split = split_of.get(uid, (None, rest))
         study_id = study_id or report.pop("study_id", None) or _study_id(uid, images)
         report.pop("study_id", None)
@@ -139,6 +156,7 @@ def read(root: Path, options: Options) -> Found:
     found = Found(studies, texts, images_root, TITLE, LICENCE, credentialed=False, notes=notes, priors=False)
     if rejects:
         found.rejects = pd.concat(rejects, ignore_index=True)
+    found.test_image = lambda path: _test_image(path, images_of, files)
     found.notes.append("No dates and no patient identity: each study counts as one patient's first, without a prior.")
     return found
 
@@ -291,6 +309,16 @@ def _key_image(
     if frontal[0] not in files:
         return IMAGE_MISSING, "no file of that name", frontal[0]
     return None, None, files[frontal[0]]
+
+
+def _test_image(path: str, images_of: Mapping[str, list[str]], files: Mapping[str, str]) -> str | None:
+    """The file of an image that ReXrank's test file names: R2Gen's CXR3030_IM-1405/0.png, or the study's image of that
+    number in the order of their names."""
+    if path in files:
+        return files[path]
+    match = re.fullmatch(r"CXR(\d+)_[^/]*/(\d+)\.\w+", path)
+    images = images_of.get(match[1], []) if match else []
+    return files.get(images[int(match[2])]) if match and int(match[2]) < len(images) else None
 
 
 def _splits(root: Path) -> tuple[dict[str, tuple[str, str]], str | None, str | None]:

@@ -9,7 +9,8 @@ and `.csv.gz` do. Sex, age and race need MIMIC-IV's `patients.csv.gz` and `admis
 
 Training is the official training split; 1,024 of its studies, whole patients, are set aside for validation (Methods); the
 official validation split is then not used (`--validation-studies 0` validates on it instead). The key image is the last
-AP or PA image by name (ReXrank's rule).
+AP or PA image by name (ReXrank's rule). With --rexrank, `test` is the 2,347 studies that ReXrank's file lists, with its key
+images and texts, and priors from here; the rest of the official test split is `test_rest`.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def read(root: Path, options: Options) -> Found:
     studies = studies.reset_index().astype({"split": object, "view": object, "study_id": object, "patient_id": object})
     studies["dataset"] = DATASET
 
+    dated = studies.set_index("study_id")[["study_datetime"]].assign(order=None)
     rejects = []
 
     def reject(which: pd.Series, reason: str, detail: object = None) -> None:
@@ -163,6 +165,9 @@ def read(root: Path, options: Options) -> Found:
         rejects=pd.concat(rejects, ignore_index=True),
         notes=notes,
         validation_studies=VALIDATION_STUDIES,
+        dated=dated,
+        # ReXrank's paths begin at `files`: /p10/p10000032/…
+        test_image=lambda path: below + path.lstrip("/"),
     )
 
 

@@ -10,13 +10,16 @@ split (those of a validation file into validation), with ReXrank's own key image
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from data_prep.demographics import age_of, race
 from data_prep.rejects import NO_IMAGE, reject_frame
 from data_prep.source import Found, Options, SourceError, blank_to_none, found_frame, read_json, require_keys
+from data_prep.study import ids_fingerprint
 from data_prep.texts import Texts
 
 TITLE = "ReXrank ({})"
@@ -33,6 +36,7 @@ LICENCES = {
     "iu_xray": ("CC BY-NC-ND 4.0", False),
     "rexgradient": ("ReXGradient data use agreement", True),
 }
+NEEDED = ("section_findings", "section_impression", "key_image_path")
 VIEW_NAMES = {"antero-posterior": "AP", "postero-anterior": "PA", "ap": "AP", "pa": "PA"}
 CONTEXT = re.compile(
     r"(?:Age:(?P<age>[\d.-]+?)\.(?=Gender:|Indication:|Comparison:|$))?"
@@ -58,35 +62,14 @@ def read(root: Path, options: Options) -> Found:
     studies = read_file(root)
     dataset = dataset_of(studies, root)
     keys = {key for study in studies.values() for key in study}
-    require_keys(root, keys, ("section_findings", "section_impression", "key_image_path"), "a ReXRank_*.json file")
+    require_keys(root, keys, NEEDED, "a ReXRank_*.json file")
     if options.images is None:
         raise SourceError("rexrank needs --images DIR, the root that the file's image paths are below")
-    rows, without_image, other_view, unparsed = [], [], 0, 0
-    for study_id, study in studies.items():
-        context = parse_context(study.get("context"))
-        unparsed += context is None
-        context = context or dict.fromkeys(("age", "sex", "indication", "comparison"))
-        row = {
-            "study_id": study_id,
-            "patient_id": patient_of(study_id, study),
-            "dataset": dataset,
-            "split": "validation" if is_validation(root, study) else "test",
-            "findings": blank_to_none(study.get("section_findings")),
-            "impression": blank_to_none(study.get("section_impression")),
-            "indication": context["indication"],
-            "comparison": context["comparison"],
-            "sex": (context["sex"] or "")[:1].upper() or None,
-            "age": age_of(context["age"]),
-            "race": race(study.get("race")),
-        }
-        row["sex"] = row["sex"] if row["sex"] in ("F", "M") else None
-        image = study.get("key_image_path")
-        if not image:
-            without_image.append(row)
-            continue
-        view, frontal = key_view(study)
-        other_view += not frontal
-        rows.append({**{k: v for k, v in row.items() if k != "dataset"}, "view": view, "image_source": str(image)})
+    listed = [
+        study_row(study_id, study, dataset, "validation" if is_validation(root, study) else "test")
+        for study_id, study in studies.items()
+    ]
+    rows = [row for row in listed if row["image_source"]]
     licence, credentialed = LICENCES[dataset]
     texts = Texts()
     found = Found(
@@ -99,17 +82,58 @@ def read(root: Path, options: Options) -> Found:
         priors=False,
     )
     found.notes.append("Key images and texts as ReXrank's file gives them; no dates, so no priors.")
-    if other_view:
-        found.notes.append(
+    found.notes += notes_on(listed)
+    if len(rows) < len(listed):
+        found.rejects = reject_frame(pd.DataFrame([row for row in listed if not row["image_source"]]), NO_IMAGE)
+    if not any(row["split"] == "validation" for row in listed):
+        found.test_file = recorded(dataset, studies)
+    return found
+
+
+def study_row(study_id: str, study: Mapping[str, Any], dataset: str, split: str) -> dict[str, Any]:
+    """An entry of a file as a study found; also `frontal` and `context_read`, whether the file says so and reads so.
+
+    `image_source` is the key image's path as the file has it, None where it names none.
+    """
+    context = parse_context(study.get("context"))
+    parts = context or dict.fromkeys(("age", "sex", "indication", "comparison"))
+    image = study.get("key_image_path")
+    view, frontal = key_view(study) if image else ("frontal", True)
+    sex = (parts["sex"] or "")[:1].upper()
+    return {
+        "study_id": study_id,
+        "patient_id": patient_of(study_id, study),
+        "dataset": dataset,
+        "split": split,
+        "view": view,
+        "image_source": str(image) if image else None,
+        "findings": blank_to_none(study.get("section_findings")),
+        "impression": blank_to_none(study.get("section_impression")),
+        "indication": parts["indication"],
+        "comparison": parts["comparison"],
+        "sex": sex if sex in ("F", "M") else None,
+        "age": age_of(parts["age"]),
+        "race": race(study.get("race")),
+        "frontal": frontal,
+        "context_read": context is not None,
+    }
+
+
+def notes_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of a file's entries a data card should say."""
+    notes = []
+    if other_view := sum(not row["frontal"] for row in rows):
+        notes.append(
             f"{other_view:,} studies have no image marked AP, PA or frontal; ReXrank's key image is used as it is."
         )
-    if unparsed:
-        found.notes.append(f"{unparsed:,} studies have a context of another form, which is left out.")
-    if without_image:
-        import pandas as pd
+    if unread := sum(not row["context_read"] for row in rows):
+        notes.append(f"{unread:,} studies have a context of another form, which is left out.")
+    return notes
 
-        found.rejects = reject_frame(pd.DataFrame(without_image), NO_IMAGE)
-    return found
+
+def recorded(dataset: str, study_ids: Collection[str]) -> dict[str, Any]:
+    """A test file as a data card names it: which board's, how many studies, the fingerprint of their ids."""
+    return {"dataset": dataset, "studies": len(study_ids), "study_ids_sha256": ids_fingerprint(study_ids)}
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:
@@ -183,20 +207,20 @@ def key_view(study: Mapping[str, Any]) -> tuple[str, bool]:
     return "frontal", not labels or "frontal" in labels
 
 
-def test_keys(paths: Sequence[Path], dataset: str) -> tuple[set[str], set[str]]:
-    """Studies and patients of ReXrank test files of `dataset`, in the form its source uses.
+def read_test_files(paths: Sequence[Path], dataset: str) -> list[dict[str, Any]]:
+    """The studies of ReXrank test files of `dataset`, as `study_row` gives them, each once.
 
     Raises:
         SourceError: a file of another data set, or of validation studies.
     """
-    studies: set[str] = set()
-    patients: set[str] = set()
+    rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         entries = read_file(path)
         if (other := dataset_of(entries, path)) != dataset:
             raise SourceError(f"{path}: a ReXrank file of {other}, not of {dataset}; leave it out of --rexrank")
         if any(is_validation(path, study) for study in entries.values()):
             raise SourceError(f"{path}: holds validation studies; --rexrank takes test files")
-        studies.update(entries)
-        patients.update(patient_of(study_id, study) for study_id, study in entries.items())
-    return studies, patients
+        keys = {key for study in entries.values() for key in study}
+        require_keys(path, keys, NEEDED, "a ReXRank_*.json file")
+        rows |= {study_id: study_row(study_id, study, dataset, "test") for study_id, study in entries.items()}
+    return list(rows.values())
