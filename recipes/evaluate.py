@@ -20,6 +20,8 @@ from evaluation.scorers import open_scorers
 from launch.provenance import write_run
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.errors import RecipeError, run_command
+from recipes.model_card import training_stages, write_model_card
+from recipes.models import model_fingerprint
 from recipes.stage import announce, quiet_logs
 from rewards.chexprompt.judge import JudgeError, JudgeSettings
 
@@ -70,6 +72,9 @@ def main() -> None:
                     sections=evaluation.sections,
                     force=evaluation.force,
                 )
+    for path in map(Path, models.values()):
+        if path.resolve().is_relative_to(run.resolve()) and any(training_stages(str(path))):
+            write_model_card(path, model_fingerprint(str(path)))  # with its scores
 
 
 def available_split(data: Path, split: str, validation: str) -> str:

@@ -14,11 +14,12 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from transformers import TrainingArguments
 
-from recipes.errors import RecipeError, read_json
+from recipes.errors import RecipeError
+from recipes.model_card import training_stages
 from rewards.chexprompt.governance import is_open
 
-# Model, configuration, tokenizer and processor. Not training_args.bin, which is a pickle and names this machine's folders.
-FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
+# Model, configuration, tokenizer, processor and model card.
+FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "README.md")
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,7 @@ def open_upload(training: TrainingArguments, sources: set[str], start: str, allo
 
 def trained_on(model: str) -> set[str]:
     """Data sets that earlier stages trained `model` on, by the `settings.json` that each left beside its models."""
-    found: set[str] = set()
-    seen: set[Path] = set()
-    while True:
-        folder = Path(model).resolve().parent
-        if folder in seen or not (folder / "settings.json").is_file():
-            return found
-        seen.add(folder)
-        settings = read_json(folder / "settings.json")
-        found |= set(settings.get("datasets", []))
-        model = settings.get("model_name_or_path", "")
+    return {name for _, settings in training_stages(model) for name in settings.get("datasets", [])}
 
 
 def _first_line(error: Exception) -> str:

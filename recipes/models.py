@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Qwen3VLConfig, Qwen3VLProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, Qwen3VLConfig, Qwen3VLProcessor
 
 from recipes.checkpoint_files import check_weight_files
 from recipes.errors import RecipeError
@@ -32,30 +33,33 @@ MODEL_TYPE = Qwen3VLConfig.model_type  # `qwen3_vl`
 class ImageQwen3VLProcessor(Qwen3VLProcessor):
     """Qwen3-VL's processor for images only.
 
-    transformers' own also builds a video processor, which needs torchvision; chest X-rays are images, so machines
-    without torchvision use this one. It saves and loads as any processor and tokenises images the same way.
+    transformers' own also builds a video processor, which needs torchvision; chest X-rays are images, so this one loads any
+    Qwen3-VL's files with or without torchvision. It tokenises images the same way, and saves what transformers' own loads:
+    the name of its class in a checkpoint is `Qwen3VLProcessor`, as on the hub.
     """
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
         super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As the parent, and the settings of a video processor: vLLM loads no Qwen3-VL without them."""
+        """As the parent, under transformers' name, and the settings of a video processor: neither transformers' own processor
+        nor vLLM loads a Qwen3-VL without them. `preprocessor_config.json` is where the hub's Qwen3-VL have the image settings."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        for name in ("processor_config.json", "tokenizer_config.json"):
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            _write_settings(folder / name, {**content, "processor_class": Qwen3VLProcessor.__name__})
         images = self.image_processor
         shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
         settings = {"video_processor_type": "Qwen3VLVideoProcessor", **{name: getattr(images, name) for name in shared}}
-        path = Path(save_directory) / "video_preprocessor_config.json"
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        _write_settings(folder / "video_preprocessor_config.json", settings)
+        named = {"processor_class": Qwen3VLProcessor.__name__}
+        _write_settings(folder / "preprocessor_config.json", images.to_dict() | named)
         return saved
 
 
-def register_image_processor() -> None:
-    """Let `AutoProcessor` load the image-only processor, which it would silently take for a bare tokenizer.
-
-    A checkpoint saved with torchvision names transformers' own processor and keeps it.
-    """
-    AutoProcessor.register(Qwen3VLConfig, ImageQwen3VLProcessor, exist_ok=True)
+def _write_settings(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_model_folder(path: str) -> None:
@@ -166,17 +170,16 @@ def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:
     Raises:
         RecipeError: the folder's files do not make an image processor and a tokenizer.
     """
-    register_image_processor()
     check_model_folder(path)
     try:
-        processor = AutoProcessor.from_pretrained(path, padding_side=padding_side)
+        if not Path(path).is_dir() and (found := AutoConfig.from_pretrained(path).model_type) != MODEL_TYPE:
+            raise RecipeError(
+                f"{path} is another model (model_type {found!r}, not {MODEL_TYPE!r}); set model_name_or_path to a Qwen3-VL"
+            )
+        # By the model's type, not by the class that a file names: plain AutoProcessor wants torchvision for the hub's.
+        return ImageQwen3VLProcessor.from_pretrained(path, padding_side=padding_side)
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load the processor of {path}: {str(error).splitlines()[0]}") from error
-    if not hasattr(processor, "image_processor"):
-        raise RecipeError(
-            f"{path} has no image processor (found {type(processor).__name__}); it is not a Qwen3-VL checkpoint"
-        )
-    return processor
 
 
 def load_model(path: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> PreTrainedModel:

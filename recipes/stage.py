@@ -43,6 +43,7 @@ from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError, read_json
 from recipes.hub import Upload, open_upload
 from recipes.lora import check_lora_targets
+from recipes.model_card import write_model_card
 from recipes.models import check_model_folder, is_adapter, merge_adapter, model_fingerprint
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
@@ -491,11 +492,14 @@ def finish_stage(trainer: transformers.Trainer, stage: str, settings: dict[str, 
 def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str, Any], extra: dict[str, Any]) -> None:
     output_dir = Path(trainer.args.output_dir)
     trainer.processing_class.save_pretrained(output_dir / "final")
+    (output_dir / "final" / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the model
     if is_adapter(str(output_dir / "final")):  # the next stage and the evaluation take whole models
         adapter = output_dir / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)
         (output_dir / "final").rename(adapter)
         merge_adapter(str(adapter), output_dir / "final")
+    fingerprint = model_fingerprint(str(output_dir / "final"))
+    write_model_card(output_dir / "final", fingerprint)
     history = [finite(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
     write_json(output_dir / "log_history.json", history)
     result = {
@@ -508,7 +512,7 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **({"peak_gpu_memory_mib": memory} if (memory := peak_gpu_memory_mib()) else {}),
         "processes": trainer.accelerator.num_processes,
-        "final_sha256": model_fingerprint(str(output_dir / "final")),
+        "final_sha256": fingerprint,
         "last_log": history[-1] if history else None,
         "versions": package_versions(),
         "settings": settings,

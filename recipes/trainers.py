@@ -47,6 +47,9 @@ class _Resumable:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None of TRL's, which knows neither base model nor data; `finish_stage` writes one into `final/`."""
+
 
 class ReportTrainer(_Resumable, SFTTrainer):
     """SFTTrainer that a kill does not disturb, whose objective is the mean over all report tokens of an optimiser step.

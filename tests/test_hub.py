@@ -131,11 +131,11 @@ def test_every_upload_of_a_stage_is_a_model_file_of_its_final(
     argv = [stage, "--config", f"recipes/demo/{recipe}.yaml", *options(given)]
     monkeypatch.setattr(sys, "argv", argv)
     module.main()
-    allowed = {path.name for path in (out / "final").iterdir()} - {"training_args.bin"}
+    allowed = {path.name for path in (out / "final").iterdir()}
     assert sorted(hub.files) == sorted(allowed)  # each once, no folder but final's own
     assert "model.safetensors" in hub.files
     assert hub.private is True
-    assert not hub.others
+    assert set(hub.others) <= {"/api/validate-yaml"}  # the hub checks the head of a README.md
     hub.files.clear()
     module.main()  # finished already: uploaded again, where the first upload had failed
     assert sorted(hub.files) == sorted(allowed)
