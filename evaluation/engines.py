@@ -83,26 +83,18 @@ def transformers_writer(model: str, settings: GenerationSettings) -> Writer:
     """Greedy generation with transformers, on a GPU where there is one."""
     import torch
 
-    from recipes.models import load_model_and_processor
+    from recipes.models import end_tokens, load_model_and_processor
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, processor = load_model_and_processor(model, settings.dtype, device)
-    end = {processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id}
+    end = set(end_tokens(processor))
 
     def write(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
         images = [image for study in studies for image in open_images(study, settings)]
         texts = [prompt_text(processor, study, settings) for study in studies]
         inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(device)
         with torch.inference_mode():
-            # temperature, top_p and top_k are unset, because a checkpoint's sampling settings only cause warnings here.
-            tokens = network.generate(
-                **inputs,
-                max_new_tokens=settings.max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-            )
+            tokens = network.generate(**inputs, max_new_tokens=settings.max_new_tokens, do_sample=False)
         completions = tokens[:, inputs["input_ids"].shape[1] :]
         reports = processor.tokenizer.batch_decode(completions, skip_special_tokens=True)
         cut = [not end.intersection(row) for row in completions.tolist()]
@@ -120,7 +112,7 @@ def vllm_writer(model: str, settings: GenerationSettings) -> Writer:
         from vllm import LLM, SamplingParams
     except ImportError as error:
         raise EvaluationError(f"engine vllm needs vLLM ({error}); install it, or set --engine transformers") from error
-    from recipes.models import load_processor, whole_model
+    from recipes.models import end_tokens, load_processor, whole_model
 
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(whole_model(model))
@@ -130,9 +122,10 @@ def vllm_writer(model: str, settings: GenerationSettings) -> Writer:
             dtype=checkpoint_dtype(folder) if settings.dtype == "auto" else settings.dtype,
             max_model_len=model_length(folder),
             limit_mm_per_prompt={"image": 2, "video": 0},
+            generation_config="vllm",  # its own defaults, and nothing of the checkpoint's generation_config.json
         )
         kept = opened.pop_all()
-    sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
+    sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens, stop_token_ids=end_tokens(processor))
 
     def write(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
         requests = [

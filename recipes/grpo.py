@@ -24,7 +24,7 @@ from recipes.arguments import (
 )
 from recipes.data import rollout_dataset
 from recipes.errors import run_command
-from recipes.models import load_processor, merged_checkpoint
+from recipes.models import end_tokens, generate_neutrally, load_processor, merged_checkpoint
 from recipes.monitors import RolloutMonitors, build_monitors
 from recipes.shared_prompts import check_attention
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
@@ -96,6 +96,9 @@ def build_trainer(
     start = merged_checkpoint(model.model_name_or_path)
     processor = load_processor(start)
     forbid_image_tokens(training, processor)
+    ends = end_tokens(processor)
+    key = "stop_token_ids" if training.use_vllm else "eos_token_id"
+    training.generation_kwargs = {key: ends, **(training.generation_kwargs or {})}
     training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
     trainer = RolloutTrainer(
         model=start,
@@ -112,6 +115,8 @@ def build_trainer(
         processing_class=processor,
         peft_config=get_peft_config(model),
     )
+    trainer.eos_token_ids = ends
+    generate_neutrally(trainer.model, processor)
     trainer.share_prompts = rollouts.share_prompts
     monitors.watch_judge(trainer.reward_funcs[0])
     trainer.add_callback(monitors)

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, Qwen3VLConfig, Qwen3VLProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedModel,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+)
 
 from recipes.checkpoint_files import check_weight_files
 from recipes.errors import RecipeError
@@ -199,8 +206,26 @@ def load_model(path: str, dtype: str | torch.dtype = "auto", device: str | torch
 def load_model_and_processor(
     path: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, Qwen3VLProcessor]:
-    """Both, ready for batched generation (left padding)."""
-    return load_model(path, dtype, device), load_processor(path)
+    """Both, ready for batched greedy generation (left padding), whatever the checkpoint says of sampling."""
+    model, processor = load_model(path, dtype, device), load_processor(path)
+    generate_neutrally(model, processor)
+    return model, processor
+
+
+def end_tokens(processor: Qwen3VLProcessor) -> list[int]:
+    """The tokens that end a report, with either engine: the turn's end and, which Qwen also ends texts with, padding."""
+    return list(dict.fromkeys([processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id]))
+
+
+def generate_neutrally(model: PreTrainedModel, processor: Qwen3VLProcessor) -> None:
+    """Replace, in place, what the checkpoint's `generation_config.json` says of generation: greedy, no penalties, our ends.
+
+    transformers would take penalties, forbidden repetitions, beams and the like from there, for greedy reports and for
+    rollouts too, whose probabilities would then not be the policy's; vLLM takes none of them.
+    """
+    neutral = GenerationConfig(eos_token_id=end_tokens(processor), pad_token_id=processor.tokenizer.pad_token_id)
+    vars(model.generation_config).clear()
+    vars(model.generation_config).update(vars(neutral))
 
 
 def model_fingerprint(path: str) -> str:

@@ -14,7 +14,7 @@ from trl import ModelConfig, SFTConfig, get_peft_config
 from recipes.arguments import DataArguments, StageArguments, parse_recipe
 from recipes.data import completion_dataset
 from recipes.errors import run_command
-from recipes.models import load_processor
+from recipes.models import generate_neutrally, load_processor
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import ReportTrainer
 
@@ -40,13 +40,16 @@ def build_trainer(
 ) -> ReportTrainer:
     """The trainer of the SFT stage."""
     training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
-    return ReportTrainer(
+    processor = load_processor(model.model_name_or_path)
+    trainer = ReportTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=completion_dataset(studies, data.longitudinal, data.context),
-        processing_class=load_processor(model.model_name_or_path),
+        processing_class=processor,
         peft_config=get_peft_config(model),
     )
+    generate_neutrally(trainer.model, processor)  # what is saved decodes greedily, as it is evaluated
+    return trainer
 
 
 if __name__ == "__main__":
