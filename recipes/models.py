@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -28,13 +30,19 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLProcessor,
 )
+from transformers.integrations import deepspeed
 
+from data_prep.files import write_json
 from recipes.checkpoint_files import check_weight_files
-from recipes.errors import RecipeError
+from recipes.errors import RecipeError, read_json
+from recipes.lora import merge_in_place
+from recipes.merge_check import compared
 
 PIECE = 4 << 20  # bytes of a weight file that are read at once, by each of
 READERS = 8  # threads
 MODEL_TYPE = Qwen3VLConfig.model_type  # `qwen3_vl`
+BASE_FILE = "base_model.json"  # beside an adapter: the base that it was trained on, by `note_base`
+MERGE_FILE = "merge.json"  # in a merged model's folder: of which adapter, and how far from it
 
 
 class ImageQwen3VLProcessor(Qwen3VLProcessor):
@@ -76,10 +84,14 @@ def check_model_folder(path: str) -> None:
     if folder.is_dir():
         check_weight_files(folder)
         if is_adapter(path):
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise RecipeError(f"{path} has an adapter_config.json and no adapter_model.safetensors; save it again")
+            check_model_folder(adapter_base(path))
             return
         if not (folder / "config.json").is_file():
             raise RecipeError(f"{path} is not a checkpoint (no config.json in it); check model_name_or_path")
         _check_architecture(folder)
+        _check_tensors(str(folder), _file_states(folder))
     elif folder.name == "best":
         run = folder.parent.parent.name
         raise RecipeError(
@@ -92,9 +104,76 @@ def check_model_folder(path: str) -> None:
         raise RecipeError(f"no model in {path}; {made_by}, or set model_name_or_path")
 
 
+def check_tensors(path: str, revision: str = "main") -> None:
+    """Raise `RecipeError` unless the weights of a checkpoint are its model's own, by name and shape.
+
+    transformers completes a model that lacks tensors, or has them under other names, with random weights. Nothing is
+    read but the files' headers; a hub name is fetched first.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        _check_tensors(path, _file_states(folder))
+    else:
+        _check_tensors(path, (), revision)
+
+
+@functools.lru_cache(maxsize=32)
+def _check_tensors(path: str, states: tuple[Any, ...], revision: str = "main") -> None:
+    """`states` are those of the files: what has changed since is checked again."""
+    try:
+        with whole_weights():
+            _, found = AutoModelForImageTextToText.from_pretrained(
+                path, device_map="meta", revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"cannot load the model of {path}: {_first_line(error)}") from error
+    wrong = []
+    if missing := sorted(found["missing_keys"]):
+        wrong.append(f"lacks {len(missing)} tensors of its model ({missing[0]}, …)")
+    if others := sorted(found["unexpected_keys"]):
+        wrong.append(f"holds {len(others)} that its model does not have ({others[0]}, …)")
+    for name, there, wanted in sorted(found["mismatched_keys"])[:1]:
+        wrong.append(f"has {name} as {list(there)} and not {list(wanted)}")
+    if wrong:
+        raise RecipeError(
+            f"{path} {' and '.join(wrong)}: it would be completed with random weights; fetch or save it again as "
+            "transformers' Qwen3VLForConditionalGeneration does"
+        )
+
+
+@contextlib.contextmanager
+def whole_weights() -> Iterator[None]:
+    """Let a model be loaded whole by this process alone where DeepSpeed's ZeRO-3 would share it among all."""
+    before = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before
+
+
 def is_adapter(path: str) -> bool:
     """Whether `path` is a folder with a LoRA adapter, which needs its base model."""
     return (Path(path) / "adapter_config.json").is_file()
+
+
+def adapter_base(path: str) -> str:
+    """The base model of the adapter in `path`, as its configuration names it.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    base = read_json(Path(path) / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise RecipeError(
+            f"{path}/adapter_config.json names no base_model_name_or_path; write the base model's folder there"
+        )
+    return base
+
+
+def note_base(folder: Path, base: str, dtype: torch.dtype) -> None:
+    """Write what an adapter in `folder` needs to be the model that was trained: its base's fingerprint and dtype."""
+    write_json(folder / BASE_FILE, {"sha256": model_fingerprint(base), "dtype": str(dtype).removeprefix("torch.")})
 
 
 def merged_checkpoint(path: str) -> str:
@@ -106,10 +185,17 @@ def merged_checkpoint(path: str) -> str:
         return path
     folder = Path(path).resolve() / "merged"
     state = PartialState()
-    if state.is_main_process and not folder.is_dir():
+    if state.is_main_process and not _is_merged_of(folder, path):
+        shutil.rmtree(folder, ignore_errors=True)
         merge_adapter(path, folder)
     state.wait_for_everyone()
     return str(folder)
+
+
+def _is_merged_of(folder: Path, adapter: str) -> bool:
+    """Whether `folder` holds the merged model of the adapter as it and its base are now."""
+    file = folder / MERGE_FILE
+    return file.is_file() and read_json(file)["adapter_sha256"] == model_fingerprint(adapter)
 
 
 @contextlib.contextmanager
@@ -120,8 +206,11 @@ def whole_model(path: str) -> Iterator[str]:
     that reads it. Where `merged_checkpoint` left one, that is taken and stays.
     """
     adapter = Path(path).resolve()
-    if not is_adapter(path) or (adapter / "merged").is_dir():
-        yield str(adapter / "merged") if is_adapter(path) else path
+    if not is_adapter(path):
+        yield path
+        return
+    if _is_merged_of(adapter / "merged", path):
+        yield str(adapter / "merged")
         return
     folder = adapter.with_name(f".{adapter.name}.merged.{socket.gethostname()}")
     # Not beside the checkpoint: file systems that are shared by machines do not all have locks.
@@ -142,20 +231,74 @@ def whole_model(path: str) -> Iterator[str]:
             fcntl.flock(held, fcntl.LOCK_UN)  # a process that the reader forked may still have the file open
 
 
-def merge_adapter(path: str, output_dir: Path) -> None:
+def merge_adapter(path: str, output_dir: Path) -> dict[str, Any]:
     """Write the base model of the adapter in `path`, with the adapter added to its weights, to `output_dir` (atomically).
 
+    Returns:
+        What `MERGE_FILE` holds: how far the merged model's log-probabilities are from those of base and adapter.
+
     Raises:
-        RecipeError: the base model is not where the adapter says.
+        RecipeError: as `load_merged`.
     """
-    base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model = PeftModel.from_pretrained(load_model(base), path).merge_and_unload()
+    model, difference = load_merged(path)
     for left in output_dir.parent.glob(f".{output_dir.name}.*.tmp"):  # by a kill
         shutil.rmtree(left)
     temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
     model.save_pretrained(temporary)
     load_processor(path).save_pretrained(temporary)
+    record = {"adapter_sha256": model_fingerprint(path), **difference}
+    write_json(temporary / MERGE_FILE, record)
     os.replace(temporary, output_dir)
+    return record
+
+
+def load_merged(path: str, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Base and adapter as one model, in the dtype of the stage that trained them, and how far it is from the two.
+
+    Raises:
+        RecipeError: the base is not where the adapter says, or is another one than was trained; tensors of the adapter
+            are missing; or the merged model is another policy, beyond rounding.
+    """
+    base, noted = adapter_base(path), Path(path) / BASE_FILE
+    trained = read_json(noted) if noted.is_file() else {"sha256": None, "dtype": "auto"}
+    if trained["sha256"] not in (None, model_fingerprint(base)):
+        raise RecipeError(
+            f"{base} is not the model that the adapter in {path} was trained on: its weights have changed since; put the "
+            "earlier ones back, or train the adapter again"
+        )
+    with whole_weights():
+        model = _with_adapter(load_model(base, trained["dtype"], device), path).eval()
+    model, difference = compared(model, merge_in_place, load_processor(path), Path(path).resolve())
+    print(f"{path} merged with {base}: {difference['summary']}", flush=True)
+    return model, difference
+
+
+def _with_adapter(model: PreTrainedModel, path: str) -> PeftModel:
+    """`model` with the adapter of `path`, every tensor of which is there and has its place."""
+    try:
+        adapted = PeftModel.from_pretrained(model, path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"cannot load the adapter of {path}: {_first_line(error)}") from error
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    with safe_open(Path(path) / "adapter_model.safetensors", framework="pt") as file:
+        there = set(file.keys())
+    # Where embeddings are adapted, PEFT also saves the base's own.
+    extra = {
+        name
+        for name in there - wanted
+        if not name.endswith((".base_layer.weight", "embed_tokens.weight", "lm_head.weight"))
+    }
+    if wanted - there or extra:
+        name = min(wanted - there or extra)
+        raise RecipeError(
+            f"{path}/adapter_model.safetensors and adapter_config.json do not belong together: {len(wanted - there)} "
+            f"tensors are missing and {len(extra)} have no place ({name}, …); save the adapter again"
+        )
+    return adapted
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_architecture(folder: Path) -> None:
@@ -190,16 +333,20 @@ def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:
 
 
 def load_model(path: str, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> PreTrainedModel:
-    """The model of a checkpoint in evaluation mode, on `device`.
+    """The model of a checkpoint in evaluation mode, on `device`; an adapter's is the merged one, as a next stage has it.
 
     Raises:
         RecipeError: no such checkpoint, or its files cannot be loaded.
     """
     check_model_folder(path)
+    if is_adapter(path):
+        model, _ = load_merged(path, device)
+        return (model if dtype == "auto" else model.to(dtype)).eval()
+    check_tensors(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot load the model of {path}: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"cannot load the model of {path}: {_first_line(error)}") from error
     return model.to(device).eval()
 
 
@@ -229,14 +376,35 @@ def generate_neutrally(model: PreTrainedModel, processor: Qwen3VLProcessor) -> N
 
 
 def model_fingerprint(path: str) -> str:
-    """sha256 over the weight files of a local checkpoint (names and contents, sorted), or the hub name itself."""
+    """sha256 over the weight files of a local checkpoint (names and contents, sorted), or the hub name itself.
+
+    An adapter's also covers its base, the dtype of its stage and its configuration: each makes another model.
+    """
     folder = Path(path)
-    if not folder.is_dir():
-        return path
+    return _fingerprint(path, _file_states(folder)) if folder.is_dir() else path
+
+
+@functools.lru_cache(maxsize=32)
+def _fingerprint(path: str, states: tuple[Any, ...]) -> str:
+    """`states` are those of the files: what has changed since is read again."""
+    folder = Path(path)
     digest = hashlib.sha256()
     for part in _read_ahead(sorted(folder.glob("*.safetensors"))):
         digest.update(part)
+    if is_adapter(path):
+        for name in ("adapter_config.json", BASE_FILE):
+            digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+        digest.update(model_fingerprint(adapter_base(path)).encode())
     return digest.hexdigest()
+
+
+def _file_states(folder: Path) -> tuple[Any, ...]:
+    """Name, size and time of change of the files that make a checkpoint's model, its base's included."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ino) for file in files]
+    if is_adapter(str(folder)) and Path(base := adapter_base(str(folder))).is_dir():
+        states += _file_states(Path(base))
+    return tuple(states)
 
 
 def _read_ahead(files: Sequence[Path]) -> Iterator[bytes]:

@@ -493,11 +493,12 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
     output_dir = Path(trainer.args.output_dir)
     trainer.processing_class.save_pretrained(output_dir / "final")
     (output_dir / "final" / "training_args.bin").unlink(missing_ok=True)  # a pickle, and no part of the model
+    merge = {}
     if is_adapter(str(output_dir / "final")):  # the next stage and the evaluation take whole models
         adapter = output_dir / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)
         (output_dir / "final").rename(adapter)
-        merge_adapter(str(adapter), output_dir / "final")
+        merge = {"merge": merge_adapter(str(adapter), output_dir / "final")}
     fingerprint = model_fingerprint(str(output_dir / "final"))
     write_model_card(output_dir / "final", fingerprint)
     history = [finite(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
@@ -516,6 +517,7 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
         "last_log": history[-1] if history else None,
         "versions": package_versions(),
         "settings": settings,
+        **merge,
         **extra,
     }
     write_json(output_dir / "result.json", result)

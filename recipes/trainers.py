@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
@@ -19,6 +21,7 @@ from trl.trainer.utils import RepeatSampler
 
 from recipes.errors import RecipeError
 from recipes.shared_prompts import SharedPrompts
+from recipes.models import note_base
 from recipes.vllm_guards import mend_vllm
 
 
@@ -41,6 +44,12 @@ class _Resumable:
             sampler.generator = torch.Generator()
             self.add_callback(_SeedEachEpoch(sampler.generator))
         return sampler
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if is_peft_model(self.model) and self.args.should_save:
+            base = self.model.get_base_model()
+            note_base(Path(output_dir or self.args.output_dir), base.config._name_or_path, base.dtype)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # The first process writes trainer_state.json next, by which a checkpoint counts as whole: all must be done by then.
