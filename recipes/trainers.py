@@ -20,8 +20,8 @@ from trl import SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from recipes.errors import RecipeError
-from recipes.shared_prompts import SharedPrompts
 from recipes.models import note_base
+from recipes.shared_prompts import SharedPrompts
 from recipes.vllm_guards import mend_vllm
 
 
