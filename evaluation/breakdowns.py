@@ -5,8 +5,8 @@ Paper: figures 3b (encounters), 3c (temporal categories), 4a (zero-shot data set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from evaluation.score import Scores, principal_statistics
 
 UNKNOWN = "unknown"
 SUBGROUPS = ("sex", "age", "race")  # gaps between their strata are tested
-MIN_PATIENTS = 10  # a smaller stratum is shown, marked as small, and takes no part in a gap
 _LENGTHS = ((25, "≤ 25 words"), (50, "26–50 words"), (100, "51–100 words"))
 
 
@@ -57,6 +56,11 @@ def strata(scores: Scores, attribute: str, zero_shot: Sequence[str] = ()) -> tup
     else:
         column, stratum, order = ATTRIBUTES[attribute]
         of_study = [stratum(value) for value in scores.fields[column]]
+    if attribute == "encounter":
+        # Where no patient of a data set comes twice, its studies have no dates: that each is a first one is not known.
+        datasets = scores.fields["dataset"]
+        dated = {d for d, name in zip(datasets, of_study, strict=True) if name not in ("1", UNKNOWN)}
+        of_study = [name if d in dated else UNKNOWN for d, name in zip(datasets, of_study, strict=True)]
     found = set(of_study)
     shown = [name for name in order if name in found]
     shown += sorted(found - set(order) - {UNKNOWN}) + [UNKNOWN] * (UNKNOWN in found)
@@ -69,17 +73,25 @@ def breakdown(
     zero_shot: Sequence[str] = (),
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
+    attributes: Sequence[str] | None = None,
+    tested: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """All breakdowns of one model's scores.
+    """Breakdowns of one model's scores.
+
+    Args:
+        attributes: which; default: all.
+        tested: the numbers whose gaps are tested; default: all.
 
     Returns:
         attribute → {"strata": {stratum: {n, patients, small, metrics: {name: {mean, low, high}}}}}, and for sex, age and
-        race also "gaps": {metric: {highest, lowest, difference, low, high, p, p_holm}}: the largest difference between
-        known strata of at least `MIN_PATIENTS` patients, the permutation test's p, and Holm's correction over all gaps.
+        race also "gaps": {metric: {highest, lowest, difference, low, high, p}}: of the known strata of at least
+        `statistics.MIN_PATIENTS` patients, the two whose difference stands out most (`statistics.largest_gaps`). A stratum of
+        fewer patients has no intervals.
     """
     # Macro-F1 averages conditions of which small strata have none: not shown by stratum.
     all_statistics = {n: s for n, s in principal_statistics(scores, described).items() if "_macro_" not in n}
-    attributes = [*ATTRIBUTES, *(["institution"] if zero_shot else [])]
+    if attributes is None:
+        attributes = [*ATTRIBUTES, *(["institution"] if zero_shot else [])]
     result: dict[str, Any] = {}
     for attribute in attributes:
         of_study, shown = strata(scores, attribute, zero_shot)
@@ -93,47 +105,21 @@ def breakdown(
             result[attribute]["strata"][name] = {
                 "n": len(keep),
                 "patients": len(set(patients)),
-                "small": len(set(patients)) < MIN_PATIENTS,
+                "small": len(set(patients)) < statistics.MIN_PATIENTS,
                 "metrics": {n: interval.as_dict() for n, interval in intervals.items()},
             }
         if attribute in SUBGROUPS:
-            result[attribute]["gaps"] = _gaps(
-                scores, all_statistics, of_study, result[attribute]["strata"], resamples, seed
-            )
-    tests = [gap for attribute in SUBGROUPS for gap in result[attribute]["gaps"].values()]
-    for gap, adjusted in zip(tests, statistics.holm([gap["p"] for gap in tests]), strict=True):
-        gap["p_holm"] = adjusted
+            compared = [
+                name
+                for name, stratum in result[attribute]["strata"].items()
+                if name != UNKNOWN and not stratum["small"]
+            ]
+            keep = np.flatnonzero([s in compared for s in of_study])
+            wanted = {n: s.rows(keep) for n, s in all_statistics.items() if tested is None or n in tested}
+            gaps = {}
+            if len(compared) > 1:
+                gaps = statistics.largest_gaps(
+                    wanted, [of_study[i] for i in keep], [scores.patient_id[i] for i in keep], seed=seed
+                )
+            result[attribute]["gaps"] = {n: asdict(gap) for n, gap in gaps.items() if gap is not None}
     return result
-
-
-def _gaps(
-    scores: Scores,
-    all_statistics: Mapping[str, statistics.Statistic],
-    of_study: Sequence[str],
-    shown: Mapping[str, Mapping[str, Any]],
-    resamples: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    compared = [name for name, stratum in shown.items() if name != UNKNOWN and not stratum["small"]]
-    keep = np.flatnonzero([s in compared for s in of_study])
-    if len(compared) < 2:
-        return {}
-    kept_strata, patients = [of_study[i] for i in keep], [scores.patient_id[i] for i in keep]
-    kept = {name: s.rows(keep) for name, s in all_statistics.items()}
-    p_values = statistics.gap_test(kept, kept_strata, patients, seed=seed)
-    gaps, differences = {}, {}
-    for name, statistic in kept.items():
-        means = {
-            s: shown[s]["metrics"][name]["mean"] for s in compared if shown[s]["metrics"][name]["mean"] is not None
-        }
-        if len(means) < 2:
-            continue
-        highest, lowest = max(means, key=means.get), min(means, key=means.get)
-        inside = [np.array([s == which for s in kept_strata])[:, None] for which in (highest, lowest)]
-        parts = [replace(statistic, columns=statistic.columns * mask) for mask in inside]
-        differences[name] = statistics.difference(*parts)
-        gaps[name] = {"highest": highest, "lowest": lowest}
-    # The interval is of the difference between the two strata found to be extreme; the p-value allows for that choice.
-    for name, interval in statistics.bootstrap(differences, patients, resamples=resamples, seed=seed).items():
-        gaps[name] |= {"difference": interval.mean, "low": interval.low, "high": interval.high, "p": p_values[name]}
-    return gaps

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 
 from evaluation import statistics
 from evaluation.errors import EvaluationError
-from evaluation.score import Scores, principal_statistics
+from evaluation.score import Scores, is_principal, principal_statistics
+from evaluation.tables import p_value
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -36,6 +38,9 @@ def read_result(folder: Path) -> dict[str, Any]:
 def same_studies(models: Mapping[str, Scores]) -> tuple[dict[str, Scores], dict[str, int]]:
     """Each model's scores of the studies that all have, in one order, and how many each has beyond these.
 
+    A value that one of the models lacks for a study (its judge failed) is taken from the others too, so that each number of
+    all models is over the same studies.
+
     Raises:
         EvaluationError: no study in common, or references that differ (other sections, other data).
     """
@@ -53,7 +58,54 @@ def same_studies(models: Mapping[str, Scores]) -> tuple[dict[str, Scores], dict[
         raise EvaluationError(
             f"{' and '.join(models)} were scored against different references; score them with the same --sections and data"
         )
-    return aligned, {name: len(keys[name]) - len(common) for name in models}
+    return _known_to_all(aligned), {name: len(keys[name]) - len(common) for name in models}
+
+
+def _known_to_all(aligned: Mapping[str, Scores]) -> dict[str, Scores]:
+    judged = [scores.errors for scores in aligned.values() if scores.errors is not None]
+    failed = np.isnan(judged).any(axis=0) if judged else None
+    unknown: dict[str, np.ndarray] = {}
+    for scores in aligned.values():
+        for name, values in scores.metrics.items():
+            unknown[name] = unknown.get(name, False) | np.isnan(values)
+
+    def without(counts: np.ndarray | None) -> np.ndarray | None:
+        return None if counts is None else np.where(failed[:, None], np.nan, counts)
+
+    return {
+        model: replace(
+            scores,
+            metrics={name: np.where(unknown[name], np.nan, values) for name, values in scores.metrics.items()},
+            significant=without(scores.significant),
+            insignificant=without(scores.insignificant),
+        )
+        for model, scores in aligned.items()
+    }
+
+
+def judge_left_out(aligned: Mapping[str, Scores]) -> dict[str, int]:
+    """Of the studies that all models have, for how many each model's judge failed; errors are over none of these."""
+    return {model: count for model, scores in aligned.items() if (count := sum(scores.judge_failures().values()))}
+
+
+def correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Set `family` and `p_holm` of tests (each with `first`, `second`, `number`, `p`): Holm within each of two families.
+
+    The principal numbers are one family, all others a second one. A mean and one over it are one test.
+    """
+    numbers = {row["number"] for row in rows}
+    families: dict[str, dict[tuple[str, ...], float]] = {"principal": {}, "other": {}}
+    for row in rows:
+        row["family"] = "principal" if is_principal(row["number"], numbers) else "other"
+        if row["p"] is not None:
+            families[row["family"]].setdefault(_test_of(row), row["p"])
+    adjusted = {k: p for f in families.values() for k, p in zip(f, statistics.holm(list(f.values())), strict=True)}
+    for row in rows:
+        row["p_holm"] = None if row["p"] is None else adjusted[_test_of(row)]
+
+
+def _test_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["first"], row["second"], row["number"].removeprefix("1/")
 
 
 def compare(
@@ -62,7 +114,7 @@ def compare(
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Means side by side and all pairs' differences, Holm-corrected over all pairs and numbers.
+    """Means side by side and all pairs' differences on the studies that all models have, Holm-corrected (`correct`).
 
     Args:
         models: scores by model name.
@@ -76,6 +128,8 @@ def compare(
         "studies": len(patients),
         "patients": len(set(patients)),
         "studies_beyond_the_common_ones": beyond,
+        "judge_failed": judge_left_out(aligned),
+        "studies_of": {n: s.studies for one in found.values() for n, s in one.items() if s.studies < len(patients)},
         "means": {
             name: {k: v.as_dict() for k, v in statistics.bootstrap(s, patients, resamples=resamples, seed=seed).items()}
             for name, s in found.items()
@@ -92,8 +146,8 @@ def compare(
         )
         for name, difference in differences.items():
             result["pairs"].append({"first": a, "second": b, "number": name, **difference.as_dict()})
-    for row, p in zip(result["pairs"], statistics.holm([row["p"] for row in result["pairs"]]), strict=True):
-        row["p_holm"] = p
+    correct(result["pairs"])
+    result["smallest_p"] = statistics.smallest_p(result["patients"])
     return result
 
 
@@ -104,14 +158,24 @@ def table(result: Mapping[str, Any]) -> str:
     width = max(len(n) for n in numbers) + 2
     column = max([28, *(len(m) + 2 for m in models)])
     lines.append(f"{result['studies']} studies of {result['patients']} patients; mean [95% interval]")
+    for model, count in result.get("studies_beyond_the_common_ones", {}).items():
+        if count:
+            lines.append(f"left out: {count} studies that {model} has and another model has not")
+    for number, count in result.get("studies_of", {}).items():
+        failed = ", ".join(f"{model} {n}" for model, n in result["judge_failed"].items())
+        why = f" (the judge failed: {failed})" if "errors " in number and failed else ""
+        lines.append(f"{number}: {count} studies, those that all models have it for{why}")
     lines.append(" " * width + "".join(m.ljust(column) for m in models))
     for number in numbers:
         cells = [_cell(result["means"][m].get(number)) for m in models]
         lines.append(number.ljust(width) + "".join(cell.ljust(column) for cell in cells))
     for row in result["pairs"]:
         if row["difference"] is not None:
-            p = "–" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
-            lines.append(f"{row['first']} − {row['second']}: {row['number']} {_cell(row, 'difference')}, p (Holm) {p}")
+            p = p_value(row["p_holm"]) + (" (no smaller one possible)" if row["p"] == result["smallest_p"] else "")
+            family = "" if row["family"] == "principal" else ", other numbers"
+            lines.append(
+                f"{row['first']} − {row['second']}: {row['number']} {_cell(row, 'difference')}, p (Holm{family}) {p}"
+            )
     for row in result["not_compared"]:
         lines.append(f"not compared (other backend): {row['number']} of {row['first']} and {row['second']}")
     return "\n".join(lines)

@@ -12,8 +12,8 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ from evaluation import statistics, temporal
 from evaluation.errors import EvaluationError
 from evaluation.generate import drop_cut_line, read_lines
 from evaluation.graphs import MarkedEntity, marked_graphs
+from evaluation.names import split_number
 from evaluation.predictions import Problems, pair, read_predictions, studies_of_data, studies_of_file
 from evaluation.statistics import Statistic
 from rewards.chexprompt.governance import JudgeError
@@ -41,6 +42,9 @@ from rewards.radgraph import RadGraphF1
 COMPOSITE_WEIGHTS = {"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
 METRICS = ("bleu2", "bertscore", "sembscore", "radgraph")
 OPTIONAL_METRICS = ("ratescore",)  # scored where its package and weights are; named as skipped elsewhere
+# One family of tests, beside micro-F1 over all conditions and the judge's errors; RadCliQ-v1 stands for its inverse too.
+PRINCIPAL = ("radcliq_v1", "composite")
+COMMON = 5  # patients who have a condition, from which on it is common enough for an interval of macro-F1
 CHUNK = 256  # studies scored, judged and written at a time
 
 _COPIED = (
@@ -365,14 +369,38 @@ def principal_statistics(scores: Scores, described: Mapping[str, Any]) -> dict[s
         if source not in scores.labels:
             continue
         labels = binary_labels(scores.labels[source])
-        for average in ("micro", "macro"):
-            found[f"{kind}_{average}_f1_14{suffix}"] = statistics.f1(labels, candidate, average)
-            found[f"{kind}_{average}_f1_5{suffix}"] = statistics.f1(labels[:, five], candidate[:, five], average)
+        everything = list(range(len(CONDITIONS)))
+        for n, chosen in (("14", everything), ("5", five)):
+            found[f"{kind}_micro_f1_{n}{suffix}"] = statistics.f1(labels[:, chosen], candidate[:, chosen])
+        common = common_conditions(labels, scores.patient_id)
+        for n, chosen in (("14", everything), ("5", five), ("common", common)):
+            if chosen:
+                macro = statistics.f1(labels[:, chosen], candidate[:, chosen], "macro")
+                found[f"{kind}_macro_f1_{n}{suffix}"] = replace(macro, estimable=set(chosen) <= set(common))
     if (errors := scores.errors) is not None:
         judge = described["judge"]["name"]
-        found[f"errors {judge}"] = statistics.mean(errors)
-        found[f"significant errors {judge}"] = statistics.mean(scores.significant.sum(axis=1))
+        found[f"errors {judge}"] = statistics.count(errors)
+        found[f"significant errors {judge}"] = statistics.count(scores.significant.sum(axis=1))
     return found
+
+
+def common_conditions(labels: np.ndarray, patients: Sequence[str]) -> list[int]:
+    """The conditions (columns of the references' labels, bool [n, 14]) that at least `COMMON` patients have.
+
+    Macro-F1 over these has an interval that holds the true value; over rarer ones none that was tried does.
+    """
+    index = statistics.cluster_index(patients)
+    return [i for i in range(labels.shape[1]) if len(set(index[labels[:, i] > 0])) >= COMMON]
+
+
+def is_principal(number: str, numbers: Collection[str]) -> bool:
+    """Whether a number is one of the few that claims rest on, tested as a family of their own: `PRINCIPAL`.
+
+    Micro-F1 counts against the true labels where there are any (`numbers`: all that the model has).
+    """
+    kind = "truth" if any(other.startswith("truth_") for other in numbers) else "label"
+    base = split_number(number)[0].removeprefix("1/")
+    return base in (*PRINCIPAL, f"{kind}_micro_f1_14") or base.startswith("errors ")
 
 
 def condition_statistics(scores: Scores, source: str = "reference") -> dict[str, Statistic]:
@@ -391,8 +419,8 @@ def judge_statistics(scores: Scores) -> dict[str, Statistic]:
 
     found = {"≤1": share(errors <= 1), "2": share(errors == 2), "3": share(errors == 3), "≥4": share(errors >= 4)}
     for i, name in enumerate(ERROR_TYPES):
-        found[f"{name} significant"] = statistics.mean(scores.significant[:, i])
-        found[f"{name} insignificant"] = statistics.mean(scores.insignificant[:, i])
+        found[f"{name} significant"] = statistics.count(scores.significant[:, i])
+        found[f"{name} insignificant"] = statistics.count(scores.insignificant[:, i])
     return found
 
 

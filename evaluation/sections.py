@@ -10,11 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation import figures
+from evaluation.breakdowns import SUBGROUPS
 from evaluation.compare import read_result
 from evaluation.material import Material
 from evaluation.names import sentence, shown_name, shown_number
 from evaluation.published import METRICS as PUBLISHED_METRICS
 from evaluation.published import comparable
+from evaluation.statistics import MIN_PATIENTS, holm
 from evaluation.tables import Table, cell, listed, p_value, with_p
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS
@@ -441,18 +443,30 @@ def strata_table(m: Material, attribute: str, title: str = "") -> Table:
 
 
 def _gaps_table(m: Material) -> Table:
-    rows = []
-    for model, found in m.breakdowns.items():
-        cells = []
-        for attribute in ("sex", "age", "race"):
-            gap = found[attribute].get("gaps", {}).get(m.headline)
-            cells.append(f"{gap['highest']} − {gap['lowest']}: {with_p(gap, signed=False)}" if gap else "–")
-        rows.append([shown_name(model), *cells])
+    shown = {
+        (model, attribute): gap
+        for model, found in m.breakdowns.items()
+        for attribute in SUBGROUPS
+        if (gap := found[attribute].get("gaps", {}).get(m.headline))
+    }
+    adjusted = dict(zip(shown, holm([gap["p"] for gap in shown.values()]), strict=True))
+
+    def told(model: str, attribute: str) -> str:
+        gap = shown.get((model, attribute))
+        if gap is None:
+            return "–"
+        return f"{gap['highest']} − {gap['lowest']}: " + with_p(
+            {**gap, "p_holm": adjusted[model, attribute]}, signed=False
+        )
+
+    rows = [[shown_name(model), *(told(model, attribute) for attribute in SUBGROUPS)] for model in m.breakdowns]
     caption = (
-        f"Largest gap between known strata of at least ten patients in {shown_number(m.headline)}. p of a permutation test, "
-        "after Holm's correction over all numbers and attributes of a model."
+        f"The difference between two known groups in {shown_number(m.headline)} that stands out most from its error; groups of "
+        f"at least {MIN_PATIENTS} patients. The interval holds for all pairs of groups at once. p: largest difference over its "
+        "error (studies grouped by patient) among permutations of the groups over patients, after Holm's correction over this "
+        "table."
     )
-    return Table(["", "sex", "age", "race"], rows, caption=caption)
+    return Table(["", *SUBGROUPS], rows, caption=caption)
 
 
 def _part(

@@ -1,32 +1,36 @@
-"""Bootstrap intervals, paired tests and Holm's correction, as matrix products over sums per patient.
+"""Intervals, paired tests and Holm's correction, as matrix products over sums per patient.
 
-Every number of the evaluation (a mean, 1/mean, an F1) is a function of sums over studies. So each study adds a few
-columns once, the columns are summed per patient, and a resample of patients is one row of counts times that matrix:
-1,000 resamples of 10,000 studies and dozens of statistics take about a second, in memory that does not grow with the
-number of resamples.
+Every number of the evaluation (a mean, 1/mean, an F1) is a ratio of sums over studies, or the mean of such ratios. So each
+study adds a few columns once, the columns are summed per patient, and a resample of patients is one row of counts times
+that matrix, in memory that does not grow with the number of resamples.
 
-Resampling is over patients, because studies of one patient are not independent. Where each patient has one study this
-is the bootstrap over studies.
+Patients are what is resampled, swapped and permuted, because studies of one patient are not independent. Where each patient
+has one study this is the same over studies. tests/test_statistics_coverage.py simulates how often each interval holds the
+true value, and how often each test errs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations, pairwise
 
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 1_000
+RESAMPLES = 4_000  # another seed moves an interval's end by about 2% of the half width
 PERMUTATIONS = 9_999
 GAP_PERMUTATIONS = 1_999
 LEVEL = 0.95
+MIN_PATIENTS = (
+    10  # no interval of fewer: they would be far too narrow (two patients: 51% hold the true value, three 72%)
+)
 _CHUNK_CELLS = 2_000_000  # resamples x patients held at once: 16 MB of float64
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate and its bootstrap interval; `low` and `high` are None where one patient is all there is."""
+    """A point estimate and its interval; `low` and `high` are None where the studies cannot give one."""
 
     mean: float | None
     low: float | None
@@ -46,36 +50,103 @@ class Paired:
     p: float | None
 
     def as_dict(self) -> dict[str, float | None]:
-        return {"a": self.a, "b": self.b, **_renamed(self.difference), "p": self.p}
+        d = self.difference
+        return {"a": self.a, "b": self.b, "difference": d.mean, "low": d.low, "high": d.high, "p": self.p}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Two strata whose difference stands out most from its error; `p` and the interval allow for that choice."""
+
+    highest: Hashable
+    lowest: Hashable
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number that is a function of sums over studies.
+    """A ratio of sums over studies; with several columns, the mean of their ratios (macro-F1).
 
     Attributes:
-        columns: float64 [n, k], what each study adds to the sums; no NaN.
-        from_sums: sums [..., k] → the number [...]; NaN where it is undefined.
+        numerator, denominator: float64 [n, k], what each study adds to the sums; no NaN.
+        support: float64 [n, k]: a ratio exists where its sum is not 0 (known studies, true positives of the reference).
+        kind: mean, inverse (of a mean), share (of studies), count (mean of counts), f1, macro; decides the interval.
+        estimable: False where no interval is known to hold the true value often enough; then none is given.
     """
 
-    columns: np.ndarray
-    from_sums: Callable[[np.ndarray], np.ndarray]
-    inverse: bool = False  # one over something: its interval is that thing's, inverted
+    numerator: np.ndarray
+    denominator: np.ndarray
+    support: np.ndarray
+    kind: str = "mean"
+    estimable: bool = True
+
+    @property
+    def columns(self) -> np.ndarray:
+        return np.concatenate([self.numerator, self.denominator, self.support], axis=1)
 
     def rows(self, keep: np.ndarray) -> Statistic:
         """The same statistic of some of the studies (`keep`: bool [n] or indices)."""
-        return replace(self, columns=self.columns[keep])
+        return replace(
+            self, numerator=self.numerator[keep], denominator=self.denominator[keep], support=self.support[keep]
+        )
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        """Sums of `columns` [..., 3k] → the number [...]; NaN where it does not exist."""
+        numerator, denominator, support = np.split(sums, 3, axis=-1)
+        ratio = np.where(support > 0, _divide(numerator, denominator), np.nan)
+        if self.kind == "macro":  # a condition that the references do not have counts as 0, as in scikit-learn
+            return np.nan_to_num(ratio).mean(axis=-1)
+        return _divide(1.0, ratio[..., 0]) if self.kind == "inverse" else ratio[..., 0]
 
     @property
     def value(self) -> float | None:
         return _number(self.from_sums(self.columns.sum(axis=0)))
 
+    @property
+    def studies(self) -> int:
+        """How many studies it is over: those with a known value, or with labels."""
+        return len(self.support) if self.kind in ("f1", "macro") else int(self.support.sum())
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of statistics of the same studies: a difference of two models, or its mean over several runs."""
+
+    terms: Sequence[tuple[float, Statistic]]
+    kind = "contrast"
+
+    @property
+    def estimable(self) -> bool:
+        return all(statistic.estimable for _, statistic in self.terms)
+
+    @property
+    def columns(self) -> np.ndarray:
+        return np.concatenate([statistic.columns for _, statistic in self.terms], axis=1)
+
+    def from_sums(self, sums: np.ndarray) -> np.ndarray:
+        total, start = np.zeros(sums.shape[:-1]), 0
+        for weight, statistic in self.terms:
+            end = start + 3 * statistic.numerator.shape[1]
+            total = total + weight * statistic.from_sums(sums[..., start:end])
+            start = end
+        return total
+
 
 def mean(values: np.ndarray) -> Statistic:
-    """Mean over the studies whose value is not NaN (values: [n])."""
+    """Mean over the studies whose value is not NaN (values: [n]); of zeros and ones it is a share."""
     values = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(values)
-    return Statistic(np.stack([np.where(known, values, 0.0), known], axis=1), _mean_of_sums)
+    filled, weight = np.where(known, values, 0.0)[:, None], known.astype(np.float64)[:, None]
+    kind = "share" if np.isin(filled, (0.0, 1.0)).all() else "mean"
+    return Statistic(filled, weight, weight, kind)
+
+
+def count(values: np.ndarray) -> Statistic:
+    """Mean of counts (errors a report), NaN left out; its interval bears with rare ones."""
+    return replace(mean(values), kind="count")
 
 
 def inverse_mean(values: np.ndarray) -> Statistic:
@@ -83,66 +154,59 @@ def inverse_mean(values: np.ndarray) -> Statistic:
 
     Its interval is the mean's interval inverted, and has no bounds where that holds zero.
     """
-    base = mean(values)
-    return Statistic(base.columns, lambda sums: _divide(1.0, _mean_of_sums(sums)), inverse=True)
+    return replace(mean(values), kind="inverse")
 
 
 def f1(truth: np.ndarray, candidate: np.ndarray, average: str = "micro") -> Statistic:
     """F1 of binary labels [n, conditions], `micro` over all cells or `macro` over conditions.
 
-    A condition with neither a true nor a predicted positive counts as 0, as in scikit-learn's default, which
-    f1chexbert and ReXrank use.
+    Micro-F1 (and F1 of one condition) does not exist where the references have no positive. In macro-F1 such a condition
+    counts as 0, as in scikit-learn's default, which f1chexbert and ReXrank use.
     """
     truth, candidate = np.asarray(truth, dtype=bool), np.asarray(candidate, dtype=bool)
     if truth.shape != candidate.shape:
         raise ValueError(f"labels of {truth.shape[0]} studies against labels of {candidate.shape[0]}")
-    counts = np.stack([truth & candidate, ~truth & candidate, truth & ~candidate], axis=1).astype(np.float64)
-    if average == "micro":
-        return Statistic(counts.sum(axis=2), _f1_of_counts)
-    if average != "macro":
+    if average not in ("micro", "macro"):
         raise ValueError(f"average is {average!r}, expected micro or macro")
-    conditions = truth.shape[1]
+    both, either = (truth & candidate).astype(np.float64), truth.astype(np.float64) + candidate
+    columns = (2 * both, either, truth.astype(np.float64))
+    if average == "micro":
+        columns = tuple(column.sum(axis=1, keepdims=True) for column in columns)
+    return Statistic(*columns, "f1" if average == "micro" else "macro")
 
-    def macro(sums: np.ndarray) -> np.ndarray:
-        return _f1_of_counts(np.moveaxis(sums.reshape(*sums.shape[:-1], 3, conditions), -2, -1)).mean(axis=-1)
 
-    return Statistic(counts.reshape(len(truth), 3 * conditions), macro)
-
-
-def difference(first: Statistic, second: Statistic) -> Statistic:
-    """first − second of one set of studies, e.g. the gap between two strata."""
-    width = first.columns.shape[1]
-    return Statistic(
-        np.concatenate([first.columns, second.columns], axis=1),
-        lambda sums: first.from_sums(sums[..., :width]) - second.from_sums(sums[..., width:]),
-    )
+def difference(first: Statistic, second: Statistic) -> Contrast:
+    """first − second of one set of studies."""
+    return Contrast([(1.0, first), (-1.0, second)])
 
 
 def bootstrap(
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, Statistic | Contrast],
     patients: Sequence[Hashable],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Intervals of all statistics from the same resamples of patients (`patients`: one key per study).
+    """Intervals of all statistics (`patients`: one key per study); none with fewer than `MIN_PATIENTS` patients.
 
-    Hesterberg's expanded percentile interval (2015, "What teachers should know about the bootstrap", section 5.3):
-    the percentile interval with its level widened as Student's t is wider than the normal, so that few patients do
-    not give intervals that are too narrow.
+    Means, 1/mean and differences: percentiles of resamples of patients, the same ones for all, with the level widened as
+    Student's t is wider than the normal (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3).
+    Macro-F1: the same, shifted by twice the resamples' bias, because a resample loses rare conditions. Shares: Jeffreys'
+    (Brown, Cai and DasGupta 2001, Statistical Science 16:101) of the effective number of studies (Korn and Graubard 1998,
+    Survey Methodology 24:193), Clopper and Pearson's where all studies, or none, are hits; F1 as a share of the cells
+    that either side calls positive. Counts: the gamma interval of Fay and Feuer (1997, Statistics in Medicine 16:791).
     """
     if not statistics:
         return {}
     sums, draws = _draws(statistics, patients, resamples, seed)
     intervals = {}
-    for name, point, draw in _each(statistics, sums.sum(axis=0), draws):
-        if statistics[name].inverse:
-            low, high = _percentiles(_divide(1.0, draw), len(sums), level)
-            crosses = low is None or low <= 0 <= high
-            low, high = (None, None) if crosses else (1 / high, 1 / low)
-        else:
-            low, high = _percentiles(draw, len(sums), level)
+    for (name, statistic), part in zip(statistics.items(), _parts(statistics), strict=True):
+        by_patient = sums[:, part]
+        point = statistic.from_sums(by_patient.sum(axis=0))
+        low, high = None, None
+        if len(sums) >= MIN_PATIENTS and np.isfinite(point) and statistic.estimable:
+            low, high = _interval(statistic, by_patient, float(point), draws[:, part], level)
         intervals[name] = Interval(_number(point), low, high)
     return intervals
 
@@ -159,16 +223,38 @@ def paired(
 ) -> dict[str, Paired]:
     """Differences (first − second) of two models on the same studies, in the same order.
 
-    The interval is the paired bootstrap's; p is of the permutation test that swaps the two models' reports within
-    patients, two-sided, (1 + extreme) / (1 + permutations), so never 0.
+    A study that one of the two has no value for (its judge failed) is left out of both. The interval is the paired
+    bootstrap's. p is of the permutation test that swaps the two models' reports within patients, two-sided,
+    (1 + extreme) / (1 + permutations); where no permutation is as extreme, the normal tail of their distribution, never
+    below `smallest_p`. A difference of inverses (1/RadCliQ) does not exist where one of them cannot be read; its test is
+    that of the means.
     """
     names = [name for name in first if name in second]
     if not names:
         return {}
-    both = {name: difference(first[name], second[name]) for name in names}
+    common = {name: _both_known(first[name], second[name]) for name in names}
+    both = {name: difference(*pair) for name, pair in common.items()}
     intervals = bootstrap(both, patients, resamples=resamples, seed=seed, level=level)
-    p_values = _swap_test({n: first[n] for n in names}, {n: second[n] for n in names}, patients, permutations, seed)
-    return {name: Paired(first[name].value, second[name].value, intervals[name], p_values[name]) for name in names}
+    inverses = {(n, i): common[n][i] for n in names for i in range(2) if common[n][i].kind == "inverse"}
+    own = bootstrap(inverses, patients, resamples=resamples, seed=seed, level=level)
+    p_values = _swap_test(common, patients, permutations, seed)
+    result = {}
+    for name, (a, b) in common.items():
+        interval, p = intervals[name], p_values[name]
+        if any(key[0] == name and not readable_inverse(one) for key, one in own.items()):
+            interval, p = Interval(None, None, None), None
+        result[name] = Paired(a.value, b.value, interval, None if interval.mean is None else p)
+    return result
+
+
+def readable_inverse(value: Interval) -> bool:
+    """Whether 1/mean can be read: not where the mean is below zero or its interval reaches it, as the inverse jumps there."""
+    return value.mean is not None and value.mean > 0 and value.low is not None
+
+
+def smallest_p(patients: int) -> float:
+    """The least two-sided p that swapping the reports of so many patients can give."""
+    return 2.0 ** (1 - patients)
 
 
 def gap_test(
@@ -178,45 +264,97 @@ def gap_test(
     *,
     permutations: int = GAP_PERMUTATIONS,
     seed: int = 0,
+    level: float = LEVEL,
 ) -> dict[str, float | None]:
-    """p-value of each statistic's largest difference between strata: strata are permuted over patients.
+    """p-value of each statistic's differences between strata; see `largest_gaps`. None where no two strata have it."""
+    found = largest_gaps(statistics, strata, patients, permutations=permutations, seed=seed, level=level)
+    return {name: gap and gap.p for name, gap in found.items()}
 
-    A patient whose studies lie in two strata (an age limit passed between them) counts as one unit in each. None where
-    there is one stratum, or where the statistic is undefined in all.
+
+def largest_gaps(
+    statistics: Mapping[str, Statistic],
+    strata: Sequence[Hashable],
+    patients: Sequence[Hashable],
+    *,
+    permutations: int = GAP_PERMUTATIONS,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> dict[str, Gap | None]:
+    """The difference between two strata that stands out most from its error, tested against all pairs of strata.
+
+    The test statistic is the largest |difference| over its cluster-robust standard error (studies grouped by patient), so
+    that strata may differ in spread and in studies a patient (Chung and Romano 2013, Annals of Statistics 41:484). Its
+    distribution comes from permuting strata over patients; the same distribution's quantile makes the interval, which
+    therefore holds for all pairs at once. A patient whose studies lie in two strata (an age limit passed between them)
+    counts as one unit in each. Macro-F1 has no such error here.
+
+    Returns:
+        None where fewer than two strata have the number (F1 of a stratum whose references have no positive).
     """
+    if wrong := [name for name, s in statistics.items() if s.kind == "macro"]:
+        raise ValueError(f"no gap test for macro-F1: {', '.join(wrong)}")
     if not statistics:
         return {}
-    stratum = cluster_index(strata)
-    units, unit_of = np.unique(np.stack([cluster_index(patients), stratum], axis=1), axis=0, return_inverse=True)
-    groups = int(stratum.max()) + 1
-    if groups < 2:
+    names, stratum = list(dict.fromkeys(strata)), cluster_index(strata)
+    keys, unit = np.unique(np.stack([cluster_index(patients), stratum], axis=1), axis=0, return_inverse=True)
+    labels = keys[:, 1]
+    sums = _sum_by(unit.ravel(), np.concatenate([s.columns for s in statistics.values()], axis=1))
+    n, d = sums[:, 0::3], sums[:, 1::3]  # [units, statistics]
+    table = np.concatenate([sums, n * n, n * d, d * d, (d > 0).astype(np.float64)], axis=1)
+    inverse = np.array([s.kind == "inverse" for s in statistics.values()])
+    pairs = np.array(list(combinations(range(len(names)), 2)), dtype=int).reshape(-1, 2)
+    if not len(pairs):
         return dict.fromkeys(statistics)
-    sums = np.zeros((len(units), sum(s.columns.shape[1] for s in statistics.values())))
-    np.add.at(sums, unit_of.ravel(), np.concatenate([s.columns for s in statistics.values()], axis=1))
 
-    def gaps(labels: np.ndarray) -> dict[str, np.ndarray]:
-        by_group = np.stack([(labels == g).astype(np.float64) @ sums for g in range(groups)])
-        found, start = {}, 0
-        for name, statistic in statistics.items():
-            end = start + statistic.columns.shape[1]
-            values = statistic.from_sums(by_group[..., start:end])
-            # A stratum where the statistic is undefined takes no part in the gap.
-            highest = np.where(np.isnan(values), -np.inf, values).max(axis=0)
-            found[name] = highest - np.where(np.isnan(values), np.inf, values).min(axis=0)
-            start = end
-        return found
+    def compared(assigned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Differences and their standard errors [rows, pairs, statistics] with these strata of units [rows, units]."""
+        by = np.stack([(assigned == g).astype(np.float64) @ table for g in range(len(names))], axis=1)
+        k = len(statistics)
+        s, (nn, nd, dd, units) = by[..., : 3 * k], np.split(by[..., 3 * k :], 4, axis=-1)
+        numerator, denominator, support = s[..., 0::3], s[..., 1::3], s[..., 2::3]
+        ratio = np.where(support > 0, _divide(numerator, denominator), np.nan)
+        squares = np.maximum(nn - 2 * ratio * nd + ratio**2 * dd, 0.0)
+        variance = _divide(squares * _divide(units, np.maximum(units - 1, 0)), denominator**2)
+        variance = np.where(inverse, _divide(variance, ratio**4), variance)
+        # One over a mean that is not above zero says nothing.
+        ratio = np.where(inverse, np.where(ratio > 0, _divide(1.0, ratio), np.nan), ratio)
+        first, second = pairs[:, 0], pairs[:, 1]
+        return ratio[:, first] - ratio[:, second], np.sqrt(variance[:, first] + variance[:, second])
 
-    labels = units[:, 1]
-    observed = {name: gap[0] for name, gap in gaps(labels[None]).items()}
-    rng = np.random.default_rng(seed)
-    extreme, done = dict.fromkeys(statistics, 0), 0
+    def studentised(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
+        zero = np.abs(difference) <= 1e-12
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(zero, 0.0, np.abs(difference) / error)
+
+    observed, errors = (part[0] for part in compared(labels[None]))
+    size = studentised(observed, errors)
+    known = np.isfinite(observed)
+    rng, largest = np.random.default_rng(seed), []
+    done = 0
     while done < permutations:
         rows = min(permutations - done, max(1, _CHUNK_CELLS // len(labels)))
         shuffled = rng.permuted(np.broadcast_to(labels, (rows, len(labels))), axis=1)
-        for name, gap in gaps(shuffled).items():
-            extreme[name] += int((gap >= observed[name] - 1e-9 * (1 + abs(observed[name]))).sum())
+        values = studentised(*compared(shuffled))
+        # A pair that the data do not have cannot be their largest gap, in a permutation neither.
+        largest.append(np.where(known & ~np.isnan(values), values, 0.0).max(axis=1))
         done += rows
-    return {n: (1 + extreme[n]) / (1 + permutations) if np.isfinite(observed[n]) else None for n in statistics}
+    result: dict[str, Gap | None] = {}
+    for i, (name, null) in enumerate(zip(statistics, np.concatenate(largest).T, strict=True)):
+        if not known[:, i].any():
+            result[name] = None
+            continue
+        best = int(np.nanargmax(np.where(known[:, i], size[:, i], np.nan)))
+        t, value, error = size[best, i], float(observed[best, i]), float(errors[best, i])
+        extreme = int((null >= t * (1 - 1e-9)).sum())
+        p = (1 + extreme) / (1 + permutations)
+        if extreme == 0 and np.isfinite(t):  # beyond the permutations: Student's tail, for each pair
+            freedom = len(np.unique(keys[:, 0])) - len(names)
+            p = min(p, int(known[:, i].sum()) * 2 * float(stats.t.sf(t, freedom)))
+        high, low = pairs[best] if value >= 0 else pairs[best][::-1]
+        half = float(np.quantile(null, level)) * error
+        bounds = (abs(value) - half, abs(value) + half) if np.isfinite(half) and half > 0 else (None, None)
+        result[name] = Gap(names[high], names[low], abs(value), *bounds, p)
+    return result
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -247,8 +385,32 @@ def resample_counts(patients: int, resamples: int, seed: int) -> Iterator[np.nda
         done += rows
 
 
+def _both_known(first: Statistic, second: Statistic) -> tuple[Statistic, Statistic]:
+    """Two means over the studies that both have a value for; F1 has all."""
+    if first.kind in ("f1", "macro"):
+        return first, second
+    known = first.support * second.support
+    return tuple(
+        replace(s, numerator=s.numerator * known, denominator=s.denominator * known, support=s.support * known)
+        for s in (first, second)
+    )
+
+
+def _sum_by(index: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Sums of rows [n, k] with the same index: [max(index) + 1, k]."""
+    sums = np.zeros((int(index.max()) + 1, columns.shape[1]))
+    np.add.at(sums, index, columns)
+    return sums
+
+
+def _parts(statistics: Mapping[str, Statistic | Contrast]) -> list[slice]:
+    """Where each statistic's columns lie when all are put beside each other."""
+    ends = np.cumsum([0, *(s.columns.shape[1] for s in statistics.values())])
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
 def _draws(
-    statistics: Mapping[str, Statistic], patients: Sequence[Hashable], resamples: int, seed: int
+    statistics: Mapping[str, Statistic | Contrast], patients: Sequence[Hashable], resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums per patient [patients, all columns] and their resamples [resamples, all columns]."""
     columns = np.concatenate([s.columns for s in statistics.values()], axis=1)
@@ -256,83 +418,129 @@ def _draws(
         raise ValueError(f"{len(columns)} studies but {len(patients)} patient keys")
     if not len(columns):
         raise ValueError("no study to resample")
-    index = cluster_index(patients)
-    sums = np.zeros((index.max() + 1, columns.shape[1]))
-    np.add.at(sums, index, columns)
+    sums = _sum_by(cluster_index(patients), columns)
     return sums, np.concatenate([counts @ sums for counts in resample_counts(len(sums), resamples, seed)])
 
 
-def _each(
-    statistics: Mapping[str, Statistic], point: np.ndarray, draws: np.ndarray
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    start = 0
-    for name, statistic in statistics.items():
-        end = start + statistic.columns.shape[1]
-        yield name, statistic.from_sums(point[start:end]), statistic.from_sums(draws[:, start:end])
-        start = end
+def _interval(
+    statistic: Statistic | Contrast, sums: np.ndarray, point: float, draws: np.ndarray, level: float
+) -> tuple[float | None, float | None]:
+    """The interval of one statistic from its sums per patient [patients, columns] and their resamples."""
+    kind = statistic.kind
+    if kind in ("share", "count", "f1"):
+        numerator, denominator = sums[:, 0], sums[:, 1]
+        if kind == "share":
+            return _share_interval(numerator, denominator, level)
+        if kind == "count":
+            return _count_interval(numerator, denominator, level)
+        # F1 = 2J / (1 + J), with J the share of hits among the cells that either side calls positive.
+        return tuple(2 * j / (1 + j) for j in _share_interval(numerator / 2, denominator - numerator / 2, level))
+    values = statistic.from_sums(draws)
+    if kind == "inverse":
+        low, high = _percentiles(_divide(1.0, values), len(sums), level)
+        return (None, None) if low is None or low <= 0 <= high else (1 / high, 1 / low)
+    macro = kind == "macro" or (kind == "contrast" and any(s.kind == "macro" for _, s in statistic.terms))
+    low, high = _percentiles(values, len(sums), level, 2 * (point - np.nanmean(values)) if macro else 0.0)
+    if kind != "contrast" and np.ptp(values) <= 1e-12 * (1 + abs(point)):
+        return None, None  # the same in all studies: nothing says how far others may differ
+    return low, high
+
+
+def _share_interval(hits: np.ndarray, trials: np.ndarray, level: float) -> tuple[float, float]:
+    """Of a share: hits and trials by patient. With no hit, or only hits, every patient counts as one trial."""
+    total, patients, tail = trials.sum(), int((trials > 0).sum()), (1 - level) / 2
+    p = hits.sum() / total
+    if p == 0:
+        return 0.0, float(stats.beta.ppf(1 - tail, 1, patients))
+    if p == 1:
+        return float(stats.beta.ppf(tail, patients, 1)), 1.0
+    variance = _variance(hits, trials)
+    effective = min(total, p * (1 - p) / variance) if variance else total
+    effective *= _student_factor(patients, level)
+    x = p * effective
+    low, high = stats.beta.ppf([tail, 1 - tail], x + 0.5, effective - x + 0.5)
+    return float(low), float(high)
+
+
+def _count_interval(counts: np.ndarray, studies: np.ndarray, level: float) -> tuple[float | None, float | None]:
+    """Fay and Feuer's: the gamma interval of the effective number of events; counts and studies by patient."""
+    total, patients, tail = studies.sum(), int((studies > 0).sum()), (1 - level) / 2
+    rate = counts.sum() / total
+    if rate == 0:
+        return 0.0, float(stats.chi2.ppf(1 - tail, 2)) / 2 / patients
+    variance = _variance(counts, studies)
+    if variance == 0:
+        return None, None
+    events = rate**2 / variance * _student_factor(patients, level)
+    low, high = stats.chi2.ppf(tail, 2 * events) / 2, stats.chi2.ppf(1 - tail, 2 * (events + 1)) / 2
+    return float(low / events * rate), float(high / events * rate)
+
+
+def _variance(numerators: np.ndarray, denominators: np.ndarray) -> float:
+    """Of a ratio of sums, by its residuals per patient; 0 with one patient."""
+    patients, total = int((denominators > 0).sum()), denominators.sum()
+    residuals = numerators - numerators.sum() / total * denominators
+    return float(patients / max(patients - 1, 1) * (residuals**2).sum() / total**2)
+
+
+def _student_factor(patients: int, level: float) -> float:
+    """By how much an effective number shrinks because its variance is estimated from so many patients."""
+    return float((stats.norm.ppf((1 + level) / 2) / stats.t.ppf((1 + level) / 2, max(patients - 1, 1))) ** 2)
 
 
 def _swap_test(
-    first: Mapping[str, Statistic],
-    second: Mapping[str, Statistic],
-    patients: Sequence[Hashable],
-    permutations: int,
-    seed: int,
+    pairs: Mapping[str, tuple[Statistic, Statistic]], patients: Sequence[Hashable], permutations: int, seed: int
 ) -> dict[str, float | None]:
+    # The inverse's test is that of its mean: one over it jumps where a permutation nears zero.
+    tested = {n: [replace(s, kind="mean") if s.kind == "inverse" else s for s in pair] for n, pair in pairs.items()}
     index = cluster_index(patients)
-    a, b = (np.zeros((index.max() + 1, sum(s.columns.shape[1] for s in m.values()))) for m in (first, second))
-    np.add.at(a, index, np.concatenate([s.columns for s in first.values()], axis=1))
-    np.add.at(b, index, np.concatenate([s.columns for s in second.values()], axis=1))
+    a, b = (_sum_by(index, np.concatenate([pair[i].columns for pair in tested.values()], axis=1)) for i in range(2))
+    parts = _parts({name: pair[0] for name, pair in tested.items()})
     rng = np.random.default_rng(seed)
-    extreme, done = dict.fromkeys(first, 0), 0
+    swapped: dict[str, list[np.ndarray]] = {name: [] for name in tested}
+    done = 0
     while done < permutations:
         rows = min(permutations - done, max(1, _CHUNK_CELLS // len(a)))
         bits = np.unpackbits(rng.integers(0, 256, size=(rows, -(-len(a) // 8)), dtype=np.uint8), axis=1)[:, : len(a)]
         moved = bits.astype(np.float64) @ (a - b)
-        swapped_a, swapped_b = a.sum(axis=0) - moved, b.sum(axis=0) + moved
-        start = 0
-        for name, statistic in first.items():
-            part = slice(start, start + statistic.columns.shape[1])
-            observed = statistic.from_sums(a.sum(axis=0)[part]) - statistic.from_sums(b.sum(axis=0)[part])
-            swapped = statistic.from_sums(swapped_a[:, part]) - statistic.from_sums(swapped_b[:, part])
-            # A tolerance, because sums in another order differ in the last bits.
-            extreme[name] += int((np.abs(swapped) >= np.abs(observed) - 1e-9 * (1 + np.abs(observed))).sum())
-            start = part.stop
+        for (name, pair), part in zip(tested.items(), parts, strict=True):
+            first, second = a[:, part].sum(axis=0) - moved[:, part], b[:, part].sum(axis=0) + moved[:, part]
+            swapped[name].append(pair[0].from_sums(first) - pair[1].from_sums(second))
         done += rows
-    undefined = {n for n in first if first[n].value is None or second[n].value is None}
-    return {n: None if n in undefined else (1 + extreme[n]) / (1 + permutations) for n in first}
+    result: dict[str, float | None] = {}
+    for (name, pair), part in zip(tested.items(), parts, strict=True):
+        observed = float(pair[0].from_sums(a[:, part].sum(axis=0)) - pair[1].from_sums(b[:, part].sum(axis=0)))
+        differences = np.abs(np.concatenate(swapped[name]))
+        if not np.isfinite(observed):
+            result[name] = None
+            continue
+        # A tolerance, because sums in another order differ in the last bits.
+        extreme = int((differences >= abs(observed) - 1e-9 * (1 + abs(observed))).sum())
+        result[name] = (1 + extreme) / (1 + permutations)
+        if extreme == 0:
+            spread = float(np.sqrt(np.nanmean(differences**2)))
+            tail = 2 * float(stats.norm.sf(abs(observed) / spread)) if spread else 0.0
+            result[name] = min(result[name], max(tail, smallest_p(len(a))))
+    return result
 
 
-def _percentiles(draws: np.ndarray, patients: int, level: float) -> tuple[float | None, float | None]:
+def _percentiles(
+    draws: np.ndarray, patients: int, level: float, shift: float = 0.0
+) -> tuple[float | None, float | None]:
     draws = draws[np.isfinite(draws)]
     if patients < 2 or not len(draws):
         return None, None
     t = stats.t.ppf((1 + level) / 2, patients - 1)
     tail = stats.norm.cdf(-np.sqrt(patients / (patients - 1)) * t)
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(draws, [tail, 1 - tail]) + shift
     return float(low), float(high)
 
 
-def _mean_of_sums(sums: np.ndarray) -> np.ndarray:
-    return _divide(sums[..., 0], sums[..., 1])
-
-
-def _f1_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Counts [..., (true positives, false positives, false negatives)] → F1 [...], 0 where all three are 0."""
-    tp, fp, fn = counts[..., 0], counts[..., 1], counts[..., 2]
-    return np.nan_to_num(_divide(2 * tp, 2 * tp + fp + fn))
-
-
-def _divide(numerator: np.ndarray | float, denominator: np.ndarray) -> np.ndarray:
+def _divide(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
     denominator = np.asarray(denominator, dtype=np.float64)
-    return np.divide(
-        numerator, denominator, out=np.full(np.broadcast(numerator, denominator).shape, np.nan), where=denominator != 0
-    )
+    shape = np.broadcast(numerator, denominator).shape
+    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
 
 
 def _number(value: np.ndarray | float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _renamed(interval: Interval) -> dict[str, float | None]:
-    return {"difference": interval.mean, "low": interval.low, "high": interval.high}

@@ -181,12 +181,16 @@ def count_errors(
 
 def described(result: dict[str, Any], metric: Metric) -> str:
     """One line of a rated checkpoint."""
-    line = f"{result['checkpoint']}: {metric.name} " + "{mean:.4f} [{low:.4f}, {high:.4f}]".format(
-        **result["radcliq_v1"]
-    )
+    line = f"{result['checkpoint']}: {metric.name} {_with_interval(result['radcliq_v1'], 4)}"
     if "errors" in result:
-        line += ", {mean:.2f} [{low:.2f}, {high:.2f}] errors a report".format(**result["errors"])
+        line += f", {_with_interval(result['errors'], 2)} errors a report"
     return f"{line} (lower is better), {result['studies']} studies"
+
+
+def _with_interval(value: dict[str, Any], digits: int) -> str:
+    """`mean [low, high]`, or the mean alone where there are too few patients for an interval."""
+    interval = "" if value["low"] is None else f" [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    return f"{value['mean']:.{digits}f}{interval}"
 
 
 def link(path: Path, target: str) -> None:
