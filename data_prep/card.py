@@ -116,6 +116,16 @@ def markdown(card: dict[str, Any], plots: list[str]) -> str:
     if card["evaluation_split"] != "test":
         lines += [f"There is no test split; evaluation uses the {card['evaluation_split']} split.", ""]
     lines += [f"- {note}" for note in card["notes"]]
+    if unknown := card["unknown_words"]:
+        lines += [
+            "",
+            "## Words that are not known",
+            "",
+            "Their value is null. `values` in the mapping says what a word means.",
+            "",
+        ]
+        lines += ["| column | word | rows |", "|---|---|---|"]
+        lines += [f"| {name} | {_cell(w)} | {n:,} |" for name, words in unknown.items() for w, n in words.items()]
     lines += ["", "| | " + " | ".join(card["splits"]) + " |", "|---" * (len(card["splits"]) + 1) + "|"]
 
     def row(name: str, values: list) -> None:

@@ -65,7 +65,8 @@ def merge_shards(folder: Path, force: bool = False) -> None:
         raise SourceError(
             f"{folder}: {len(gone)} image(s) missing, for one {gone[0]}; copy every part's images into {folder}/images"
         )
-    about = {key: cards[0][key] for key in ("title", "licence", "credentialed", "priors_linked", "test_file", "notes")}
+    kept = ("title", "licence", "credentialed", "priors_linked", "test_file", "notes", "unknown_words")
+    about = {key: cards[0][key] for key in kept}
     preparing.write_tables(studies, texts, rejects, folder, made_from[0], about)
     print(f"{folder}: {len(studies):,} studies of {count} parts merged")
 

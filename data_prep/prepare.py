@@ -341,6 +341,7 @@ def finish(
         "priors_linked": link,
         "test_file": found.test_file,
         "notes": notes,
+        "unknown_words": found.unknown_words,
     }
     studies = (link_priors if link else without_priors)(studies.drop(columns="image_source")).drop(columns="order")
     write_tables(studies, found.texts, rejects, out, made_from, about)

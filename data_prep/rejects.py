@@ -27,6 +27,7 @@ NO_REPORT = "no_report"
 REPORT_MISSING = "report_missing"
 REPORT_UNREADABLE = "report_unreadable"
 NO_IMAGE = "no_image"
+NO_PATIENT = "no_patient"
 NO_FRONTAL = "no_frontal"
 VIEW_UNKNOWN = "view_unknown"
 IMAGE_MISSING = "image_missing"
@@ -39,6 +40,7 @@ REASONS: Mapping[str, str] = {
     REPORT_MISSING: "the report is not in the source",
     REPORT_UNREADABLE: "the report file cannot be read",
     NO_IMAGE: "the study lists no image",
+    NO_PATIENT: "the study's patient is not given",
     NO_FRONTAL: "only lateral or oblique images",
     VIEW_UNKNOWN: "no image is known to be frontal",
     IMAGE_MISSING: "the key image is not in the source",

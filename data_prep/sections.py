@@ -61,7 +61,7 @@ def parse_report(text: str, study_id: str | None = None) -> dict[str, str | None
     Args:
         study_id: MIMIC-CXR study (digits), for reports that have a rule of their own.
     """
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     sections: dict[str, str] = {}
     name = body = ""
     for name, body in iterate_sections(text):

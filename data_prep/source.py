@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
+import lzma
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,10 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv
 
 from data_prep.rejects import empty_rejects
+from data_prep.tables import SourceError, one_line, without_surrogates
 from data_prep.texts import BATCH, TEXT_COLUMNS, Texts
 
 # One row per study that has a report and a frontal image. `image_source` is the key image's path below `Found.images`; of
@@ -41,13 +40,18 @@ FOUND_COLUMNS = (
 )
 
 
-LONGEST_ENTRY = (
-    1 << 26
-)  # characters of one entry of a JSON file; a longer one is a file that was cut or is something else
-
-
-class SourceError(ValueError):
-    """A source is not what its layout says. The message is one line: which file, what was expected, how to mend it."""
+# What reading a damaged, encrypted or unusual member of an archive raises.
+ARCHIVE_ERRORS = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+LONGEST_ENTRY = 1 << 26  # characters of one entry of a JSON file; a longer one is a file that was cut or another thing
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Found:
         rejects: columns of `rejects.REJECTS_SCHEMA`, one row per study that is not usable.
         images: the folder that `image_source` is relative to.
         notes: sentences for the data card: choices, caveats of the source.
+        unknown_words: column of the study table → word of the source that is not known, so that the value is null → how often.
         title, licence: for the data card.
         credentialed: the licence or the origin forbids sending texts to third parties.
         validation_studies, priors: the source's defaults for the options of the same name.
@@ -129,6 +134,7 @@ class Found:
     credentialed: bool
     rejects: pd.DataFrame = field(default_factory=empty_rejects)
     notes: list[str] = field(default_factory=list)
+    unknown_words: dict[str, dict[str, int]] = field(default_factory=dict)
     validation_studies: int = 0
     priors: bool = True
     dated: pd.DataFrame | None = None
@@ -179,53 +185,6 @@ def find_optional(root: Path, patterns: Sequence[str]) -> Path | None:
     return None
 
 
-def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
-    """`columns` and those of `optional` that exist, all as text (null where blank), of a CSV file (.gz or not).
-
-    Raises:
-        SourceError: unreadable, or a column is missing.
-    """
-    return pd.concat(iterate_csv(path, columns, optional), ignore_index=True)
-
-
-def iterate_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
-    """As `read_csv`, some thousand rows at a time; at least one frame, which may have no row."""
-    try:
-        header = _csv_header(path)
-        if missing := [c for c in columns if c not in header]:
-            raise SourceError(
-                f"{path}: column(s) {', '.join(missing)} missing; it has {', '.join(header[:30])}. "
-                "Was the file edited or is it of another version?"
-            )
-        wanted = [*columns, *(c for c in optional if c in header)]
-        schema = pa.schema([(name, pa.string()) for name in wanted])
-        yield schema.empty_table().to_pandas()
-        with pa.csv.open_csv(
-            path,
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=wanted,
-                column_types=schema,
-                strings_can_be_null=True,
-                null_values=[""],
-                quoted_strings_can_be_null=True,
-            ),
-        ) as batches:
-            for batch in batches:
-                yield batch.to_pandas()
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise SourceError(f"{path}: not a readable CSV file ({one_line(error)}); fetch it again") from error
-
-
-def _csv_header(path: Path) -> list[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), None)
-    if not header:
-        raise SourceError(f"{path}: empty; expected a CSV file with a header line")
-    return header
-
-
 def read_json(path: Path, kind: type) -> Any:
     """The JSON file's value, of type `kind` (dict or list). Bare NaN tokens become null.
 
@@ -234,8 +193,9 @@ def read_json(path: Path, kind: type) -> Any:
     """
     try:
         # Public files hold bare NaN tokens, which Python's parser takes and strict ones refuse.
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda token: None)
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        value = without_surrogates(json.loads(text, parse_constant=lambda token: None), text)
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not a readable JSON file ({one_line(error)}); fetch it again") from error
     if not isinstance(value, kind):
         raise SourceError(f"{path}: expected a JSON {'object' if kind is dict else 'list'} at the top")
@@ -258,7 +218,7 @@ def iterate_json(path: Path) -> Iterator[tuple[str, Any]]:
     decoder = json.JSONDecoder(parse_constant=lambda token: None)
     space = re.compile(r"\s*")
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             text, at = "", 0
 
             def more() -> bool:
@@ -287,6 +247,7 @@ def iterate_json(path: Path) -> Iterator[tuple[str, Any]]:
                     # A number may go on in the next block; what ends in a bracket or a quote is whole.
                     if end == len(text) and text[-1] not in '}]"' and more():
                         continue
+                    found = without_surrogates(found, text[at:end])
                     at = end
                     return found
 
@@ -308,14 +269,15 @@ def iterate_json(path: Path) -> Iterator[tuple[str, Any]]:
             at += 1
             if peek():
                 raise json.JSONDecodeError("text after the object", text, at)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{path}: not a readable JSON file ({one_line(error)}); fetch it again") from error
 
 
 def iterate_archive(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each regular file in a zip or tar archive whose name ends in `suffix`. Nothing is unpacked.
+    """Name and content of each regular file in a zip or tar archive whose name ends in `suffix`; hidden ones (`._1.xml`, which
+    a Mac adds) are left out. Nothing is unpacked.
 
     Raises:
         SourceError: the archive cannot be read.
@@ -324,15 +286,20 @@ def iterate_archive(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
-                    if not info.is_dir() and info.filename.endswith(suffix):
+                    if not info.is_dir() and info.filename.endswith(suffix) and not hidden(info.filename):
                         yield info.filename, archive.read(info)
         else:
             with tarfile.open(path) as archive:
                 for member in archive:
-                    if member.isfile() and member.name.endswith(suffix):
+                    if member.isfile() and member.name.endswith(suffix) and not hidden(member.name):
                         yield member.name, archive.extractfile(member).read()
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError) as error:
+    except (*ARCHIVE_ERRORS, tarfile.TarError) as error:
         raise SourceError(f"{path}: not a readable archive ({one_line(error)}); fetch it again") from error
+
+
+def hidden(name: str) -> bool:
+    """Whether a file's name begins with a dot: what a system keeps beside a file (`._1.xml`), never a study."""
+    return PurePosixPath(name).name.startswith(".")
 
 
 def inside(relative: str) -> str | None:
@@ -365,8 +332,3 @@ def _sha256(path: Path) -> bytes:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.digest()
-
-
-def one_line(error: object) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())

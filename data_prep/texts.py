@@ -11,10 +11,12 @@ import pandas as pd
 import pyarrow as pa
 
 from data_prep.sections import SECTIONS
+from data_prep.tables import is_nothing
 
 WORDS = tuple(f"{name}_words" for name in SECTIONS)
 # What stands for the sections in a frame of studies: where they lie, and words (runs of non-space) of each, 0 where absent.
 TEXT_COLUMNS = ("text", *WORDS)
+TARGETS = ("findings", "impression")
 BATCH = 2048  # reports written or read at a time
 
 
@@ -42,6 +44,10 @@ class Texts:
         def rows() -> Iterator[tuple]:
             for report in reports:
                 texts = [report.get(name) for name in SECTIONS]
+                # A word for nothing is no training target. (`Comparison: None` says something.)
+                texts = [
+                    None if name in TARGETS and is_nothing(t) else t for name, t in zip(SECTIONS, texts, strict=True)
+                ]
                 words = [len(text.split()) if text else 0 for text in texts]
                 self._count += 1
                 for name, value in zip(TEXT_COLUMNS, (self._count, *words), strict=True):

@@ -1,25 +1,27 @@
-"""A private institution's studies: a CSV, JSONL or Parquet table and a YAML that says which column is what.
+"""An institution's own studies: a CSV, JSONL or Parquet table and a YAML that says which column is what.
 
     python -m data_prep custom --source DIR --mapping mapping.yaml --name our_hospital --out data/our_hospital
 
 mapping.yaml:
 
-    table: studies.csv             # below --source: .csv, .csv.gz, .jsonl or .parquet
+    table: studies.csv             # below --source: .csv, .tsv, .txt (each also .gz), .jsonl or .parquet
+    delimiter: ";"                 # of a CSV; without it, the one that the header shows
+    encoding: latin-1              # of a CSV or JSONL; without it, UTF-8, UTF-16 or Windows' Latin 1 as the bytes show
     columns:                       # study table's name: the table's column
-      study_id: accession          # required
+      study_id: accession          # required; where numbers repeat from patient to patient, both: [mrn, visit]
       patient_id: mrn              # required
       image: file                  # required; below --source or --images; PNG, JPEG or DICOM
       report: text                 # free text, split into sections; or give the sections themselves:
       # indication, comparison, findings, impression: …
       view: projection             # without it every image counts as frontal
-      study_datetime: taken        # without it no priors
+      study_datetime: taken        # without it no priors; a time with a zone is taken in UTC
       sex: gender
       age: age                     # years, or DICOM's form 045Y
       race: race
       split: fold                  # without it the studies are split here, by patient
-    values:                        # what the table's words mean, where they are not the study table's
-      view: {Thorax PA: PA, Thorax AP: AP, Thorax lateral: lateral}
-      sex: {female: F, male: M}
+    values:                        # what the table's words mean, where they are not known
+      view: {Thorax liegend: AP, Zielaufnahme: lateral}
+      sex: {1: M, 2: F}
       split: {dev: validation}
     datetime_format: "%d.%m.%Y %H:%M"   # default: ISO 8601
     shares: [0.8, 0.1, 0.1]        # train, validation, test, where there is no split column
@@ -27,34 +29,66 @@ mapping.yaml:
     licence: internal
     credentialed: true             # default: reports may not be sent to third parties
 
-Several rows of one study are its images; the first frontal one by row order is the key image. Views other than AP, PA and
-frontal that `values` does not name count as lateral only if they are `lateral`; any other word is an unknown view.
+Several rows of one study are its images; the first frontal one by row order is the key image. The report is that row's; where
+it has none, that of the study's first row that has one, and so for date, sex, age, race and split. Words for views, sex and
+race that are not known count as unknown; the data card lists them with how often they occur, to be named under `values`.
+Cells that say nan, None, N/A, NULL and the like are blank. Numbers are text: 7, 7.0 and "7" are one id, "07" is another.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
-from data_prep.demographics import age_of, races, sexes
+from data_prep.demographics import age_of, races, sexes, unknown_words
 from data_prep.priors import none
-from data_prep.rejects import NO_FRONTAL, NO_IMAGE, VIEW_UNKNOWN, reject_frame
+from data_prep.rejects import NO_FRONTAL, NO_IMAGE, NOT_IN_SPLIT, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import SECTIONS, parse_report, single_spaced
-from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, inside, iterate_csv, one_line
+from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, inside
 from data_prep.splits import random_split
 from data_prep.study import SPLITS, VIEWS
-from data_prep.texts import BATCH, Texts
+from data_prep.tables import CSV_SUFFIXES, CsvForm, csv_form, is_nothing, iterate_table, one_line
+from data_prep.texts import TEXT_COLUMNS, Texts
+from data_prep.views import LATERAL, NOT_KNOWN, plain, view_of
 
 REQUIRED = ("study_id", "patient_id", "image")
 OPTIONAL = ("report", *SECTIONS, "view", "study_datetime", "sex", "age", "race", "split")
-KEYS = ("table", "columns", "values", "datetime_format", "shares", "title", "licence", "credentialed")
+KEYS = (
+    "table",
+    "delimiter",
+    "encoding",
+    "columns",
+    "values",
+    "datetime_format",
+    "shares",
+    "title",
+    "licence",
+    "credentialed",
+)
+SEVERAL = ("study_id", "patient_id")  # what several columns can make up together
+SHARES = (0.8, 0.1, 0.1)
+SPLIT_WORDS = {
+    **{split: split for split in SPLITS},
+    "training": "train",
+    "valid": "validation",
+    "validate": "validation",
+    "val": "validation",
+    "testing": "test",
+}
+# Columns of words, each with what a word of it means.
+OF_A_STUDY = ("study_datetime", "sex", "age", "race", "split")  # taken from another row where the key image's has none
+_TOGETHER = "\x1f"
+# Line ends as exports write them inside a text: HTML's, HL7's, Excel's, and (where the text has no real one) escaped ones.
+_LINE_END = re.compile(
+    r"\r\n?|[\x0b\x0c\x85\u2028\u2029]|<\s*/?\s*(?:br|p|div)\s*/?\s*>|\\\.br\\|_x000D_\n?|&#1[03];", re.I
+)
+_ESCAPED_LINE_END = re.compile(r"\\r\\n|\\n|\\r")
 
 
 def inputs(root: Path, options: Options) -> list[Path]:
@@ -70,102 +104,294 @@ def read(root: Path, options: Options) -> Found:
     """
     mapping = read_mapping(options.mapping)
     path = _table_path(root, mapping)
-    columns: dict[str, str] = mapping["columns"]
+    columns: dict[str, list[str]] = mapping["columns"]
+    form = table_form(path, mapping)
+    images = options.images or root
     texts, frames, read = Texts(), [], 0
-    for table in _iterate_table(path, list(dict.fromkeys(columns.values()))):
-        frames.append(_images(table, mapping, path, read, texts))
+    for table in iterate_table(path, list(dict.fromkeys(name for names in columns.values() for name in names)), form):
+        frames.append(_with_reports(_raw_rows(table, mapping, path, read), texts))
         read += len(table)
-    frame = pd.concat(frames, ignore_index=True)
+    rows = pd.concat(frames, ignore_index=True)
     del frames
-    frame["dataset"] = options.name or "custom"
+    rows["dataset"] = options.name or "custom"
+    _one_patient_a_study(rows, path, columns)
+    notes: list[str] = []
+    words = understand(rows, mapping, path, notes)
+    rows["image"] = _below(rows["image"], images)
+    if form and form.guessed:
+        notes.append(f"{path.name}: {form.described()} ({' and '.join(form.guessed)} found in the file itself).")
 
-    no_image = frame["image"].isna()
-    usable = frame["view"].isin(VIEWS) & ~no_image
-    studies = frame[usable & ~frame["study_id"].where(usable).duplicated()].reset_index(drop=True)
-    others = frame[~frame["study_id"].isin(studies["study_id"])]
-    per_study = others.assign(blank=no_image, lateral=others["view"].eq("lateral")).groupby("study_id")
-    first = others.drop_duplicates("study_id").set_index("study_id", drop=False)
-    reasons = pd.Series(VIEW_UNKNOWN, index=first.index, dtype=object)
-    reasons[per_study["lateral"].all().reindex(first.index)] = NO_FRONTAL
-    reasons[per_study["blank"].all().reindex(first.index)] = NO_IMAGE
-    first["split"] = first["split"].where(first["split"].isin(SPLITS), None)
-    rejects = [reject_frame(first[reasons == reason], reason) for reason in reasons.unique()]
+    usable = rows["view"].isin(VIEWS) & rows["image"].notna()
+    key_rows = rows[usable & ~rows["study_id"].where(usable).duplicated()]
+    studies = _filled(key_rows, rows, notes)
+    rejects = _without_key_image(rows[~rows["study_id"].isin(studies["study_id"])])
+    if "split" in columns:
+        rejects.append(reject_frame(studies[studies["split"].isna()], NOT_IN_SPLIT, "its split cell is blank"))
+        studies = studies[studies["split"].notna()].reset_index(drop=True)
     if options.sample:
         studies = studies.iloc[:: max(1, len(studies) // options.sample)].reset_index(drop=True)
-
-    del frame, others
-    studies = studies.rename(columns={"image": "image_source"})
-    notes = []
     if "split" not in columns:
-        shares = mapping.get("shares", [0.8, 0.1, 0.1])
+        shares = mapping.get("shares", list(SHARES))
         studies["split"] = random_split(studies["patient_id"], tuple(shares), options.seed)
         notes.append(f"Split here by patient, shares {shares}, seed {options.seed}.")
-    elif (unknown := studies[~studies["split"].isin(SPLITS)]).shape[0]:
-        raise SourceError(
-            f"{path}: split {unknown['split'].iloc[0]!r}; expected {', '.join(SPLITS)} (map other words under values: split)"
-        )
     if "study_datetime" not in columns:
         notes.append("No date-times: no priors, every encounter is 1.")
     studies["order"] = None
-    found = Found(
-        studies[list(FOUND_COLUMNS)],
+    return Found(
+        studies.rename(columns={"image": "image_source"})[list(FOUND_COLUMNS)],
         texts,
-        options.images or root,
+        images,
         str(mapping.get("title", options.name or "custom")),
         str(mapping.get("licence", "not stated")),
         credentialed=mapping.get("credentialed", True),
+        rejects=pd.concat(rejects, ignore_index=True),
         notes=notes,
+        unknown_words=words,
         priors="study_datetime" in columns,
     )
-    if rejects:
-        found.rejects = pd.concat(rejects, ignore_index=True)
-    return found
 
 
-def _images(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, before: int, texts: Texts) -> pd.DataFrame:
-    """Some rows of the table, after `before` others, in the study table's terms; the reports go to `texts`."""
-    columns: dict[str, str] = mapping["columns"]
-    frame = pd.DataFrame({name: table[column] for name, column in columns.items()}, dtype=object)
-    for name in ("study_id", "patient_id"):
-        if frame[name].isna().any():
-            row = before + int(frame[name].isna().to_numpy().argmax()) + 1
-            raise SourceError(f"{path}: column {columns[name]} ({name}) is empty in row {row}")
-    for name, words in mapping.get("values", {}).items():
-        frame[name] = frame[name].map(lambda value, words=words: words.get(value, value))
-    for name in OPTIONAL:
-        if name not in frame:
+def _raw_rows(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, before: int) -> pd.DataFrame:
+    """Some rows of the table, after `before` others, under the study table's names: text, or None where a cell is blank or
+    a word for nothing and `values` does not say what it means."""
+    columns, frame = mapping["columns"], pd.DataFrame(index=table.index)
+    for name in (*REQUIRED, *OPTIONAL):
+        if name not in columns:
             frame[name] = None
-    if "view" not in columns:
-        frame["view"] = "frontal"
-    if "study_datetime" in columns:
-        frame["study_datetime"] = _datetimes(frame["study_datetime"], mapping, columns, path)
-    frame["sex"] = sexes(frame["sex"])
-    frame["age"] = pd.Series([age_of(str(age)) if age is not None else None for age in none(frame["age"])], dtype=float)
-    frame["race"] = races(frame["race"].astype("string"))
-    own = {name: [single_spaced(text) for text in none(frame[name])] for name in SECTIONS}
-    frontal = frame["view"].isin(VIEWS)
-    parsed = (
-        {} if not shown else parse_report(text or "")
-        for shown, text in zip(frontal, none(frame["report"]), strict=True)
-    )
-    reports = [
-        {name: own[name][row] or free.get(name) for name in SECTIONS} for row, free in enumerate(parsed)
-    ]  # a section's own column goes before the free text
+            continue
+        meanings = mapping["values"].get(name, {})
+        parts = [
+            [_meaning(cell, meanings) for cell in table[column]] if meanings else table[column].tolist()
+            for column in columns[name]
+        ]
+        cells = [
+            None if any(map(is_nothing, row)) else _TOGETHER.join(map(str, row)) for row in zip(*parts, strict=True)
+        ]
+        if name in SEVERAL:
+            if None in cells:
+                row = before + cells.index(None) + 1
+                raise SourceError(
+                    f"{path}: column {' or '.join(columns[name])} ({name}) is empty in row {row}, or says nothing; every row "
+                    "needs one: take the row out or fill it"
+                )
+            if damaged := next((cell for cell in cells if re.fullmatch(r"\d(?:[.,]\d+)?E\+\d+", cell)), None):
+                raise SourceError(
+                    f"{path}: column {' or '.join(columns[name])} ({name}) has {damaged!r}: a spreadsheet has cut its last "
+                    "digits; export the numbers as text"
+                )
+        frame[name] = pd.Series(cells, index=table.index, dtype=object)
+    return frame
+
+
+def _meaning(cell: str | None, meanings: Mapping[str, str | None]) -> str | None:
+    """What `values` says of the cell; the cell itself where it says nothing."""
+    if cell is None:
+        return None
+    if cell in meanings:
+        return meanings[cell]
+    return meanings.get(" ".join(cell.casefold().split()), cell)
+
+
+def _with_reports(rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
+    """`rows` with the reports, cut into sections, moved to `texts`, and a number that tells reports apart."""
+    report_columns = ["report", *SECTIONS]
+    # A study's images repeat its report: each text is cut once.
+    keys = list(zip(*(none(rows[name]) for name in report_columns), strict=True))
+    distinct = list(dict.fromkeys(keys))
+    cut = texts.add(_sections(dict(zip(report_columns, key, strict=True))) for key in distinct)
+    places = {key: number for number, key in enumerate(distinct)}
+    at = np.array([places[key] for key in keys], dtype=np.int64)
+    cut["report_hash"] = [hash(key) for key in distinct]
     words = {name: "str" for name in ("study_id", "patient_id", "image", "view", "split", "sex", "race")}
-    return frame.drop(columns=[*SECTIONS, "report"]).astype(words).join(texts.add(reports))
+    own = cut.iloc[at].reset_index(drop=True)
+    return rows.drop(columns=report_columns).reset_index(drop=True).astype(words).join(own)
+
+
+def _sections(report: Mapping[str, str | None]) -> dict[str, str | None]:
+    """A report's sections; a section's own column goes before the free text."""
+    free = free_text_sections(with_line_ends(report["report"])) if report["report"] else {}
+    return {name: single_spaced(with_line_ends(report[name])) or free.get(name) for name in SECTIONS}
+
+
+def free_text_sections(text: str) -> dict[str, str | None]:
+    """The sections of a free text; one that has no heading is all findings."""
+    return parse_report(text)
+
+
+def with_line_ends(text: str | None) -> str | None:
+    """The text with line ends of every kind as a line feed; escaped ones (a backslash and an n) only where it has no other."""
+    if text is None:
+        return None
+    text = _LINE_END.sub("\n", text)
+    return text if "\n" in text else _ESCAPED_LINE_END.sub("\n", text)
+
+
+def _one_patient_a_study(rows: pd.DataFrame, path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Raise `SourceError` where a study number has rows of two patients; make each number of several columns one word."""
+    pairs = rows[["study_id", "patient_id"]].drop_duplicates()
+    twice = pairs.loc[pairs["study_id"].duplicated(), "study_id"]
+    if len(twice):
+        patient, study = columns["patient_id"][0], columns["study_id"][-1]
+        raise SourceError(
+            f"{path}: study {twice.iloc[0].replace(_TOGETHER, ' ')} has rows of two patients ({twice.nunique()} such): is "
+            f"{study} unique only within a patient? Then map study_id: [{patient}, {study}]"
+        )
+    for name in SEVERAL:
+        if len(columns[name]) > 1:
+            joined = {key: key.replace(_TOGETHER, "_") for key in rows[name].unique()}
+            if len(set(joined.values())) < len(joined):
+                raise SourceError(f"{path}: columns {', '.join(columns[name])} ({name}) joined by _ are not unique")
+            rows[name] = rows[name].map(joined).astype("str")
+
+
+def understand(
+    rows: pd.DataFrame, mapping: Mapping[str, Any], path: Path, notes: list[str]
+) -> dict[str, dict[str, int]]:
+    """Put the columns of words, ages and times of `rows` into the study table's terms; add what a reader must know to `notes`.
+
+    Returns:
+        column → word that is not known → rows that have it.
+
+    Raises:
+        SourceError: a column of times or splits is of another form than the mapping says.
+    """
+    columns, unknown = mapping["columns"], {}
+    for name, meaning in (("sex", sexes), ("race", races), ("age", _ages), ("view", _views)):
+        if name in columns:
+            meant = meaning(rows[name])
+            if left := unknown_words(rows[name], meant):
+                if name == "view":
+                    left = {word: number for word, number in left.items() if plain(word) not in NOT_KNOWN}
+                    rows["view_word"] = rows[name]
+                if left:
+                    unknown[name] = left
+            rows[name] = meant
+        elif name == "view":
+            rows[name] = "frontal"
+    rows["age"] = pd.to_numeric(rows["age"]).astype(float)
+    if "study_datetime" in columns:
+        rows["study_datetime"] = datetimes(rows["study_datetime"], mapping, path, notes)
+    if "split" in columns:
+        split = rows["split"].map(lambda word: SPLIT_WORDS.get(str(word).casefold()), na_action="ignore").astype(object)
+        if len(left := rows.loc[split.isna() & rows["split"].notna(), "split"]):
+            raise SourceError(
+                f"{path}: split {left.iloc[0][:40]!r}; expected {', '.join(SPLITS)} (map other words under values: split)"
+            )
+        rows["split"] = split
+        pairs = rows.loc[split.notna(), ["study_id", "split"]].drop_duplicates()
+        if len(twice := pairs.loc[pairs["study_id"].duplicated(), "study_id"]):
+            raise SourceError(f"{path}: study {twice.iloc[0]} is in two splits ({twice.nunique()} such)")
+    return unknown
+
+
+def _views(column: pd.Series) -> pd.Series:
+    return column.map({word: view_of(word) for word in column.dropna().unique()}).astype(object)
+
+
+def _ages(column: pd.Series) -> pd.Series:
+    return column.map({word: age_of(str(word)) for word in column.dropna().unique()}).astype(object)
+
+
+def datetimes(column: pd.Series, mapping: Mapping[str, Any], path: Path, notes: list[str]) -> pd.Series:
+    """Date and time of each row, in UTC where a zone is given (one without a zone as it stands), null where there is none.
+
+    Raises:
+        SourceError: more than one in a hundred is of another form.
+    """
+    wanted = mapping.get("datetime_format", "ISO8601")
+    try:
+        times = pd.to_datetime(column, format=wanted, errors="coerce", utc=True).dt.tz_localize(None)
+    except ValueError as error:  # a format that there is not
+        raise SourceError(f"{path}: datetime_format {wanted!r}: {one_line(error)}") from error
+    bad = times.isna() & column.notna()
+    if bad.sum() > 0.01 * column.notna().sum():
+        first = column[bad].iloc[0]
+        shown = repr(first) if re.fullmatch(r"[\d\W_TZ]{1,40}", first) else f"a text of {len(first)} characters"
+        raise SourceError(
+            f"{path}: column {mapping['columns']['study_datetime'][0]}: {shown} is not a date-time of the form "
+            f"{'ISO 8601' if wanted == 'ISO8601' else wanted}; set datetime_format in the mapping"
+        )
+    if bad.any():
+        notes.append(
+            f"{int(bad.sum()):,} rows have a date-time that cannot be read: unknown time, no prior, encounter 1."
+        )
+    zoned = column.dropna().astype(str).str.contains(r"(?:Z|[+-]\d{2}:?\d{2}|[+-]\d{2})$", regex=True)
+    zoned &= column.dropna().astype(str).str.contains(":")
+    if zoned.any():
+        rest = "" if zoned.all() else f"; {int((~zoned).sum()):,} without one are taken as they stand"
+        notes.append(f"{int(zoned.sum()):,} rows give their time with a zone, which is taken in UTC{rest}.")
+    return times
+
+
+def _below(paths: pd.Series, images: Path) -> pd.Series:
+    """Absolute paths that lie below the image folder as they are below it; others unchanged."""
+    roots = [f"{root.as_posix().rstrip('/')}/" for root in (images, images.absolute(), images.resolve())]
+
+    def relative(path: str) -> str:
+        return next((path[len(root) :] for root in roots if path.startswith(root)), path)
+
+    return paths.map({path: relative(path) for path in paths.dropna().unique() if path.startswith("/")}).fillna(paths)
+
+
+def _filled(key_rows: pd.DataFrame, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """The key images' rows; what one lacks (report, time, sex, …) from the study's first row that has it."""
+    studies = key_rows.reset_index(drop=True)
+    rows = rows[rows["study_id"].isin(studies["study_id"])]
+    said = rows[(rows["findings_words"] > 0) | (rows["impression_words"] > 0)]
+    hashes = said[["study_id", "report_hash"]].drop_duplicates()
+    if several := int(
+        hashes["study_id"].duplicated().any() and hashes["study_id"][hashes["study_id"].duplicated()].nunique()
+    ):
+        notes.append(
+            f"{several:,} studies have rows with different reports: the key image's row counts, else the first."
+        )
+    first = said.drop_duplicates("study_id").set_index("study_id")
+    empty = (studies["findings_words"] == 0) & (studies["impression_words"] == 0)
+    found = empty & studies["study_id"].isin(first.index)
+    if found.any():
+        own = first.reindex(studies.loc[found, "study_id"])
+        for name in TEXT_COLUMNS:
+            studies.loc[found, name] = own[name].to_numpy()
+        notes.append(f"{int(found.sum()):,} studies have their report in another row than the key image's.")
+    for name in OF_A_STUDY:
+        if studies[name].isna().any():
+            known = rows[rows[name].notna()].drop_duplicates("study_id").set_index("study_id")[name]
+            studies[name] = studies[name].where(studies[name].notna(), studies["study_id"].map(known))
+    return studies
+
+
+def _without_key_image(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rejects of the studies none of whose rows can be the key image."""
+    grouped = rows.assign(blank=rows["image"].isna(), lateral=rows["view"].eq(LATERAL)).groupby("study_id")
+    first = rows.drop_duplicates("study_id").set_index("study_id", drop=False)
+    reasons = pd.Series(VIEW_UNKNOWN, index=first.index, dtype=object)
+    reasons[grouped["lateral"].all().reindex(first.index)] = NO_FRONTAL
+    reasons[grouped["blank"].all().reindex(first.index)] = NO_IMAGE
+    details = pd.Series(None, index=first.index, dtype=object)
+    if "view_word" in rows:
+        words = rows[rows["view"].isna() & rows["view_word"].notna()].groupby("study_id")["view_word"]
+        details = words.agg(lambda column: "not known: " + ", ".join(column.unique()[:5])).reindex(first.index)
+    return [
+        reject_frame(first[reasons == r], r, none(details[reasons == r]) if r == VIEW_UNKNOWN else None)
+        for r in (VIEW_UNKNOWN, NO_FRONTAL, NO_IMAGE)
+    ]
 
 
 def read_mapping(path: Path | None) -> dict[str, Any]:
-    """The checked mapping.
+    """The checked mapping: `columns` as lists, the words of `values` as text.
 
     Raises:
-        SourceError: not given, unreadable, a key that is not known, or a required column that is not named.
+        SourceError: not given, unreadable, a key that is not known, a value of another kind, or a required column that is not
+            named.
     """
     if path is None:
         raise SourceError("custom needs --mapping FILE, a YAML that says which column is what (see --help)")
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        mapping = yaml.safe_load(text)
+        # Columns and words as they are written: 1, 007 and yes are text in the table, too.
+        written = yaml.load(text, yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not a readable YAML file ({one_line(error)})") from error
     if not isinstance(mapping, dict):
         raise SourceError(f"{path}: expected keys {', '.join(KEYS)}")
@@ -173,27 +399,62 @@ def read_mapping(path: Path | None) -> dict[str, Any]:
     for key in ("table", "columns"):
         if key not in mapping:
             raise SourceError(f"{path}: key {key} is missing")
+    for key in ("table", "delimiter", "encoding", "datetime_format", "title", "licence"):
+        if key in mapping and not (isinstance(mapping[key], str) and mapping[key]):
+            raise SourceError(f"{path}: {key} must be a text, in quotation marks where it is a number or a sign")
+    if len(mapping.get("delimiter", ",")) != 1:
+        raise SourceError(f'{path}: delimiter must be one character, such as ";" or "\\t"')
     for key in ("columns", "values"):
         if not isinstance(mapping.setdefault(key, {}), dict):
             raise SourceError(f"{path}: {key} must be a mapping")
-    columns, values = mapping["columns"], mapping["values"]
-    _known_keys(path, "columns: ", columns, (*REQUIRED, *OPTIONAL))
-    _known_keys(path, "values: ", values, columns)
-    if missing := [name for name in REQUIRED if name not in columns]:
+        mapping[key] = written.get(key, {})
+    _known_keys(path, "columns: ", mapping["columns"], (*REQUIRED, *OPTIONAL))
+    _known_keys(path, "values: ", mapping["values"], mapping["columns"])
+    mapping["columns"] = {name: _column_names(path, name, given) for name, given in mapping["columns"].items()}
+    mapping["values"] = {name: _meanings(path, name, given) for name, given in mapping["values"].items()}
+    if missing := [name for name in REQUIRED if name not in mapping["columns"]]:
         raise SourceError(f"{path}: columns: {', '.join(missing)} must be named")
-    if not {"report", "findings", "impression"} & set(columns):
+    if not {"report", "findings", "impression"} & set(mapping["columns"]):
         raise SourceError(f"{path}: columns: name report, or findings or impression")
-    shares = mapping.get("shares", [0.8, 0.1, 0.1])
+    shares = mapping.get("shares", list(SHARES))
     if not (
         isinstance(shares, list)
         and len(shares) == 3
-        and all(isinstance(s, (int, float)) and s >= 0 for s in shares)
+        and all(isinstance(s, (int, float)) and not isinstance(s, bool) and 0 <= s < float("inf") for s in shares)
         and sum(shares) > 0
     ):
         raise SourceError(
             f"{path}: shares must be three numbers for train, validation and test, such as [0.8, 0.1, 0.1]"
         )
+    if not isinstance(mapping.get("credentialed", True), bool):
+        raise SourceError(f"{path}: credentialed must be true or false")
     return mapping
+
+
+def _column_names(path: Path, name: str, given: Any) -> list[str]:
+    names = given if isinstance(given, list) and name in SEVERAL else [given]
+    if not names or not all(isinstance(column, str) and column.strip() for column in names):
+        several = ", or a list of several that make it up together" if name in SEVERAL else ""
+        raise SourceError(f"{path}: columns: {name} must name a column{several}")
+    return [column.strip() for column in names]
+
+
+def _meanings(path: Path, name: str, given: Any) -> dict[str, str | None]:
+    """The table's words, as they are written and in small letters, and what each means (None: nothing)."""
+    if not isinstance(given, dict) or not all(isinstance(meaning, str) for meaning in given.values()):
+        raise SourceError(f"{path}: values: {name} must be a mapping from the table's words to what they mean")
+    known: dict[str, Any] = {"view": view_of, "split": SPLIT_WORDS.get, "sex": {"F": "F", "M": "M"}.get}
+    meanings: dict[str, str | None] = {}
+    for word, meaning in given.items():
+        if is_nothing(meaning) or meaning == "~":
+            meanings[word] = None
+        elif name in known and known[name](meaning) is None:
+            expected = {"view": "AP, PA, frontal or lateral", "split": ", ".join(SPLITS), "sex": "F or M"}[name]
+            raise SourceError(f"{path}: values: {name}: {word}: {meaning!r}; expected {expected}, or null")
+        else:
+            meanings[word] = meaning
+    lower = {" ".join(word.casefold().split()).removesuffix(".0"): meaning for word, meaning in meanings.items()}
+    return lower | meanings
 
 
 def _known_keys(path: Path, where: str, given: Mapping[str, Any], known: Any) -> None:
@@ -201,74 +462,27 @@ def _known_keys(path: Path, where: str, given: Mapping[str, Any], known: Any) ->
         raise SourceError(f"{path}: {where}unknown key {', '.join(unknown)}; known are {', '.join(known)}")
 
 
+def table_form(path: Path, mapping: Mapping[str, Any]) -> CsvForm | None:
+    """How the table is written, where it is a CSV or a JSONL whose encoding is given."""
+    columns = [name for names in mapping["columns"].values() for name in names]
+    if path.name.endswith(CSV_SUFFIXES):
+        return csv_form(path, columns, mapping.get("delimiter"), mapping.get("encoding"))
+    return CsvForm(encoding=mapping["encoding"]) if "encoding" in mapping else None
+
+
 def _table_path(root: Path, mapping: Mapping[str, Any]) -> Path:
-    relative = inside(str(mapping["table"]))
+    relative = inside(mapping["table"])
     if relative is None or not (path := root / relative).is_file():
         raise SourceError(f"{root}: table {mapping['table']!r} of the mapping is not a file below it")
     return path
 
 
-def _iterate_table(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
-    """`columns` of the table, some thousand rows at a time, text without white space at its ends, None for null."""
-    if path.suffix == ".parquet":
-        tables = _iterate_parquet(path, columns)
-    elif path.suffix == ".jsonl":
-        tables = _iterate_jsonl(path, columns)
-    elif path.name.endswith((".csv", ".csv.gz")):
-        tables = iterate_csv(path, columns)
-    else:
-        raise SourceError(f"{path}: expected a .csv, .csv.gz, .jsonl or .parquet table")
-    for table in tables:
-        table = table.astype(object).where(table.notna(), None)
-        yield table.map(lambda value: value.strip() or None if isinstance(value, str) else value)
-
-
-def _iterate_parquet(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := [column for column in columns if column not in names]:
-                raise _missing(path, missing, names)
-            yield file.schema_arrow.empty_table().select(columns).to_pandas()
-            for batch in file.iter_batches(BATCH, columns=columns):
-                yield batch.to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
-
-
-def _iterate_jsonl(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
-    names: dict[str, None] = {}  # of all rows: one row need not have every column
-    rows: list[list] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise SourceError(f"{path}: line {number} is not JSON ({one_line(error)})") from error
-                if not isinstance(row, dict):
-                    raise SourceError(f"{path}: line {number} is not a JSON object")
-                names.update(dict.fromkeys(row))
-                rows.append([row.get(column) for column in columns])
-                if len(rows) == BATCH:
-                    yield pd.DataFrame(rows, columns=columns, dtype=object)
-                    rows = []
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: not a readable JSONL file ({one_line(error)})") from error
-    yield pd.DataFrame(rows, columns=columns, dtype=object)
-    if missing := [column for column in columns if column not in names]:
-        raise _missing(path, missing, list(names))
-
-
-def _missing(path: Path, missing: list[str], names: list[str]) -> SourceError:
-    return SourceError(f"{path}: column(s) {', '.join(missing)} of the mapping missing; it has {', '.join(names[:30])}")
-
-
-def _datetimes(column: pd.Series, mapping: Mapping[str, Any], columns: Mapping[str, str], path: Path) -> pd.Series:
-    times = pd.to_datetime(column, format=mapping.get("datetime_format", "ISO8601"), errors="coerce")
-    if (bad := times.isna() & column.notna()).any():
-        raise SourceError(
-            f"{path}: column {columns['study_datetime']}: {column[bad].iloc[0]!r} is not a date-time of the form "
-            f"{mapping.get('datetime_format', 'ISO 8601')}; set datetime_format in the mapping"
-        )
-    return times
+def iterate_rows(root: Path, mapping: Mapping[str, Any], names: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """The raw text of `names` (study table's names that the mapping has) of each row, some thousand rows at a time."""
+    path = _table_path(root, mapping)
+    some = {**mapping, "columns": {name: mapping["columns"][name] for name in names}}
+    columns = list(dict.fromkeys(column for columns in some["columns"].values() for column in columns))
+    before = 0
+    for table in iterate_table(path, columns, table_form(path, some)):
+        yield _raw_rows(table, some, path, before)[list(names)]
+        before += len(table)

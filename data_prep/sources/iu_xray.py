@@ -45,13 +45,13 @@ from data_prep.source import (
     blank_to_none,
     find_optional,
     found_frame,
+    hidden,
     iterate_archive,
-    one_line,
-    read_csv,
     read_json,
 )
 from data_prep.sources.rexrank import read_test_files
 from data_prep.splits import random_split
+from data_prep.tables import one_line, read_csv
 from data_prep.texts import Texts
 
 DATASET = "iu_xray"
@@ -174,7 +174,7 @@ def _reports_path(root: Path) -> Path:
 def _openi_reports(path: Path, sample: int | None) -> tuple[dict[str, dict], list[tuple[str, str]]]:
     """uid → sections and image names, from a folder of XML or an archive of it; and the files that cannot be read."""
     if path.is_dir():
-        names = sorted(path.glob("*.xml"), key=lambda p: (len(p.name), p.name))
+        names = sorted((p for p in path.glob("*.xml") if not hidden(p.name)), key=lambda p: (len(p.name), p.name))
         documents = ((p.name, p.read_bytes()) for p in names[:sample])
     else:
         documents = ((Path(name).name, content) for name, content in iterate_archive(path, ".xml"))
@@ -188,11 +188,12 @@ def _openi_reports(path: Path, sample: int | None) -> tuple[dict[str, dict], lis
         sections = {}
         for element in root.iter("AbstractText"):
             sections[(element.get("Label") or "").lower()] = blank_to_none("".join(element.itertext()))
-        reports[name.removesuffix(".xml")] = {
+        report = {
             **{key: sections.get(key) for key in ("indication", "comparison", "findings", "impression")},
             "images": [image_name(e.get("id") or "") for e in root.iter("parentImage")],
             "study_id": _openi_study_id([e.get("id") or "" for e in root.iter("parentImage")]),
         }
+        _add(reports, name.removesuffix(".xml"), report, path)
     if not reports and not unreadable:
         raise SourceError(f"{path}: holds no .xml report")
     return reports, unreadable
@@ -201,11 +202,17 @@ def _openi_reports(path: Path, sample: int | None) -> tuple[dict[str, dict], lis
 def _kaggle_reports(path: Path) -> dict[str, dict]:
     table = read_csv(path, ("uid", "indication", "comparison", "findings", "impression"))
     columns = ("indication", "comparison", "findings", "impression")
-    return {
-        row["uid"].strip(): {name: blank_to_none(row[name]) for name in columns}
-        for row in table.astype(object).where(table.notna(), None).to_dict("records")
-        if row["uid"]
-    }
+    reports: dict[str, dict] = {}
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        if row["uid"]:
+            _add(reports, row["uid"].strip(), {name: blank_to_none(row[name]) for name in columns}, path)
+    return reports
+
+
+def _add(reports: dict[str, dict], uid: str, report: dict, path: Path) -> None:
+    if uid in reports:
+        raise SourceError(f"{path}: report {uid} is there twice; expected once")
+    reports[uid] = report
 
 
 def _r2gen_reports(path: Path) -> dict[str, dict]:
@@ -213,11 +220,9 @@ def _r2gen_reports(path: Path) -> dict[str, dict]:
     for split in ("train", "val", "test"):
         for entry in read_json(path, dict).get(split, []):
             study_id = str(entry.get("id"))
-            reports[uid_of(study_id, path)] = {
-                "findings": blank_to_none(entry.get("report")),
-                "images": [str(image) for image in entry.get("image_path") or []],
-                "study_id": study_id,
-            }
+            images = [str(image) for image in entry.get("image_path") or []]
+            report = {"findings": blank_to_none(entry.get("report")), "images": images, "study_id": study_id}
+            _add(reports, uid_of(study_id, path), report, path)
     return reports
 
 
@@ -274,7 +279,7 @@ def _image_files(root: Path) -> dict[str, str]:
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders.sort()
         for name in sorted(names):
-            if name.lower().endswith(IMAGE_SUFFIXES):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not hidden(name) and name.isprintable():  # else not text
                 relative = Path(folder, name).relative_to(root)
                 key = "/".join(relative.parts[-2:]) if re.fullmatch(r"\d+\.\w+", name) else image_name(name)
                 files.setdefault(key, relative.as_posix())

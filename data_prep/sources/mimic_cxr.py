@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +33,8 @@ from data_prep.rejects import (
     reject_frame,
 )
 from data_prep.sections import parse_report
-from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, find_one, find_optional, one_line, read_csv
+from data_prep.source import ARCHIVE_ERRORS, FOUND_COLUMNS, Found, Options, SourceError, find_one, find_optional, hidden
+from data_prep.tables import one_line, read_csv
 from data_prep.texts import Texts
 
 DATASET = "mimic"
@@ -89,10 +89,17 @@ def read(root: Path, options: Options) -> Found:
     )
     if unknown := sorted(set(split["split"].dropna()) - set(SPLIT_NAMES)):
         raise SourceError(f"the split table has split {unknown[0]!r}; expected {', '.join(SPLIT_NAMES)}")
+    if (without := images[["dicom_id", "subject_id", "study_id"]].isna().any(axis=1)).any():
+        raise SourceError(
+            f"the metadata table has {int(without.sum())} row(s) without dicom_id, subject_id or study_id"
+        )
     images["view"] = views(images)
     images["datetime"] = datetimes(images["StudyDate"], images["StudyTime"])
     images = images.sort_values(["subject_id", "study_id", "dicom_id"], kind="stable")
 
+    patients = images.drop_duplicates(["study_id", "subject_id"])["study_id"]
+    if (twice := patients[patients.duplicated()]).size:
+        raise SourceError(f"the metadata table has study {twice.iloc[0]} under two patients ({twice.nunique()} such)")
     studies = images.groupby("study_id", sort=True).agg(
         patient_id=("subject_id", "first"),
         study_datetime=("datetime", "min"),
@@ -236,7 +243,9 @@ def read_reports(
             archive = zipfile.ZipFile(place)
         except (OSError, zipfile.BadZipFile) as error:
             raise SourceError(f"{place}: not a readable zip archive ({one_line(error)}); fetch it again") from error
-        members = {name.rsplit("/", 1)[-1]: name for name in archive.namelist() if name.endswith(".txt")}
+        members = {
+            name.rsplit("/", 1)[-1]: name for name in archive.namelist() if name.endswith(".txt") and not hidden(name)
+        }
 
     def parsed(name: str, study_id: str) -> dict[str, str | None]:
         try:
@@ -247,7 +256,7 @@ def read_reports(
             return parse_report(content.decode("utf-8"), study_id)
         except (FileNotFoundError, KeyError):
             failures[study_id] = REPORT_MISSING
-        except (OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
+        except ARCHIVE_ERRORS as error:  # one member is damaged, encrypted, or not UTF-8
             failures[study_id] = one_line(error)
         return {}
 

@@ -17,9 +17,10 @@ from typing import Any
 import pandas as pd
 
 from data_prep.demographics import age_of, sexes
-from data_prep.rejects import NO_FRONTAL, NO_IMAGE, VIEW_UNKNOWN, reject_frame
+from data_prep.rejects import NO_FRONTAL, NO_IMAGE, NO_PATIENT, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import SECTIONS, single_spaced
 from data_prep.source import Found, Options, SourceError, find_optional, found_frame, iterate_json, require_keys
+from data_prep.tables import as_text, is_nothing
 from data_prep.texts import Texts
 
 DATASET = "rexgradient"
@@ -55,8 +56,9 @@ def read(root: Path, options: Options) -> Found:
                         f"{path}: study {study_id} has no {' or '.join(NEEDED)}; expected ReXGradient's metadata"
                     )
                 keys.update(entry)
-                row = {"study_id": study_id, "patient_id": str(entry["PatientID"]), "dataset": DATASET, "split": split}
-                reason, view, image = key_image(entry)
+                patient = as_text(entry["PatientID"])
+                row = {"study_id": study_id, "patient_id": patient, "dataset": DATASET, "split": split}
+                reason, view, image = (NO_PATIENT, None, None) if is_nothing(patient) else key_image(entry)
                 if reason:
                     rejected.setdefault(reason, []).append(row)
                     continue
