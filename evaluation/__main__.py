@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.locks import folder_lock
 from evaluation import statistics
 from evaluation.errors import EvaluationError
 from recipes.errors import run_command
@@ -129,8 +131,14 @@ def _compare_folders(paths: Sequence[Path], out: Path | None, resamples: int, se
 def _summary(options: argparse.Namespace) -> None:
     from evaluation.summary import summarise_run, text
 
-    print(text(summarise_run(options.outputs, options.resamples, options.seed)))
+    with _alone_in(options.outputs):
+        print(text(summarise_run(options.outputs, options.resamples, options.seed)))
     print(f"written to {options.outputs / 'summary.json'}")
+
+
+def _alone_in(outputs: Path) -> contextlib.AbstractContextManager[None]:
+    """The run's lock, where there is a run."""
+    return folder_lock(outputs) if outputs.is_dir() else contextlib.nullcontext()
 
 
 def _seeds(options: argparse.Namespace) -> None:
@@ -142,13 +150,14 @@ def _seeds(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from evaluation.report import write_report
 
-    path = write_report(
-        options.outputs,
-        data_dir=options.data_dir,
-        browser_studies=options.browser_studies,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    with _alone_in(options.outputs):
+        path = write_report(
+            options.outputs,
+            data_dir=options.data_dir,
+            browser_studies=options.browser_studies,
+            resamples=options.resamples,
+            seed=options.seed,
+        )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens offline in any browser")
 
 

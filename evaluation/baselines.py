@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import write_json
+from data_prep.locks import folder_lock
 from data_prep.study import report_text
 from evaluation.errors import EvaluationError
 from evaluation.predictions import rexrank_entry, studies_of_data
@@ -33,6 +34,11 @@ def write_baseline(name: str, data: Path, split: str, train: Sequence[Path], out
     """
     if name not in BASELINES:
         raise EvaluationError(f"no baseline {name!r}; choose one of {', '.join(BASELINES)}")
+    with folder_lock(out):
+        return _write_baseline(name, data, split, train, out)
+
+
+def _write_baseline(name: str, data: Path, split: str, train: Sequence[Path], out: Path) -> dict[str, Any]:
     studies = studies_of_data(data, split)
     training = [study for folder in train for study in studies_of_data(folder, "train")]
     frequent = most_frequent(training)

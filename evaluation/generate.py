@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -28,7 +27,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from data_prep.files import write_json
+from data_prep.files import sha256_of, write_json
+from data_prep.locks import folder_lock
 from evaluation.engines import (
     VLLM_BATCHES,
     GenerationSettings,
@@ -40,6 +40,7 @@ from evaluation.engines import (
 )
 from evaluation.errors import EvaluationError
 from evaluation.predictions import rexrank_entry, studies_of_data
+from recipes.errors import read_json
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,17 @@ def generate(task: Task, force: bool = False, processes: int | None = None) -> d
         RecipeError, StudyError: no such model or data.
     """
     studies, settings, made_by = _planned(task)
-    finished = load_finished(task.out, made_by, force)
-    if finished:
-        return finished
+    with folder_lock(task.out):
+        return load_finished(task.out, made_by, force) or _generate(task, studies, settings, made_by, processes)
+
+
+def _generate(
+    task: Task,
+    studies: list[dict[str, Any]],
+    settings: GenerationSettings,
+    made_by: Mapping[str, Any],
+    processes: int | None,
+) -> dict[str, Any]:
     check_images(studies, settings)
     processes = processes or max(1, gpu_count())
     started = time.monotonic()
@@ -124,7 +133,7 @@ def _planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict
         "model_sha256": model_fingerprint(task.model),
         "data": task.data.name,
         "split": task.split,
-        "data_sha256": hashlib.sha256((task.data / f"{task.split}.parquet").read_bytes()).hexdigest(),
+        "data_sha256": sha256_of(task.data / f"{task.split}.parquet"),
         "studies": len(studies),
         **asdict(settings),
     }
@@ -149,7 +158,7 @@ def load_finished(
     """
     settings_path = out / "generation.json"
     if settings_path.is_file() and not force:
-        before = json.loads(settings_path.read_text(encoding="utf-8"))
+        before = _read_record(settings_path)
         changed = [key for key, value in made_by.items() if before["made_by"].get(key) != value]
         if "model_sha256" not in changed:
             changed = [key for key in changed if key != "model"]
@@ -164,12 +173,32 @@ def load_finished(
         for file in [out / "predictions.json", settings_path, *partials(out)]:
             file.unlink(missing_ok=True)
     if settings_path.is_file():
-        if before.get("finished") and (out / "predictions.json").is_file():
-            print(f"{out}: predictions finished already (--force makes them again)")
-            return before
+        if before.get("finished"):
+            if _is_as_written(out / "predictions.json", before.get("predictions_sha256")):
+                print(f"{out}: predictions finished already (--force makes them again)")
+                return before
+            print(f"{out}: predictions.json is missing or not as it was written; making it again")
+            write_json(settings_path, {"finished": False, "made_by": dict(made_by)})
     else:
         write_json(settings_path, {"finished": False, "made_by": dict(made_by)})
     return None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """`generation.json`, with `made_by`.
+
+    Raises:
+        EvaluationError: it is damaged.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("made_by"), dict):
+        raise EvaluationError(f"{path} does not say how the predictions were made; --force makes them again")
+    return record
+
+
+def _is_as_written(path: Path, sha256: str | None) -> bool:
+    """Whether a file is there with this sha256; with none (of before it was noted) whether it is there."""
+    return path.is_file() and (sha256 is None or sha256_of(path) == sha256)
 
 
 def partial_path(out: Path, shard: int | None = None) -> Path:
@@ -210,7 +239,7 @@ def _write_reports(
     others: Iterable[Path],
     title: str,
 ) -> None:
-    done = {row["study_id"] for file in {path, *others} for row in read_lines(file)}
+    done = {row["study_id"] for file in {path, *others} for row in read_lines(file) if _is_report(row)}
     todo = [study for study in studies if study["study_id"] not in done]
     if not todo:
         return
@@ -244,15 +273,32 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The finished lines of a file that is appended to; a last line cut by a kill is not one."""
     if not path.is_file():
         return []
-    content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    rows, damaged = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                row["study_id"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged += 1
+                continue
+            rows.append(row)
+    if damaged:
+        print(f"{path}: {damaged} damaged line(s) left out; their studies are done again")
+    return rows
+
+
+def _is_report(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("model_prediction"), str) and isinstance(row.get("truncated"), bool)
 
 
 def drop_cut_line(path: Path) -> None:
     """Remove a last line that a kill cut short, so that the next one is not appended to it."""
     if path.is_file():
         content = path.read_bytes()
-        if not content.endswith(b"\n"):
+        if content and not content.endswith(b"\n"):
             with path.open("r+b") as file:
                 file.truncate(content.rfind(b"\n") + 1)
 
@@ -261,7 +307,10 @@ def finish(
     out: Path, studies: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Merge the finished lines into `predictions.json`, in the data's order, and record how they were made."""
-    lines = {row["study_id"]: row for file in partials(out) for row in read_lines(file)}
+    for path in partials(out):
+        with path.open("a", encoding="utf-8") as file:  # a part that is still being written is not put together
+            _lock(file, path)
+    lines = {row["study_id"]: row for file in partials(out) for row in read_lines(file) if _is_report(row)}
     missing = [study["study_id"] for study in studies if study["study_id"] not in lines]
     if missing:
         raise EvaluationError(
@@ -274,6 +323,7 @@ def finish(
     result = {
         "finished": True,
         "made_by": dict(made_by),
+        "predictions_sha256": sha256_of(out / "predictions.json"),
         "truncated": sum(lines[s["study_id"]]["truncated"] for s in studies),
         "empty": sum(not lines[s["study_id"]]["model_prediction"].strip() for s in studies),
         "seconds_of_last_run": round(seconds, 1),

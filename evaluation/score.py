@@ -22,14 +22,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_prep.files import write_json
+from data_prep.files import sha256_of, write_json
+from data_prep.locks import folder_lock
 from evaluation import statistics, temporal
 from evaluation.errors import EvaluationError
-from evaluation.generate import drop_cut_line, read_lines
 from evaluation.graphs import MarkedEntity, marked_graphs
 from evaluation.names import split_number
 from evaluation.predictions import Problems, pair, read_predictions, studies_of_data, studies_of_file
 from evaluation.statistics import Statistic
+from recipes.errors import RecipeError, read_json
 from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES
@@ -123,18 +124,85 @@ def score(
     described = {**made_by, "scorers": scorers.described(), "resamples": resamples, "seed": seed}
     described = json.loads(json.dumps(described))
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    with folder_lock(out):
+        finished = None if force else _finished_scores(out, key, len(rows))
+        if finished:
+            return finished
+        if force or _recorded_key(out / "scores.state.json") != key:
+            (out / "scores.partial.jsonl").unlink(missing_ok=True)
+            write_json(out / "scores.state.json", {"key": key})
+        return _score(rows, problems, scorers, out, key, described, command, data, truth, resamples, seed)
+
+
+def _finished_scores(out: Path, key: str, studies: int) -> dict[str, Any] | None:
+    """`scores.json` where these scores are finished, and `scores.jsonl` is as it was written; else None, and it says why."""
+    path = out / "scores.json"
+    if not path.is_file() or not (out / "scores.jsonl").is_file():
+        return None
+    try:
+        before = read_json(path)
+    except RecipeError:
+        before = None
+    if not isinstance(before, dict) or before.get("key") != key:
+        print(f"{out}: scores there were made otherwise, or are damaged; scoring again")
+        return None
+    if before.get("studies") != studies or before.get("scores_sha256") != sha256_of(out / "scores.jsonl"):
+        print(f"{out}: scores.jsonl is not as it was written; scoring again")
+        return None
+    print(f"{out}: scores finished already (--force scores again)")
+    return before
+
+
+def _recorded_key(state: Path) -> str | None:
+    """What decides the numbers of the lines so far; None where nothing says so."""
+    try:
+        content = read_json(state)
+    except (RecipeError, FileNotFoundError):
+        return None
+    return content.get("key") if isinstance(content, dict) else None
+
+
+def keep_lines(partial: Path, studies: Collection[str]) -> set[str]:
+    """The studies that a file of lines has; lines of other studies, second ones of a study and damaged ones are taken out."""
+    if not partial.is_file():
+        return set()
+    done: set[str] = set()
+    dropped = 0
+    temporary = partial.with_name(f".{partial.name}.{os.getpid()}.tmp")
+    with partial.open("rb") as before, temporary.open("wb") as after:
+        for line in before:
+            try:
+                study = json.loads(line)["study_id"] if line.endswith(b"\n") else None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                study = None
+            if study not in studies or study in done:
+                dropped += line.endswith(b"\n")  # the last one of a killed run is not worth a word
+                continue
+            done.add(study)
+            after.write(line)
+    os.replace(temporary, partial)
+    if dropped:
+        print(
+            f"{partial}: {dropped} line(s) left out that are damaged, twice there, or of studies that were not asked for"
+        )
+    return done
+
+
+def _score(
+    rows: Sequence[Mapping[str, Any]],
+    problems: Problems,
+    scorers: Scorers,
+    out: Path,
+    key: str,
+    described: Mapping[str, Any],
+    command: str,
+    data: str | None,
+    truth: Mapping[str, np.ndarray] | None,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
     final, partial, state = out / "scores.jsonl", out / "scores.partial.jsonl", out / "scores.state.json"
-    if (out / "scores.json").is_file() and final.is_file() and not force:
-        before = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-        if before.get("key") == key:
-            print(f"{out}: scores finished already (--force scores again)")
-            return before
-        print(f"{out}: scores there were made otherwise; scoring again")
-    if force or not state.is_file() or json.loads(state.read_text(encoding="utf-8")).get("key") != key:
-        partial.unlink(missing_ok=True)
-        write_json(state, {"key": key})
-    drop_cut_line(partial)
-    done = {line["study_id"] for line in read_lines(partial)}
+    done = keep_lines(partial, {row["study_id"] for row in rows})
     todo = [row for row in rows if row["study_id"] not in done]
     with (
         partial.open("a", encoding="utf-8") as file,
@@ -142,8 +210,11 @@ def score(
     ):
         asyncio.run(_score_rows(todo, scorers, truth, file, bar))
     scores = Scores.read(partial)
+    if sorted(scores.study_id) != sorted(row["study_id"] for row in rows):
+        raise EvaluationError(f"{partial} does not hold each study once; score again with --force")
     result = {
         "key": key,
+        "scores_sha256": sha256_of(partial),
         "command": f"{command} --out {out}",
         "data": data,
         "made_by": described,
@@ -321,6 +392,8 @@ class Scores:
             raise EvaluationError(f"no scores in {path}; make them with: python -m evaluation score …") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise EvaluationError(f"{path} is not a scores file ({error!r}); score again with --force") from error
+        if len(set(scores.study_id)) != len(scores.study_id):
+            raise EvaluationError(f"{path} holds a study twice; score again with --force")
         if not scores.study_id:
             raise EvaluationError(f"{path} holds no study; score again with --force")
         scores.metrics = {name: np.array(values) for name, values in metrics.items()}
@@ -484,7 +557,7 @@ def score_file(
         studies = studies_of_data(data, split)
         truth = read_truth(data, studies)
         command += f" --data {data} --split {split}"
-        source |= {"references": f"{data.name}/{split}", "references_sha256": _sha256(data / f"{split}.parquet")}
+        source |= {"references": f"{data.name}/{split}", "references_sha256": sha256_of(data / f"{split}.parquet")}
     else:
         reference_file = read_predictions(references) if references else file
         studies = studies_of_file(reference_file)
@@ -516,7 +589,3 @@ def read_truth(data: Path, studies: Sequence[Mapping[str, Any]]) -> dict[str, np
     if unknown := [study["study_id"] for study in studies if study["study_id"] not in truth]:
         raise EvaluationError(f"{path} has no labels of study {unknown[0]}; prepare the data again")
     return truth
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

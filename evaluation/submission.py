@@ -22,6 +22,7 @@ import yaml
 from evaluation.errors import EvaluationError
 from evaluation.predictions import pair, read_predictions, studies_of_file
 from recipes.models import check_model_folder
+from recipes.removal import remove_own
 
 DESCRIPTION = {
     "name": "name of the model",
@@ -66,7 +67,21 @@ def pack(model: Path, description: Path, test_file: Path, predictions: Path, out
         (temporary / "README.md").write_text(readme(told), encoding="utf-8")
         if lacking := missing_files(temporary):
             raise EvaluationError(f"the submission lacks {', '.join(lacking)}; is {model} a finished checkpoint?")
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():
+            packed = [path.name for path in temporary.iterdir()]
+            needed = {
+                "--model": model,
+                "--predictions": predictions,
+                "--test_file": test_file,
+                "--description": description,
+            }
+            remove_own(out, packed, not missing_files(out), needed, "--force")
+            try:
+                out.rmdir()
+            except OSError as error:
+                raise EvaluationError(
+                    f"{out} holds more than a submission ({error.strerror}); choose another --out"
+                ) from error
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_prep.locks import LockError
 from data_prep.study import StudyError
 
 
@@ -39,7 +40,7 @@ def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
     """
     try:
         main()
-    except (RecipeError, StudyError, *errors) as error:
+    except (RecipeError, StudyError, LockError, *errors) as error:
         # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)

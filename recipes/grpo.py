@@ -24,7 +24,7 @@ from recipes.arguments import (
 )
 from recipes.data import rollout_dataset
 from recipes.errors import run_command
-from recipes.models import end_tokens, generate_neutrally, load_processor, merged_checkpoint
+from recipes.models import end_tokens, generate_neutrally, load_processor, merged_checkpoint, model_options
 from recipes.monitors import RolloutMonitors, build_monitors
 from recipes.shared_prompts import check_attention
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
@@ -99,7 +99,7 @@ def build_trainer(
     ends = end_tokens(processor)
     key = "stop_token_ids" if training.use_vllm else "eos_token_id"
     training.generation_kwargs = {key: ends, **(training.generation_kwargs or {})}
-    training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    training.model_init_kwargs = model_options(model)
     trainer = RolloutTrainer(
         model=start,
         reward_funcs=GrpoReward(

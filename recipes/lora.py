@@ -34,7 +34,9 @@ def check_lora_targets(model: ModelConfig) -> None:
     if not folder.is_dir():
         return
     with torch.device("meta"):
-        skeleton = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+        skeleton = AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False
+        )
     names = [name for name, _ in skeleton.named_modules()]
     for target in [targets] if isinstance(targets, str) else targets:
         if not _fits(target, names, pattern=isinstance(targets, str)):

@@ -29,8 +29,10 @@ from transformers import (
     PreTrainedModel,
     Qwen3VLConfig,
     Qwen3VLProcessor,
+    dynamic_module_utils,
 )
 from transformers.integrations import deepspeed
+from trl import ModelConfig
 
 from data_prep.files import write_json
 from recipes.checkpoint_files import check_weight_files
@@ -38,6 +40,9 @@ from recipes.errors import RecipeError, read_json
 from recipes.lora import merge_in_place
 from recipes.merge_check import compared
 
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = (
+    0  # a checkpoint with code of its own is refused; nothing asks on the terminal
+)
 PIECE = 4 << 20  # bytes of a weight file that are read at once, by each of
 READERS = 8  # threads
 MODEL_TYPE = Qwen3VLConfig.model_type  # `qwen3_vl`
@@ -322,7 +327,10 @@ def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:
     """
     check_model_folder(path)
     try:
-        if not Path(path).is_dir() and (found := AutoConfig.from_pretrained(path).model_type) != MODEL_TYPE:
+        if (
+            not Path(path).is_dir()
+            and (found := AutoConfig.from_pretrained(path, trust_remote_code=False).model_type) != MODEL_TYPE
+        ):
             raise RecipeError(
                 f"{path} is another model (model_type {found!r}, not {MODEL_TYPE!r}); set model_name_or_path to a Qwen3-VL"
             )
@@ -344,10 +352,22 @@ def load_model(path: str, dtype: str | torch.dtype = "auto", device: str | torch
         return (model if dtype == "auto" else model.to(dtype)).eval()
     check_tensors(path)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load the model of {path}: {_first_line(error)}") from error
     return model.to(device).eval()
+
+
+def model_options(model: ModelConfig) -> dict[str, Any]:
+    """How a trainer is to load its model: from safetensors, with no code but transformers' own."""
+    return {
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
 
 
 def load_model_and_processor(

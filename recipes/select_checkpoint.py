@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import write_json
+from data_prep.locks import hold_folder
 from evaluation import statistics
 from evaluation.generate import Task, generate
 from evaluation.predictions import pair, read_predictions, studies_of_data
 from launch.provenance import write_run
 from recipes.arguments import EvaluationArguments, parse_recipe
+from recipes.checkpoint_files import model_damage
 from recipes.errors import RecipeError, read_json, run_command
 from recipes.evaluate import generation_settings
 from recipes.models import model_fingerprint
@@ -52,6 +54,7 @@ def main() -> None:
     quiet_logs()
     folder = Path(evaluation.run) / selection.stage
     models = {checkpoint.name: checkpoint for checkpoint in find_checkpoints(folder)}
+    hold_folder(folder / "selection")
     with contextlib.ExitStack() as resources:
         judge = None
         if selection.count_errors:
@@ -87,11 +90,14 @@ def find_checkpoints(folder: Path) -> list[Path]:
     """The saved checkpoints of a stage, by step.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is none, or the model of one is damaged.
     """
     found = saved_checkpoints(folder)
     if not found:
         raise RecipeError(f"no checkpoint in {folder}; train the stage first, with save_strategy: steps")
+    for checkpoint in found:
+        if damage := model_damage(checkpoint):
+            raise RecipeError(f"{damage}; put that file back, or move {checkpoint} away to select among the others")
     return found
 
 
@@ -198,7 +204,14 @@ def link(path: Path, target: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target, target_is_directory=True)
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink()
+        raise RecipeError(
+            f"{path} is not the link that selection makes ({error.strerror}), as after a copy without links; move it away "
+            "and run the same command again"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from trl import ModelConfig, SFTConfig, get_peft_config
 from recipes.arguments import DataArguments, StageArguments, parse_recipe
 from recipes.data import completion_dataset
 from recipes.errors import run_command
-from recipes.models import generate_neutrally, load_processor
+from recipes.models import generate_neutrally, load_processor, model_options
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import ReportTrainer
 
@@ -39,7 +39,7 @@ def build_trainer(
     data: DataArguments, model: ModelConfig, training: SFTConfig, studies: Sequence[dict[str, Any]]
 ) -> ReportTrainer:
     """The trainer of the SFT stage."""
-    training.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    training.model_init_kwargs = model_options(model)
     processor = load_processor(model.model_name_or_path)
     trainer = ReportTrainer(
         model=model.model_name_or_path,

@@ -14,7 +14,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -36,8 +37,19 @@ from transformers import (
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from data_prep.files import write_json
+from data_prep.locks import LockError, hold_folder
 from launch.provenance import write_run
 from recipes.arguments import DataArguments, RolloutArguments, StageArguments, set_global_batch
+from recipes.checkpoint_files import (
+    MANIFEST,
+    OPTIMIZER_STATE,
+    OTHER_STATE,
+    checkpoint_damage,
+    damaged_file,
+    described_files,
+    forget_in_manifest,
+    write_manifest,
+)
 from recipes.data import load_studies
 from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError, read_json
@@ -45,6 +57,7 @@ from recipes.hub import Upload, open_upload
 from recipes.lora import check_lora_targets
 from recipes.model_card import write_model_card
 from recipes.models import check_model_folder, is_adapter, merge_adapter, model_fingerprint
+from recipes.removal import remove_own
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
 # Settings that do not change what is learned: a finished stage is not "made with other settings" for these.
@@ -80,9 +93,27 @@ _MACHINE = (
     "ddp_",
 )
 _LENGTH = ("max_steps",)  # a run that was interrupted may go on for longer; a finished one has its length
-# What a checkpoint holds for training to go on, by transformers, FSDP and DeepSpeed; the model is not among it.
-OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
-OTHER_STATE = ("scheduler.pt", "scaler.pt", "rng_state*.pth", "latest", "zero_to_fp32.py")
+# What a stage writes in its folder, result.json first: all that FORCE=1 removes.
+_OWN = (
+    "result.json",
+    "settings.json",
+    "checkpoint-*",
+    "damaged-checkpoint-*",
+    "final",
+    "adapter",
+    "best",
+    "selection",
+    "selection.json",
+    "rollouts",
+    "completions",
+    "runs",
+    "log_history.json",
+    "stopped.json",
+    "README.md",
+    "run.patch",
+    "run.json",
+    ".*.tmp",
+)
 TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}  # report_to → package
 
 _PROGRESS_KEYS = {
@@ -142,6 +173,10 @@ def open_stage(
     set_global_batch(stage, training, rollouts)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is not set: name the model to start from")
+    if training.trust_remote_code:
+        raise RecipeError(
+            "trust_remote_code: true would run a checkpoint's own code; leave it out (Qwen3-VL needs none)"
+        )
     check_model_folder(model.model_name_or_path)
     check_lora_targets(model)
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
@@ -152,11 +187,33 @@ def open_stage(
     check_report_to(training)
     upload = open_upload(training, sources, model.model_name_or_path, stage.hub_allow_datasets)
     opened = Stage(Path(training.output_dir), studies, settings, upload)
-    if not is_finished(opened.output_dir, settings, stage.force):
+    # A finished stage is only read; one that is to be made is this process's alone until it ends.
+    if stage.force or not is_finished(opened.output_dir, settings):
+        in_first_process(lambda: hold_folder(opened.output_dir))
+        if stage.force:
+            in_first_process(lambda: remove_stage(opened.output_dir, settings))
         return opened
     if upload:
         upload.push()
     return None
+
+
+def in_first_process(function: Callable[[], Any]) -> Any:
+    """What `function` returns in the first process, to all: all must call this.
+
+    Raises:
+        RecipeError: in all, where it raised that, or LockError, in the first.
+    """
+    answer: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            answer[0] = function()
+        except (RecipeError, LockError) as error:
+            answer[1] = str(error)
+    value, mistake = broadcast_object_list(answer)
+    if mistake is not None:
+        raise RecipeError(mistake)
+    return value
 
 
 def package_versions() -> dict[str, str]:
@@ -187,65 +244,120 @@ def stage_settings(model: str, data_sha256: str, *arguments: Any) -> dict[str, A
     return json.loads(json.dumps(settings, default=str))
 
 
-def is_finished(output_dir: Path, settings: dict[str, Any], force: bool) -> bool:
-    """Whether the stage in `output_dir` has finished with these settings; with `force` its remains are removed first.
+def is_finished(output_dir: Path, settings: dict[str, Any]) -> bool:
+    """Whether the stage in `output_dir` has finished with these settings, and its model is there as it was saved.
 
     Raises:
-        RecipeError: it has finished, but with other settings.
+        RecipeError: it has finished, but with other settings; or its model is damaged, and no checkpoint makes it again.
     """
-    state = PartialState()
-    if force:
-        if state.is_main_process:
-            shutil.rmtree(output_dir, ignore_errors=True)
-        state.wait_for_everyone()
     result_path = output_dir / "result.json"
     if not result_path.is_file():
         return False
-    before = read_json(result_path)["settings"]
-    if changed := _differences(before, settings, _MACHINE):
+    result = read_json(result_path)
+    if not isinstance(result, dict) or not isinstance(result.get("settings"), dict):
+        raise RecipeError(
+            f"{result_path} is not a stage's result; FORCE=1 trains it again, RUN=name starts another run"
+        )
+    if changed := _differences(result["settings"], settings, _MACHINE):
         raise RecipeError(
             f"{output_dir} was finished with other settings ({changed}); FORCE=1 trains it again, RUN=name starts another run"
         )
+    if damage := in_first_process(lambda: _damage_to_final(output_dir / "final", result)):
+        if not saved_checkpoints(output_dir):
+            raise RecipeError(
+                f"{damage}, though {output_dir} was finished; put that file back, or FORCE=1 trains it again"
+            )
+        announce(f"{output_dir}: {damage}; saving the model again from its last checkpoint")
+        return False
     announce(f"{output_dir}: finished already (FORCE=1 trains it again)")
     return True
+
+
+def _damage_to_final(final: Path, result: Mapping[str, Any]) -> str | None:
+    """What differs from what `result.json` says of the final model; None where nothing does."""
+    if isinstance(result.get("final_files"), dict):
+        return damaged_file(final, result["final_files"])
+    if not any(final.glob("*.safetensors")):  # of before its files were noted
+        return f"{final} holds no model"
+    return None if model_fingerprint(str(final)) == result.get("final_sha256") else f"{final} holds another model"
+
+
+def remove_stage(output_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Remove what a stage wrote in `output_dir`, by its names, and nothing else.
+
+    Raises:
+        RecipeError: the folder is not a stage's, the run's own model or data lie in it, or something cannot be removed.
+    """
+    needed = {key: settings[key] for key in ("model_name_or_path", "data_dir") if settings.get(key)}
+    remove_own(output_dir, _OWN, _is_stage(output_dir), needed, "FORCE=1")
+
+
+def _is_stage(folder: Path) -> bool:
+    """Whether a stage wrote here: it leaves its settings, its result and how it was run."""
+    for name, key in (("settings.json", "data_sha256"), ("result.json", "settings"), ("run.json", "runs")):
+        try:
+            content = read_json(folder / name)
+        except (RecipeError, OSError):
+            continue
+        if isinstance(content, dict) and key in content:
+            return True
+    return False
 
 
 def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
     """The checkpoint to go on from, or None for a fresh start; says which, and notes the settings of the run.
 
-    A checkpoint whose writing was cut short (a kill, a full disk) lacks its last file, is said so and removed.
-
     Raises:
         RecipeError: what is in `output_dir` was begun with other settings, such as another model or other data.
     """
-    state = PartialState()
+    return in_first_process(lambda: _start_or_resume(output_dir, settings))
+
+
+def _start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
     path = output_dir / "settings.json"
-    checkpoints = saved_checkpoints(output_dir)
-    if checkpoints and path.is_file():
-        before = read_json(path)
+    if saved_checkpoints(output_dir):
+        before = read_json(path) if path.is_file() else None
+        if not isinstance(before, dict):
+            raise RecipeError(
+                f"{output_dir} holds checkpoints and no settings.json that says how they were made; "
+                "FORCE=1 starts it again, RUN=name starts another run"
+            )
         if changed := _differences(before, settings, _MACHINE + _LENGTH):
             raise RecipeError(
                 f"{output_dir} holds checkpoints of a run with other settings ({changed}); "
                 "FORCE=1 starts it again, RUN=name starts another run"
             )
-    if state.is_main_process:
-        for folder in checkpoints:
-            if not _is_complete(folder):
-                print(f"{folder}: incomplete, its writing was cut short; removed", flush=True)
-                shutil.rmtree(folder)
-        write_json(path, settings)
-        write_run(output_dir, output_dir.name, settings["seed"], state.num_processes)
-    state.wait_for_everyone()
-    complete = saved_checkpoints(output_dir)
-    if not complete:
+    newest = newest_whole_checkpoint(output_dir)
+    write_json(path, settings)
+    write_run(output_dir, output_dir.name, settings["seed"], PartialState().num_processes)
+    if newest is None:
         return None
-    if not _optimizer_state(complete[-1]):
+    if not _optimizer_state(newest):
         raise RecipeError(
-            f"{complete[-1]} holds a model without optimiser state, so training cannot go on from it; "
-            "FORCE=1 starts it again"
+            f"{newest} holds a model without optimiser state, so training cannot go on from it; FORCE=1 starts it again"
         )
-    announce(f"{output_dir}: going on from {complete[-1].name}")
-    return str(complete[-1])
+    print(f"{output_dir}: going on from {newest.name}", flush=True)
+    return str(newest)
+
+
+def newest_whole_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint to go on from; newer ones that are not whole are said so and put out of the way.
+
+    One whose writing was cut short is removed, one that was damaged later is kept as `damaged-checkpoint-<step>`.
+    """
+    for folder in reversed(saved_checkpoints(output_dir)):
+        damage = checkpoint_damage(folder)
+        if damage is None:
+            return folder
+        if (folder / MANIFEST).is_file():
+            kept = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(kept, ignore_errors=True)
+            os.replace(folder, kept)
+            print(f"{folder.name} is damaged: {damage}; kept as {kept.name}, which nothing reads", flush=True)
+        else:
+            shutil.rmtree(folder)
+            print(f"{folder}: incomplete ({damage}); removed", flush=True)
+    return None
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
@@ -256,15 +368,6 @@ def saved_checkpoints(folder: Path) -> list[Path]:
 
 def _optimizer_state(checkpoint: Path) -> list[Path]:
     return [path for pattern in OPTIMIZER_STATE for path in sorted(checkpoint.glob(pattern))]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether the trainer finished writing it: `trainer_state.json` is its last file."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
 
 
 def check_report_to(training: TrainingArguments) -> None:
@@ -342,21 +445,51 @@ def over_processes(values: Sequence[int], operation: torch.distributed.ReduceOp)
     return reduced.tolist()
 
 
-class TrimCheckpoints(TrainerCallback):
-    """Once a checkpoint is whole, older ones keep their model alone, which is all that selection and evaluation read.
+class RecordCheckpoints(TrainerCallback):
+    """Gives each checkpoint its manifest, by which it counts as whole; then older ones keep their model alone.
 
-    The newest `keep` stay as they are: a run goes on from the newest. An 8 B model's checkpoint is 130 GB with its optimiser
-    state and 18 GB without.
+    The sums are made while training goes on. The newest `keep` stay as they are (None: all do): a run goes on from the newest.
+    An 8 B model's checkpoint is 130 GB with its optimiser state and 18 GB without.
     """
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int | None = None) -> None:
         self.keep = keep
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifest")
+        self.pending: list[Future[None]] = []
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            whole = [path for path in saved_checkpoints(Path(args.output_dir)) if _is_complete(path)]
-            for checkpoint in whole[: -self.keep]:
-                trim_checkpoint(checkpoint)
+            self._finish([future for future in self.pending if future.done()])
+            folder = Path(args.output_dir)
+            self.pending.append(self.worker.submit(self._record, folder / f"checkpoint-{state.global_step}"))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._finish(list(self.pending))
+
+    def _finish(self, done: Sequence[Future[None]]) -> None:
+        for future in done:
+            self.pending.remove(future)
+            try:
+                future.result()
+            except OSError as error:
+                raise RecipeError(
+                    f"{error.filename or 'the manifest of a checkpoint'}: {error.strerror}; make room or mend the disk, and "
+                    "run the same command again"
+                ) from error
+
+    def _record(self, checkpoint: Path) -> None:
+        try:
+            write_manifest(checkpoint)
+        except FileNotFoundError:
+            if checkpoint.is_dir():
+                raise
+            return  # save_total_limit took it away meanwhile
+        if self.keep is not None:
+            whole = [path for path in saved_checkpoints(checkpoint.parent) if (path / MANIFEST).is_file()]
+            for older in whole[: -self.keep]:
+                trim_checkpoint(older)
 
 
 def trim_checkpoint(checkpoint: Path) -> None:
@@ -367,6 +500,7 @@ def trim_checkpoint(checkpoint: Path) -> None:
     if not any(checkpoint.glob("*.safetensors")):
         return
     others = [path for pattern in OTHER_STATE for path in checkpoint.glob(pattern)]
+    forget_in_manifest(checkpoint, [*_optimizer_state(checkpoint), *others])
     for path in [*_optimizer_state(checkpoint), *others, *checkpoint.glob(".removed-*")]:
         removed = path.with_name(f".removed-{path.name.removeprefix('.removed-')}")
         os.replace(path, removed)
@@ -387,8 +521,7 @@ def run_training(
     add_progress(trainer, stage)
     on_signal = SaveOnSignal()
     trainer.add_callback(on_signal)
-    if keep_optimizer_states is not None:
-        trainer.add_callback(TrimCheckpoints(keep_optimizer_states))
+    trainer.add_callback(RecordCheckpoints(keep_optimizer_states))
     trainer.add_callback(RoomForCheckpoint())
     trainer.train(resume_from_checkpoint=checkpoint)
     step = trainer.state.global_step
@@ -514,6 +647,7 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
         **({"peak_gpu_memory_mib": memory} if (memory := peak_gpu_memory_mib()) else {}),
         "processes": trainer.accelerator.num_processes,
         "final_sha256": fingerprint,
+        "final_files": described_files(output_dir / "final"),
         "last_log": history[-1] if history else None,
         "versions": package_versions(),
         "settings": settings,

@@ -25,6 +25,7 @@ from data_prep.study import read_studies
 from recipes.errors import run_command
 from recipes.models import ImageQwen3VLProcessor
 from recipes.prompts import build_prompt, study_report
+from recipes.removal import remove_own
 
 # Qwen3-VL's special tokens, in its order (tokenizer_config.json of Qwen/Qwen3-VL-8B-Instruct).
 SPECIAL_TOKENS = (
@@ -167,7 +168,10 @@ def save_tiny_model(
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
-    shutil.rmtree(output_dir, ignore_errors=True)
+    if output_dir.exists():
+        replaced = [path.name for path in temporary.iterdir()]
+        remove_own(output_dir, ["config.json", *replaced], (output_dir / "config.json").is_file(), {}, "FORCE=1")
+        output_dir.rmdir()
     temporary.rename(output_dir)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(

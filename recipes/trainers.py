@@ -59,6 +59,19 @@ class _Resumable:
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None of TRL's, which knows neither base model nor data; `finish_stage` writes one into `final/`."""
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would train one step more from a checkpoint of the last step, as a kill before result.json leaves it.
+        last = self.state.max_steps
+        if self.state.global_step > last:
+            raise RecipeError(
+                f"{self.args.output_dir} holds checkpoint-{self.state.global_step}, past the last step that is asked for "
+                f"({last}); raise max_steps or num_train_epochs, or FORCE=1 starts it again"
+            )
+        if self.state.global_step == last:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
 
 class ReportTrainer(_Resumable, SFTTrainer):
     """SFTTrainer that a kill does not disturb, whose objective is the mean over all report tokens of an optimiser step.

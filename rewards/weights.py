@@ -135,7 +135,7 @@ def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     try:
         for path in sorted(folder.glob("*.json")):  # tokenizers' own error for a cut file has no type of its own
             json.loads(path.read_text(encoding="utf-8"))
-        return kind.from_pretrained(folder, local_files_only=True, **options)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(

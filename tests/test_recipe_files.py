@@ -47,7 +47,7 @@ def test_a_result_that_was_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text('{"stage": "sft", "set')
     with pytest.raises(RecipeError, match=rf"{path} is not JSON .*delete it and run the same command again"):
-        is_finished(tmp_path, {}, force=False)
+        is_finished(tmp_path, {})
     path.unlink()
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / "settings.json").write_text("")

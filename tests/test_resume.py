@@ -20,17 +20,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rl_runs import REPOSITORY, SMALL, Run, grpo_run, options
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerState
 from transformers.training_args import ParallelMode
 
+from data_prep.files import write_json
 from recipes import grpo, models
 from recipes.arguments import RewardArguments
+from recipes.checkpoint_files import checkpoint_damage, described_files, write_manifest
 from recipes.errors import RecipeError
 from recipes.grpo import judge_answers
 from recipes.models import check_model_folder
-from recipes.stage import TrimCheckpoints, is_finished, start_or_resume
+from recipes.stage import RecordCheckpoints, is_finished, remove_stage, start_or_resume
 from recipes.trainers import ReportTrainer, RolloutTrainer
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.engine import TextModel
@@ -164,20 +167,25 @@ def test_each_node_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_checkpoint_whose_writing_was_cut_short_is_not_resumed_from(tmp_path: Path, capsys) -> None:
+    write_json(tmp_path / "settings.json", {"seed": 1})
     checkpoint(tmp_path, 10, "optimizer.pt")
-    (checkpoint(tmp_path, 20, "optimizer.pt") / "trainer_state.json").unlink()
+    (checkpoint(tmp_path, 20, "optimizer.pt", manifest=False) / "trainer_state.json").unlink()
     assert start_or_resume(tmp_path, {"seed": 1}) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-20: incomplete" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoint-20").exists()
+    (tmp_path / "checkpoint-10" / "manifest.json").unlink()
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
     assert start_or_resume(tmp_path, {"seed": 1}) is None
 
 
-def checkpoint(folder: Path, step: int, *files: str) -> Path:
+def checkpoint(folder: Path, step: int, *files: str, manifest: bool = True) -> Path:
     """A checkpoint by its files' names alone."""
     path = folder / f"checkpoint-{step}"
     for name in ("model.safetensors", "trainer_state.json", *files):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("{}")
+    if manifest:
+        write_manifest(path)
     return path
 
 
@@ -229,12 +237,20 @@ def test_older_checkpoints_keep_their_model_alone_and_the_newest_all(files: tupl
     written = tmp_path / "checkpoint-1050"  # its writing goes on
     (written / "global_step7").mkdir(parents=True)
     before = {path: sorted(path.rglob("*")) for path in whole[2:]}
-    state = SimpleNamespace(is_world_process_zero=True)
-    TrimCheckpoints(keep=2).on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1000)
+    save_recorded(RecordCheckpoints(keep=2), tmp_path, state)
     for path in whole[:2]:
-        assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "trainer_state.json"]
+        left = ["manifest.json", "model.safetensors", "trainer_state.json"]
+        assert sorted(file.name for file in path.iterdir()) == left
+        assert checkpoint_damage(path) is None
     assert {path: sorted(path.rglob("*")) for path in whole[2:]} == before
     assert (written / "global_step7").is_dir()
+
+
+def save_recorded(callback: RecordCheckpoints, folder: Path, state: SimpleNamespace) -> None:
+    """What the trainer calls after a checkpoint is written, and once training ends."""
+    callback.on_save(SimpleNamespace(output_dir=str(folder)), state, None)
+    callback.on_train_end(SimpleNamespace(output_dir=str(folder)), state, None)
 
 
 def test_a_checkpoint_without_its_whole_model_is_not_trimmed(tmp_path: Path) -> None:
@@ -242,13 +258,14 @@ def test_a_checkpoint_without_its_whole_model_is_not_trimmed(tmp_path: Path) -> 
     for step in (1, 2):
         path = checkpoint(tmp_path, step, "global_step1/mp_rank_00_model_states.pt")
         (path / "model.safetensors").unlink()
-    state = SimpleNamespace(is_world_process_zero=True)
-    TrimCheckpoints(keep=1).on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=2)
+    save_recorded(RecordCheckpoints(keep=1), tmp_path, state)
     assert (tmp_path / "checkpoint-1" / "global_step1" / "mp_rank_00_model_states.pt").is_file()
 
 
 def test_training_does_not_go_on_from_a_model_without_optimiser_state(tmp_path: Path) -> None:
     """It would start with an empty optimiser and say nothing."""
+    write_json(tmp_path / "settings.json", {"seed": 1})
     checkpoint(tmp_path, 50, "optimizer.pt")
     assert start_or_resume(tmp_path, {"seed": 1}) == str(tmp_path / "checkpoint-50")
     checkpoint(tmp_path, 100)
@@ -257,9 +274,9 @@ def test_training_does_not_go_on_from_a_model_without_optimiser_state(tmp_path: 
 
 
 def test_checkpoints_of_another_model_or_other_settings_are_refused(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 10, "optimizer.pt")
     begun = {"model_sha256": "a" * 64, "learning_rate": 1e-4, "per_device_train_batch_size": 8, "seed": 1}
-    start_or_resume(tmp_path, begun)
+    assert start_or_resume(tmp_path, begun) is None
+    checkpoint(tmp_path, 10, "optimizer.pt")
     with pytest.raises(RecipeError, match=r"other settings \(model_sha256: .*FORCE=1"):
         start_or_resume(tmp_path, {**begun, "model_sha256": "b" * 64})
     with pytest.raises(RecipeError, match=r"learning_rate: 0\.0001 → 0\.001"):
@@ -269,13 +286,16 @@ def test_checkpoints_of_another_model_or_other_settings_are_refused(tmp_path: Pa
 
 def test_a_finished_stage_is_finished_on_another_machine_and_not_with_other_settings(tmp_path: Path, capsys) -> None:
     done = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 5}
-    (tmp_path / "result.json").write_text(json.dumps({"settings": done}))
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "model.safetensors").write_text("weights")
+    files = described_files(tmp_path / "final")
+    (tmp_path / "result.json").write_text(json.dumps({"settings": done, "final_files": files}))
     fewer_gpus = {**done, "gradient_accumulation_steps": 16, "generation_batch_size": 256, "vllm_mode": "server"}
-    assert is_finished(tmp_path, fewer_gpus, force=False)
+    assert is_finished(tmp_path, fewer_gpus)
     assert "finished already" in capsys.readouterr().out
     for key, value in (("learning_rate", 1e-3), ("max_steps", 10)):
         with pytest.raises(RecipeError, match=rf"finished with other settings \({key}: .*FORCE=1"):
-            is_finished(tmp_path, {**done, key: value}, force=False)
+            is_finished(tmp_path, {**done, key: value})
 
 
 @pytest.mark.parametrize(
@@ -294,9 +314,9 @@ def test_a_run_does_not_go_on_with_a_judge_of_other_answers(
     """Its rewards would be of two kinds."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rubric.txt").write_text("Count the errors.")
-    checkpoint(tmp_path, 10, "optimizer.pt")
     begun = {"seed": 1, **judge_answers(JudgeSettings(judge_model="a judge"))}
     start_or_resume(tmp_path, begun)
+    checkpoint(tmp_path, 10, "optimizer.pt")
     now = {"seed": 1, **judge_answers(JudgeSettings(**{"judge_model": "a judge", **settings}))}
     if key is None:
         assert start_or_resume(tmp_path, now)
@@ -522,3 +542,101 @@ def trainers(launcher: int) -> list[int]:
             if "launch.torchrun" not in words and "-m recipes." in words:
                 found.append(int(pid))
     return found
+
+
+# ---- nothing believed that is not as it was written --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda c: (c / "optimizer.pt").write_text("{"), "optimizer.pt has 1 bytes"),
+        (lambda c: (c / "optimizer.pt").write_text("[]"), "optimizer.pt is not as it was written"),
+        (lambda c: (c / "scheduler.pt").unlink(), "scheduler.pt is missing"),
+        (lambda c: (c / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+        (lambda c: (c / "manifest.json").write_text("{}"), "manifest.json does not describe"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_kept_aside_and_the_one_before_is_gone_on_from(
+    damage, named: str, tmp_path: Path, capsys
+) -> None:
+    write_json(tmp_path / "settings.json", {"seed": 1})
+    for step in (10, 20):
+        newest = checkpoint(tmp_path, step, "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    damage(newest)
+    assert start_or_resume(tmp_path, {"seed": 1}) == str(tmp_path / "checkpoint-10")
+    assert named in capsys.readouterr().out
+    assert (tmp_path / "damaged-checkpoint-20").is_dir()
+    assert start_or_resume(tmp_path, {"seed": 1}) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_checkpoint_killed_before_its_manifest_goes_by_its_files_own_checks(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-3"
+    path.mkdir()
+    state = {"global_step": 3, "max_steps": 9, "log_history": []}
+    write_json(path / "trainer_state.json", state)
+    save_file({"weight": torch.ones(3)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"x": torch.arange(1000)}, path / name)
+    assert checkpoint_damage(path) is None
+    content = bytearray((path / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 255
+    (path / "optimizer.pt").write_bytes(content)
+    assert "optimizer.pt is damaged" in checkpoint_damage(path)
+    (path / "optimizer.pt").write_bytes(content[:100])
+    assert "not a whole file of PyTorch" in checkpoint_damage(path)
+    torch.save({}, path / "optimizer.pt")
+    (path / "scheduler.pt").unlink()
+    assert "scheduler.pt is missing" in checkpoint_damage(path)
+
+
+def test_a_finished_stage_whose_model_is_gone_or_of_one_byte_is_not_finished(tmp_path: Path, capsys) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "model.safetensors").write_text("weights")
+    write_json(tmp_path / "result.json", {"settings": {}, "final_files": described_files(tmp_path / "final")})
+    assert is_finished(tmp_path, {})
+    (tmp_path / "final" / "model.safetensors").write_text("w")
+    with pytest.raises(RecipeError, match=r"model\.safetensors has 1 bytes instead of 7.*FORCE=1"):
+        is_finished(tmp_path, {})
+    checkpoint(tmp_path, 10, "optimizer.pt")  # the model is saved again from there
+    assert not is_finished(tmp_path, {})
+    shutil.rmtree(tmp_path / "final")
+    assert not is_finished(tmp_path, {})
+    assert "model.safetensors is missing" in capsys.readouterr().out
+
+
+def test_force_removes_what_the_stage_wrote_and_nothing_else(tmp_path: Path) -> None:
+    other = tmp_path / "mimic"
+    (other / "images").mkdir(parents=True)
+    (other / "settings.json").write_text('{"editor": "vim"}')
+    with pytest.raises(RecipeError, match="FORCE=1 removes nothing there"):
+        remove_stage(other, {})
+    assert sorted(path.name for path in other.iterdir()) == ["images", "settings.json"]
+    stage = tmp_path / "sft"
+    for name in ("checkpoint-10", "final", "data", "rollouts"):
+        (stage / name).mkdir(parents=True)
+    write_json(stage / "settings.json", {"data_sha256": "x"})
+    write_json(stage / "result.json", {})
+    for key, inside in (("model_name_or_path", "final"), ("data_dir", "data")):
+        with pytest.raises(RecipeError, match=f"{key} .* lies in"):
+            remove_stage(stage, {key: str(stage / inside)})
+    assert (stage / "result.json").is_file()
+    remove_stage(stage, {"model_name_or_path": "Qwen/Qwen3-VL-8B-Instruct", "data_dir": str(tmp_path)})
+    assert [path.name for path in stage.iterdir()] == ["data"]
+
+
+def test_a_checkpoint_of_the_last_step_is_finished_and_not_trained_on(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    """A kill between the last checkpoint and result.json."""
+    out = tmp_path / "sft"
+    arguments = command("recipes.sft", "sft", out, tiny_base, phantom_data, **{**SFT, "max_steps": 3})
+    finish(arguments)
+    before = load_file(out / "final" / "model.safetensors")
+    (out / "result.json").unlink()
+    (out / "final" / "model.safetensors").write_bytes(b"half")
+    finish(arguments)
+    after = load_file(out / "final" / "model.safetensors")
+    assert json.loads((out / "result.json").read_text())["steps"] == 3
+    assert all((before[name] == after[name]).all() for name in before)
+    assert checkpoint_damage(out / "checkpoint-3") is None
