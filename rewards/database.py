@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 # How long a process waits for another one's commit, which takes well under a millisecond.
 BUSY_SECONDS = 60.0
 _PAUSE_SECONDS = 0.01
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def open_database(path: Path, table: str, *, autocommit: bool = False) -> sqlite3.Connection:
@@ -27,6 +29,19 @@ def open_database(path: Path, table: str, *, autocommit: bool = False) -> sqlite
         connection.close()
         raise
     return connection
+
+
+def reason(error: Exception) -> str:
+    """What an error of SQLite, or of the file system, says of a cache's file, and what mends it."""
+    said = str(error) if isinstance(error, sqlite3.Error) else getattr(error, "strerror", None) or str(error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or getattr(error, "errno", None) in _NO_ROOM:
+        return f"{said}: make room on its disk, or mend it, and run the same command again"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM) or isinstance(error, OSError):
+        return f"{said}: make its folder writable, or name another"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or not code:
+        return f"{said}: it is damaged or no cache; move it away, or name another folder"
+    return f"{said}: run the same command again"
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

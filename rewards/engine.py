@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import sqlite3
 import threading
@@ -23,10 +24,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from rewards.database import open_database
+from rewards.database import open_database, reason
 from rewards.encoder import Encoder, PackedEncoder, PaddedEncoder
 from rewards.metric import MetricError
 
+log = logging.getLogger(__name__)
+
+SEAL_BYTES = 8  # the checksum before each value of the cache on disk
 Value = TypeVar("Value")
 
 # Tokens in a batch, by device. On CPU cores small batches stay in cache; a GPU wants large ones.
@@ -145,6 +149,8 @@ class MemoryCache(Generic[Value]):
 class DiskCache:
     """Values by hash in one SQLite file, safe for several processes; bytes in, bytes out, nothing is unpickled.
 
+    Each is stored with a checksum: what a disk or another program made of it is never taken for a value.
+
     At most `max_bytes` of the file are in use: past that the oldest values go, a tenth of all at a time, and their place
     is used again. SQLite's write-ahead log wants a local disk: on a cluster each node has its own folder.
     """
@@ -153,7 +159,7 @@ class DiskCache:
     _TABLE = "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
 
     def __init__(self, folder: Path | str, max_bytes: int = 4096 * 2**20) -> None:
-        self.path, self.max_bytes = Path(folder) / self.FILE_NAME, max_bytes
+        self.path, self.max_bytes, self.damaged = Path(folder) / self.FILE_NAME, max_bytes, 0
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._connection: sqlite3.Connection | None = None
@@ -180,12 +186,10 @@ class DiskCache:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise MetricError(
-                f"the cache {self.path} cannot be used ({error}); remove that file, or name another folder"
-            ) from error
+            raise MetricError(f"the cache {self.path} (score_cache_dir): {reason(error)}") from error
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The value of each key, None where there is none.
+        """The value of each key, None where there is none, or one that is not as it was stored (`damaged` counts those).
 
         Raises:
             MetricError: the file cannot be read, or is no cache.
@@ -197,7 +201,20 @@ class DiskCache:
                 some = list(keys[first : first + 500])
                 marks = ",".join("?" * len(some))
                 found.update(connection.execute(f"SELECT key, value FROM entries WHERE key IN ({marks})", some))
-        return [found.get(key) for key in keys]
+        whole = [self._unsealed(key, found[key]) if key in found else None for key in keys]
+        if damaged := sum(key in found and value is None for key, value in zip(keys, whole, strict=True)):
+            self.damaged += damaged
+            log.warning("%s: %d damaged values are computed again", self.path, damaged)
+        return whole
+
+    @staticmethod
+    def _seal(key: bytes, value: bytes) -> bytes:
+        return hashlib.blake2b(key + value, digest_size=SEAL_BYTES).digest()
+
+    def _unsealed(self, key: bytes, stored: Any) -> bytes | None:
+        if not isinstance(stored, bytes) or self._seal(key, stored[SEAL_BYTES:]) != stored[:SEAL_BYTES]:
+            return None
+        return stored[SEAL_BYTES:]
 
     def put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Store (key, value) pairs, and drop the oldest where the bound is passed, in one transaction.
@@ -206,7 +223,8 @@ class DiskCache:
             MetricError: the file cannot be written, or is no cache.
         """
         with self._explained(), self._open() as connection:
-            connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", entries)
+            sealed = [(key, self._seal(key, value) + value) for key, value in entries]
+            connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", sealed)
             while self.bytes_used() > self.max_bytes:
                 (count,) = connection.execute("SELECT COUNT(*) FROM entries").fetchone()
                 if not count:

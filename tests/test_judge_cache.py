@@ -131,3 +131,34 @@ def test_a_missing_cache_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(JudgeError, match="judge_cache_dir"):
         cache(tmp_path / "file" / "folder").get([])
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["[]", "[0,0,0,0,0]", "[-9,0,0,0,0,0]", '["0",0,0,0,0,0]', "[0,0,", "null", "[99999,0,0,0,0,0]", "[NaN,0,0,0,0,0]"],
+)
+def test_a_row_that_no_answer_could_have_made_is_not_there_and_is_stored_anew(stored: str, tmp_path) -> None:
+    """An empty list would count as no error: the best reward there is."""
+    opened = cache(tmp_path)
+    opened.put("r", "c", JUDGEMENT, 1, 1)
+    key = opened.key("r", "c")
+    opened.close()
+    with sqlite3.connect(opened.path) as connection:
+        connection.execute("UPDATE answers SET significant = ?", (stored,))
+    connection.close()
+    assert opened.get([key]) == {}
+    assert opened.damaged == 1
+    assert list(export_cache(opened.path)) == []
+    opened.put("r", "c", JUDGEMENT, 1, 1)
+    assert opened.get([key]) == {key: JUDGEMENT}
+
+
+def test_a_disk_without_room_is_one_line_that_says_so(tmp_path) -> None:
+    opened = cache(tmp_path)
+    opened.get([])
+    with opened._lock:
+        pages = opened._connect().execute("PRAGMA page_count").fetchone()[0]
+        opened._connect().execute(f"PRAGMA max_page_count = {pages}")  # as a full disk
+    with pytest.raises(JudgeError, match=r"judge_cache\.sqlite .*full: make room on its disk"):
+        for i in range(1000):
+            opened.put("r", f"c{i}", JUDGEMENT, 1, 1)

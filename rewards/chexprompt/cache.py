@@ -6,8 +6,10 @@ a killed process loses nothing. SQLite's write-ahead log wants a local disk: on 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -18,7 +20,10 @@ from typing import Any
 
 from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judgement import Judgement
-from rewards.database import open_database
+from rewards.chexprompt.parse import checked_judgement
+from rewards.database import open_database, reason
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "judge_cache.sqlite"
 _TABLE = """
@@ -52,7 +57,10 @@ class JudgeCache:
         prompt_version: `Prompt.version`.
         sampling: everything else that is sent and may change the answer.
 
-    The file is opened, and made, at the first use. Every method raises `JudgeError` if it cannot be.
+    The file is opened, and made, at the first use. Every method raises `JudgeError` if it cannot be, or cannot be used.
+
+    Attributes:
+        damaged: rows that were read and are no judgement; they count as absent, and are asked for again.
     """
 
     def __init__(self, folder: Path | str, model: str, prompt_version: str, sampling: dict[str, Any]):
@@ -60,6 +68,7 @@ class JudgeCache:
         self.model = model
         self.prompt_version = prompt_version
         self.sampling = json.dumps(sampling, sort_keys=True)
+        self.damaged = 0
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
@@ -70,16 +79,22 @@ class JudgeCache:
         return sha256(json.dumps(parts))
 
     def get(self, keys: Sequence[str]) -> dict[str, Judgement]:
-        """The judgements that are there, by key."""
+        """The judgements that are there, by key. A row passes the check that a live answer passes, or is not there."""
         found = {}
-        with self._lock:
+        before = self.damaged
+        with self._lock, self._explained():
             connection = self._connect()
             for key in keys:
                 row = connection.execute(
                     "SELECT significant, insignificant FROM answers WHERE key = ?", (key,)
                 ).fetchone()
                 if row:
-                    found[key] = Judgement(tuple(json.loads(row[0])), tuple(json.loads(row[1])))
+                    try:
+                        found[key] = checked_judgement(*map(json.loads, row))
+                    except (ValueError, TypeError, RecursionError):
+                        self.damaged += 1
+        if self.damaged > before:
+            log.warning("%s: %d damaged answers are asked for again", self.path, self.damaged - before)
         return found
 
     def put(
@@ -99,8 +114,16 @@ class JudgeCache:
             completion_tokens,
             time.time(),
         )
-        with self._lock:
-            self._connect().execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row)
+        with self._lock, self._explained():
+            self._connect().execute(f"INSERT OR REPLACE INTO answers VALUES ({', '.join('?' * len(row))})", row)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what a disk and SQLite can raise into one `JudgeError` line."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise JudgeError(f"the judge's cache {self.path} (judge_cache_dir): {reason(error)}") from error
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -127,16 +150,14 @@ def open_cache(path: Path, create: bool = False) -> sqlite3.Connection:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise JudgeError(f"judge_cache_dir {path.parent} cannot be made: {error.strerror}") from error
+            raise JudgeError(f"judge_cache_dir {path.parent} cannot be made: {reason(error)}") from error
     elif not path.is_file():
         raise JudgeError(f"no judge cache at {path}; give the folder that judge_cache_dir named")
     try:
         connection = open_database(path, _TABLE, autocommit=True)
         connection.execute("SELECT key, sampling, completion_tokens, created FROM answers LIMIT 1").fetchone()
     except sqlite3.Error as error:
-        raise JudgeError(
-            f"{path} cannot be used as judge cache ({error}); move it away or set another judge_cache_dir"
-        ) from error
+        raise JudgeError(f"{path} cannot be used as judge cache: {reason(error)} (judge_cache_dir)") from error
     return connection
 
 
@@ -159,9 +180,12 @@ def export_cache(path: Path) -> Iterator[dict[str, Any]]:
     names = [column[0] for column in cursor.description]
     for row in cursor:
         record = dict(zip(names, row, strict=True))
-        for part in ("significant", "insignificant"):
-            record[part] = json.loads(record[part])
-        yield record
+        try:
+            judgement = checked_judgement(json.loads(record["significant"]), json.loads(record["insignificant"]))
+        except (ValueError, TypeError, RecursionError):
+            log.warning("%s: a damaged answer is left out", path)
+            continue
+        yield record | {"significant": list(judgement.significant), "insignificant": list(judgement.insignificant)}
     connection.close()
 
 

@@ -12,13 +12,14 @@ import json
 import logging
 import math
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import openai
 
-from rewards.chexprompt.governance import host_of, is_loopback
+from rewards.chexprompt.governance import may_use_proxy, printable
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,12 @@ WRONG_KEY = "wrong key"
 WRONG_MODEL = "wrong model"
 BUDGET = "budget reached"
 BATCH_DEADLINE = "batch deadline"
+CACHE = "cache not writable"
 
+# Bounds of what a server may say. An answer has a few kB and some thousand tokens; an endpoint may list many models.
+MOST_BYTES = 2 << 20
+MOST_TOKENS = 10_000_000
+LONGEST_WAIT = 300.0  # seconds: what a server asks for beyond it is not obeyed
 # Seconds of waiting at an endpoint's request from which on the user is told.
 LONG_WAIT = 10.0
 # Seconds between the first requests: a little more than one takes of this process's time (1.6 ms, measured).
@@ -190,23 +196,23 @@ class ChatClient:
             http_client=openai.DefaultAsyncHttpxClient(
                 limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
                 timeout=timeout,
-                # A redirect or a proxy from the environment could carry reports from this machine to another host.
+                # A redirect could carry reports to another host, and so could a proxy (governance.py).
                 follow_redirects=False,
-                trust_env=not is_loopback(host_of(base_url)),
+                trust_env=may_use_proxy(base_url),
+                # Compressed, a bounded body could still fill the memory.
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [_bound]},
             ),
         )
 
     async def models(self) -> list[str] | None:
-        """Names of the models that the endpoint offers; None where it does not list them.
+        """Names of the models that the endpoint offers, control characters escaped; None where it does not list them.
 
         Raises:
             CallError: it cannot be reached, or refuses the key.
         """
         try:
-            body = _json(await self._send(self._client.get("/models", cast_to=httpx2.Response)))
-            return [model["id"] for model in body["data"]]
-        except (KeyError, TypeError):
-            return None
+            return model_names(_json(await self._send(self._client.get("/models", cast_to=httpx2.Response))))
         except CallError as error:
             if error.cause in (BAD_REQUEST, WRONG_MODEL, BAD_RESPONSE):
                 return None
@@ -253,6 +259,8 @@ class ChatClient:
         except (asyncio.TimeoutError, openai.APITimeoutError):
             raise CallError(TIMEOUT) from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, CallError):  # of `_bound`
+                raise CallError(error.__cause__.cause) from None
             never_sent = isinstance(error.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout))
             raise CallError(UNREACHABLE if never_sent else CONNECTION) from None
         except openai.APIStatusError as error:
@@ -280,7 +288,7 @@ class ChatClient:
 def _json(response: httpx2.Response) -> dict[str, Any]:
     try:
         body = json.loads(response.content)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: also a number of more digits than Python reads
         raise CallError(BAD_RESPONSE) from None
     if not isinstance(body, dict):
         raise CallError(BAD_RESPONSE)
@@ -308,11 +316,12 @@ def _usage(reply: dict[str, Any]) -> tuple[int, int] | None:
     if not isinstance(usage, dict):
         return None
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    return counts if all(type(count) is int and count >= 0 for count in counts) else None
+    return counts if all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts) else None
 
 
 def _retry_after(headers: httpx2.Headers) -> float | None:
-    """Seconds to wait by `Retry-After` (a number or an HTTP date) or OpenAI's `retry-after-ms`; None where there is neither."""
+    """Seconds to wait, `LONGEST_WAIT` at most, by `Retry-After` (a number or an HTTP date) or OpenAI's `retry-after-ms`; None
+    where there is neither."""
     try:
         if "retry-after-ms" in headers:
             seconds = float(headers["retry-after-ms"]) / 1000
@@ -322,6 +331,38 @@ def _retry_after(headers: httpx2.Headers) -> float | None:
             seconds = email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
         else:
             return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, OSError):
         return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return min(max(0.0, seconds), LONGEST_WAIT) if math.isfinite(seconds) else None
+
+
+def model_names(body: Any) -> list[str] | None:
+    """The names in a server's list of models, control characters escaped; None where it is no such list."""
+    listed = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(listed, list):
+        return None
+    names = [model.get("id") if isinstance(model, dict) else None for model in listed]
+    return [printable(name) for name in names if isinstance(name, str)]
+
+
+async def _bound(response: httpx2.Response) -> None:
+    """Refuse a compressed body, and end one that grows beyond `MOST_BYTES` (a hook of the HTTP client)."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise CallError(BAD_RESPONSE)
+    response.stream = _BoundedStream(response.stream)
+
+
+class _BoundedStream(httpx2.AsyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = 0
+        async for part in self.stream:
+            read += len(part)
+            if read > MOST_BYTES:
+                raise CallError(BAD_RESPONSE)
+            yield part
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
@@ -42,6 +43,29 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def may_use_proxy(url: str) -> bool:
+    """Whether a proxy of the environment may carry what goes to `url`.
+
+    Over https it sees a host's name and nothing else. Over http it reads all, key included, and nobody listed it: http goes
+    straight to the host. What stays on this machine never goes through one.
+    """
+    return urlsplit(url).scheme == "https" and not is_loopback(host_of(url))
+
+
+def keep_off_proxies(*urls: str) -> None:
+    """Set `no_proxy` so that HTTP clients that are not ours (TRL's, urllib) keep to `may_use_proxy` for this machine and `urls`."""
+    direct = ["localhost", "127.0.0.1", "::1", *(host_of(url) for url in urls if not may_use_proxy(url))]
+    for variable in ("no_proxy", "NO_PROXY"):  # of both spellings the lower one counts, where there is one
+        known = [host for host in os.environ.get(variable, "").split(",") if host]
+        os.environ[variable] = ",".join(dict.fromkeys([*known, *direct]))
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """Text of a server for a terminal or a log: no control character, no line break, of bounded length."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
+    return shown + ("…" if len(text) > longest else "")
 
 
 def is_open(source: str | None) -> bool:

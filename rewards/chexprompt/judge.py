@@ -193,6 +193,7 @@ class Judge:
         self.cached = 0
         self.stopped: str | None = None
         self._stopped_cause = ""
+        self._unkept: JudgeError | None = None  # why answers could not be kept
         self._api_key = _api_key(settings, base_url)
         self.answer_format = "list" if settings.judge_answer_format == "list" else "json"
         self._json_works = settings.judge_answer_format != "auto"  # known, or not to be questioned
@@ -310,17 +311,18 @@ class Judge:
         if not tasks:
             return results
         try:
-            done, _ = await asyncio.wait(
-                tasks, timeout=self.settings.judge_batch_timeout, return_when=asyncio.FIRST_EXCEPTION
-            )
+            await asyncio.wait(tasks, timeout=self.settings.judge_batch_timeout)
         finally:
             late = [task for task in tasks if not task.done()]
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
-        for task in done:
-            task.result()  # raises what should never happen, such as a full disk under the cache
+        raised = [task.exception() for task in tasks if not task.cancelled()]
+        for error in filter(None, raised):
+            raise error  # the first of what should never happen
+        if self._unkept is not None:
+            raise self._unkept
         for task in late:
             settle(tasks[task], JudgeResult(None, chat.BATCH_DEADLINE))
         return results
@@ -350,8 +352,12 @@ class Judge:
                 if error.again:
                     continue
                 return JudgeResult(None, cause)
-            if self.cache is not None:
-                self.cache.put(reference, candidate, judgement, answer.prompt_tokens, answer.completion_tokens)
+            if self.cache is not None and self._unkept is None:
+                try:
+                    self.cache.put(reference, candidate, judgement, answer.prompt_tokens, answer.completion_tokens)
+                except JudgeError as error:  # a full disk: calls in flight end, no other is paid for and lost
+                    self._unkept = error
+                    self.stopped, self._stopped_cause = str(error), chat.CACHE
             return JudgeResult(judgement, None)
         return JudgeResult(None, cause)
 

@@ -102,13 +102,15 @@ def _parse_list(text: str) -> Judgement:
     if match is None:
         raise AnswerError("the answer is not the list of twelve counts")
     counts = [int(group) for group in match.groups()]
-    return _judgement(counts[:6], counts[6:])
+    return checked_judgement(counts[:6], counts[6:])
 
 
 def _parse_json(text: str) -> Judgement:
     try:
         answer = json.loads(text, object_pairs_hook=_object_without_repeated_keys)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except AnswerError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
         raise AnswerError("the answer is not valid JSON") from error
     if set(answer) != {"significant", "insignificant"}:
         raise AnswerError("the answer's JSON has other keys than significant and insignificant")
@@ -117,7 +119,7 @@ def _parse_json(text: str) -> Judgement:
         if not isinstance(answer[part], dict) or set(answer[part]) != set(ERROR_TYPES):
             raise AnswerError(f"the answer's {part} does not hold exactly the six error types")
         counts.append([answer[part][name] for name in ERROR_TYPES])
-    return _judgement(*counts)
+    return checked_judgement(*counts)
 
 
 def _object_without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,7 +128,15 @@ def _object_without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any
     return dict(pairs)
 
 
-def _judgement(significant: list[Any], insignificant: list[Any]) -> Judgement:
+def checked_judgement(significant: Any, insignificant: Any) -> Judgement:
+    """A judgement of two lists of six counts, wherever they come from: an answer, a cache, a file.
+
+    Raises:
+        AnswerError: they are not lists of six whole numbers from 0 to `MAX_COUNT`.
+    """
+    for counts in (significant, insignificant):
+        if not isinstance(counts, list) or len(counts) != len(ERROR_TYPES):
+            raise AnswerError("the counts are not two lists of six")
     for count in (*significant, *insignificant):
         if type(count) is not int or not 0 <= count <= MAX_COUNT:  # `type`, because True is an int to isinstance
             raise AnswerError(f"a count is not a whole number from 0 to {MAX_COUNT}")
