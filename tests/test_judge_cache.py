@@ -153,6 +153,11 @@ def test_a_row_that_no_answer_could_have_made_is_not_there_and_is_stored_anew(st
     assert opened.get([key]) == {key: JUDGEMENT}
 
 
+def _fill(opened: JudgeCache) -> None:
+    for i in range(1000):
+        opened.put("r", f"c{i}", JUDGEMENT, 1, 1)
+
+
 def test_a_disk_without_room_is_one_line_that_says_so(tmp_path) -> None:
     opened = cache(tmp_path)
     opened.get([])
@@ -160,5 +165,4 @@ def test_a_disk_without_room_is_one_line_that_says_so(tmp_path) -> None:
         pages = opened._connect().execute("PRAGMA page_count").fetchone()[0]
         opened._connect().execute(f"PRAGMA max_page_count = {pages}")  # as a full disk
     with pytest.raises(JudgeError, match=r"judge_cache\.sqlite .*full: make room on its disk"):
-        for i in range(1000):
-            opened.put("r", f"c{i}", JUDGEMENT, 1, 1)
+        _fill(opened)
