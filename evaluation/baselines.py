@@ -23,6 +23,9 @@ from evaluation.predictions import rexrank_entry, studies_of_data
 from recipes.prompts import study_sections
 
 BASELINES = ("most_frequent", "copy_prior", "retrieval")
+# Keys of generation.json: how many studies got the most frequent report for want of another, and which.
+SUBSTITUTED = "studies_given_the_most_frequent_report"
+SUBSTITUTED_IDS = "given_the_most_frequent_report"
 
 
 def write_baseline(name: str, data: Path, split: str, train: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -42,12 +45,12 @@ def _write_baseline(name: str, data: Path, split: str, train: Sequence[Path], ou
     studies = studies_of_data(data, split)
     training = [study for folder in train for study in studies_of_data(folder, "train")]
     frequent = most_frequent(training)
-    replaced = 0
+    substituted: list[str] = []
     if name == "most_frequent":
         reports = [frequent_for(study, frequent) for study in studies]
     else:
         found = (copy_prior if name == "copy_prior" else retrieve)(studies, training)
-        replaced = sum(report is None for report in found)
+        substituted = [s["study_id"] for s, report in zip(studies, found, strict=True) if report is None]
         reports = [r if r is not None else frequent_for(s, frequent) for s, r in zip(studies, found, strict=True)]
     write_json(
         out / "predictions.json",
@@ -61,7 +64,8 @@ def _write_baseline(name: str, data: Path, split: str, train: Sequence[Path], ou
         "made_by": {"baseline": name, "data": data.name, "split": split, "train": [folder.name for folder in train]},
         "data_sha256": digest.hexdigest(),
         # No prior to copy, or no indication to search by: these studies got the most frequent training report.
-        "studies_given_the_most_frequent_report": replaced,
+        SUBSTITUTED: len(substituted),
+        SUBSTITUTED_IDS: substituted,
     }
     write_json(out / "generation.json", result)
     return result

@@ -83,7 +83,7 @@ def breakdown(
         tested: the numbers whose gaps are tested; default: all.
 
     Returns:
-        attribute → {"strata": {stratum: {n, patients, small, metrics: {name: {mean, low, high}}}}}, and for sex, age and
+        attribute → {"strata": {stratum: {n, patients, small, most_frequent_reports, metrics: {name: {mean, low, high}}}}}, and for sex, age and
         race also "gaps": {metric: {highest, lowest, difference, low, high, p}}: of the known strata of at least
         `statistics.MIN_PATIENTS` patients, the two whose difference stands out most (`statistics.largest_gaps`). A stratum of
         fewer patients has no intervals.
@@ -106,6 +106,7 @@ def breakdown(
                 "n": len(keep),
                 "patients": len(set(patients)),
                 "small": len(set(patients)) < statistics.MIN_PATIENTS,
+                "most_frequent_reports": sum(bool(scores.fields["most_frequent_report"][i]) for i in keep),
                 "metrics": {n: interval.as_dict() for n, interval in intervals.items()},
             }
         if attribute in SUBGROUPS:

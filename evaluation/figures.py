@@ -22,7 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.baselines import BASELINES
-from evaluation.names import short_name, shown_number
+from evaluation.breakdowns import UNKNOWN
+from evaluation.names import lower_is_better, short_name, shown_number
+from evaluation.tables import says_something
 from rewards.radcliq import PARTS, radcliq_v1
 
 INK = "#1a2430"  # text and axes; the report turns it into the page's own text colour
@@ -33,6 +35,7 @@ _PUBLISHED = "#b9a7d6"
 _PART = re.compile(r"^reward_parts/(?!judge_)(.+)$")  # judge_errors and judge_failed are counts beside the parts
 _NEAR_ZERO = 0.2
 
+Breakdowns = Mapping[str, Mapping[str, Mapping[str, Any]]]  # data set → model → attribute → strata
 Means = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # model → number → {mean, low, high}
 
 
@@ -92,13 +95,6 @@ def metrics_against_published(
             axis.grid(axis="y", visible=False)
         _hide_rest(axes, len(numbers))
     return figure
-
-
-def says_something(number: str, value: Mapping[str, float | None] | None) -> bool:
-    """Whether a number can be read: one over a mean cannot where the mean's interval reaches zero, as it jumps there."""
-    if not number.startswith("1/") or value is None or value["mean"] is None:
-        return True
-    return value["mean"] > 0 and value["low"] is not None
 
 
 def _two_lines(name: str) -> str:
@@ -199,14 +195,14 @@ def error_histogram(tables: Mapping[str, Mapping[str, Mapping[str, float | None]
     return figure
 
 
-def encounters(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
-    """Paper, figure 3b: by the patient's encounter."""
-    return _lines_by_stratum(breakdowns, "encounter", number, "encounter of the patient")
+def encounters(breakdowns: Breakdowns, number: str) -> Figure | None:
+    """Paper, figure 3b: by the patient's encounter, in each data set whose encounters are known."""
+    return _by_stratum(breakdowns, "encounter", number, "encounter of the patient", least=2)
 
 
-def temporal_categories(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
-    """Paper, figure 3c: by what the reference says of change."""
-    return _bars_by_stratum(breakdowns, "temporal", number)
+def temporal_categories(breakdowns: Breakdowns, number: str) -> Figure | None:
+    """Paper, figure 3c: by what the reference says of change, in each data set."""
+    return _by_stratum(breakdowns, "temporal", number, "")
 
 
 def condition_f1(conditions: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure | None:
@@ -230,25 +226,56 @@ def condition_f1(conditions: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     return figure
 
 
-def subgroups(breakdowns: Mapping[str, Mapping[str, Any]], number: str) -> Figure | None:
-    """Paper, figure 4d: by sex, age and race."""
-    strata = [
-        (attribute, name, stratum["n"])
-        for attribute in ("sex", "age", "race")
-        for name, stratum in next(iter(breakdowns.values()), {}).get(attribute, {"strata": {}})["strata"].items()
-    ][::-1]
-    if not strata:
+def subgroups(breakdowns: Breakdowns, number: str, overall: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Paper, figure 4d: by sex, age and race in each data set; dashed, its second-best model over all its studies.
+
+    Args:
+        overall: each model's breakdown by data set (`institutions`).
+    """
+    rows: dict[str, list[tuple[str, str, int]]] = {}
+    for dataset, found in breakdowns.items():
+        first = next(iter(found.values()), {})
+        rows[dataset] = [
+            (attribute, name, stratum["n"])
+            for attribute in ("sex", "age", "race")
+            for name, stratum in first.get(attribute, {"strata": {}})["strata"].items()
+        ][::-1]
+        if all(name == UNKNOWN for _, name, _ in rows[dataset]):
+            del rows[dataset]  # a data set that says nothing of its patients
+    if not rows:
         return None
-    models = list(breakdowns)
-    with _figure(7.2, 1.0 + 0.5 * len(strata)) as (figure, axes):
-        axis, step = axes[0], 0.8 / len(models)
-        for i, model in enumerate(models):
-            values = [breakdowns[model][a]["strata"].get(s, {}).get("metrics", {}).get(number) for a, s, _ in strata]
-            _dots(axis, np.arange(len(strata)) - (i - (len(models) - 1) / 2) * step, values, model, models)
-        axis.set_yticks(range(len(strata)), [f"{attribute}: {name} (n={n})" for attribute, name, n in strata])
-        axis.set_xlabel(shown_number(number))
-        _legend(axis, outside=True)
+    height = sum(0.9 + 0.42 * len(strata) for strata in rows.values())
+    ratios = [2 + len(strata) for strata in rows.values()]
+    with _figure(7.2, height, len(rows), 1, heights=ratios) as (figure, axes):
+        for axis, (dataset, strata) in zip(axes, rows.items(), strict=True):
+            models = list(breakdowns[dataset])
+            step = 0.8 / len(models)
+            for i, model in enumerate(models):
+                found = breakdowns[dataset][model]
+                values = [found[a]["strata"].get(s, {}).get("metrics", {}).get(number) for a, s, _ in strata]
+                _dots(axis, np.arange(len(strata)) - (i - (len(models) - 1) / 2) * step, values, model, models)
+            if (second := _second_best(overall, dataset, number)) is not None:
+                model, value = second
+                colour = _colour(model, models)
+                axis.axvline(
+                    value, color=colour, linestyle="--", linewidth=1, label=f"second best: {short_name(model)}"
+                )
+            axis.set_yticks(range(len(strata)), [f"{attribute}: {name} (n={n})" for attribute, name, n in strata])
+            axis.set_title(dataset)
+            _legend(axis, outside=True)
+        axes[-1].set_xlabel(shown_number(number))
     return figure
+
+
+def _second_best(overall: Mapping[str, Mapping[str, Any]], dataset: str, number: str) -> tuple[str, float] | None:
+    """The second-best model of a data set and its value; None of fewer than two models."""
+    values = {}
+    for model, found in overall.items():
+        value = found["dataset"]["strata"].get(dataset, {}).get("metrics", {}).get(number)
+        if value and value["mean"] is not None:
+            values[model] = value["mean"]
+    ranked = sorted(values, key=values.get, reverse=not lower_is_better(number))
+    return (ranked[1], values[ranked[1]]) if len(ranked) > 1 else None
 
 
 def zero_shot(
@@ -343,7 +370,9 @@ def save(figure: Figure, folder: Path, name: str) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+def _figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
+) -> Iterator[tuple[Figure, list[Axes]]]:
     style = {
         "font.size": 9,
         "font.family": ["DejaVu Sans", "sans-serif"],  # the second for SVG where the first is not installed
@@ -359,7 +388,9 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Ite
         "axes.titlecolor": INK,
     }
     with matplotlib.rc_context(style):
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width, height), layout="constrained", squeeze=False, height_ratios=heights
+        )
         yield figure, list(axes.ravel())
         # Laid out once, not again for each file that it is saved to.
         figure.draw_without_rendering()
@@ -367,22 +398,30 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Ite
     plt.close(figure)  # it stays usable, but pyplot no longer holds it
 
 
-def _lines_by_stratum(
-    breakdowns: Mapping[str, Mapping[str, Any]], attribute: str, number: str, label: str
-) -> Figure | None:
-    strata = _strata(breakdowns, attribute)
-    if len(strata) < 2:
+def _by_stratum(breakdowns: Breakdowns, attribute: str, number: str, label: str, least: int = 1) -> Figure | None:
+    """A panel for each data set that has at least `least` known strata: points with intervals, joined in their order."""
+    panels = {}
+    for dataset, found in breakdowns.items():
+        known = [name for name in _strata(found, attribute) if name != UNKNOWN]
+        if len(known) >= least:
+            panels[dataset] = known
+    if not panels:
         return None
-    models = list(breakdowns)
-    with _figure(6.4, 3.4) as (figure, axes):
-        for i, model in enumerate(models):
-            values = _values(breakdowns[model], attribute, strata, number)
-            at = np.arange(len(strata)) + (i - (len(models) - 1) / 2) * 0.06
-            _points(axes[0], at, values, model, models, line=True)
-        axes[0].set_xticks(range(len(strata)), strata)
-        axes[0].set_xlabel(label)
-        axes[0].set_ylabel(_two_lines(shown_number(number)))
-        _legend(axes[0], outside=True)
+    with _figure(6.4, 0.6 + 2.7 * len(panels), len(panels), 1) as (figure, axes):
+        for axis, (dataset, strata) in zip(axes, panels.items(), strict=True):
+            models = list(breakdowns[dataset])
+            for i, model in enumerate(models):
+                values = _values(breakdowns[dataset][model], attribute, strata, number)
+                at = np.arange(len(strata)) + (i - (len(models) - 1) / 2) * 0.06
+                _points(axis, at, values, model, models, line=bool(label))
+            first = breakdowns[dataset][models[0]][attribute]["strata"]
+            names = [s.replace(" ", "\n") for s in strata]
+            counts = [first[s]["n"] if s in first else 0 for s in strata]
+            axis.set_xticks(range(len(strata)), [f"{s}\nn={n:,}" for s, n in zip(names, counts, strict=True)])
+            axis.set_title(dataset)
+            axis.set_ylabel(_two_lines(shown_number(number)))
+            _legend(axis, outside=True)
+        axes[-1].set_xlabel(label)
     return figure
 
 

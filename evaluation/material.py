@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation import figures, statistics
+from evaluation import statistics
 from evaluation.baselines import BASELINES
-from evaluation.breakdowns import breakdown
+from evaluation.breakdowns import ATTRIBUTES, breakdown
 from evaluation.compare import compare
-from evaluation.run_folder import STAGES, Run
-from evaluation.score import Scores, condition_statistics, judge_statistics, principal_statistics
+from evaluation.run_folder import STAGES, Common, Run
+from evaluation.score import condition_statistics, judge_statistics, principal_statistics
 from evaluation.statistics import Statistic
+from evaluation.tables import says_something
 from rewards.conditions import binary_labels
 
 Value = Mapping[str, float | None]  # mean, low, high
@@ -23,28 +24,31 @@ Value = Mapping[str, float | None]  # mean, low, high
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The run's stages and its comparisons (ablations) on the data sets that all of them have.
+    """The run's stages and its comparisons (ablations) on the studies that all of them have.
 
     Attributes:
+        common: their scores.
         means: by model, by number.
         left_out: comparisons that cannot stand there, and why.
     """
 
-    datasets: Sequence[str]
+    common: Common
     means: Mapping[str, Mapping[str, Value]]
     left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Material:
-    """The numbers. Figures and breakdowns are over all data sets, summary and `means` over those trained on."""
+    """The numbers. All are over the studies that all models have: pooled ones of the run's `pooled` data sets, breakdowns of
+    each data set by itself."""
 
     run: Run
     summary: Mapping[str, Any]
-    scores: Mapping[str, Scores]  # by model, pooled over data sets
+    pooled: Common
     described: Mapping[str, Mapping[str, Any]]
     means: Mapping[str, Mapping[str, Value]]
-    breakdowns: Mapping[str, Mapping[str, Any]]
+    breakdowns: Mapping[str, Mapping[str, Mapping[str, Any]]]  # by data set, by model
+    institutions: Mapping[str, Mapping[str, Any]]  # by model: data sets, and seen against zero-shot
     conditions: Mapping[str, Mapping[str, Mapping[str, Any]]]
     judge: Mapping[str, Mapping[str, Value]]
     words: Mapping[str, Value]
@@ -58,50 +62,55 @@ class Material:
     seed: int
 
     @property
+    def models(self) -> list[str]:
+        """The models that pooled numbers are of."""
+        return list(self.pooled.scores)
+
+    @property
     def trained(self) -> list[str]:
-        """The run's models without the baselines."""
-        return [model for model in self.run.models if model not in BASELINES]
+        """Those without the baselines."""
+        return [model for model in self.models if model not in BASELINES]
 
 
 def collect(run: Run, summary: Mapping[str, Any], resamples: int, seed: int) -> Material:
     """Raises EvaluationError where scores cannot be pooled."""
-    scores, described, means, breakdowns, conditions, judge = {}, {}, {}, {}, {}, {}
-    words: dict[str, Value] = {}
+    described = {model: run.described(model) for model in run.models}
+    pooled = run.common(run.models, run.pooled)
+    means, conditions, judge, words = {}, {}, {}, {}
 
     def intervals(found: Mapping[str, Statistic], patients: Sequence[str]) -> dict[str, Value]:
         made = statistics.bootstrap(found, patients, resamples=resamples, seed=seed)
         return {name: interval.as_dict() for name, interval in made.items()}
 
-    for model in tqdm(run.models, desc="breakdowns", unit="model"):
-        pooled = run.scores(model, run.datasets)
-        scores[model], described[model] = pooled, run.described(model)
-        seen = run.scores(model, run.seen) or pooled
-        means[model] = intervals(principal_statistics(seen, described[model]), seen.patient_id)
-        breakdowns[model] = breakdown(pooled, described[model], run.zero_shot, resamples, seed)
-        source = "truth" if "truth" in pooled.labels else "reference"
-        positives = binary_labels(pooled.labels[source]).sum(axis=0)
-        found = intervals(condition_statistics(pooled, source), pooled.patient_id)
+    for model, scores in pooled.scores.items():
+        means[model] = intervals(principal_statistics(scores, described[model]), scores.patient_id)
+        source = "truth" if "truth" in scores.labels else "reference"
+        positives = binary_labels(scores.labels[source]).sum(axis=0)
+        found = intervals(condition_statistics(scores, source), scores.patient_id)
         conditions[model] = {
             name: {**value, "positives": int(positives[i])} for i, (name, value) in enumerate(found.items())
         }
-        if pooled.errors is not None:
-            judge[model] = intervals(judge_statistics(pooled), pooled.patient_id)
-        lengths = {"words": statistics.mean(np.array(pooled.fields["candidate_words"]))}
-        words[model] = intervals(lengths, pooled.patient_id)["words"]
-    longest = max(scores.values(), key=lambda s: len(s.study_id))
-    words["references"] = {"mean": float(np.mean(longest.fields["words"])), "low": None, "high": None}
-    trained = {model: scores[model] for model in run.models if model not in BASELINES}
+        if scores.errors is not None:
+            judge[model] = intervals(judge_statistics(scores), scores.patient_id)
+        lengths = {"words": statistics.mean(np.array(scores.fields["candidate_words"]))}
+        words[model] = intervals(lengths, scores.patient_id)["words"]
+    first = next(iter(pooled.scores.values()))
+    words["references"] = {"mean": float(np.mean(first.fields["words"])), "low": None, "high": None}
     real = all(d["backend"] == "real" for d in described.values())
     names = list(next(iter(means.values())))
     wanted = ("1/radcliq_v1", "composite") if real else ("composite", "label_micro_f1_14")
     headlines = (n for start in wanted for n in names if n.startswith(start))
+    headline = next((n for n in headlines if all(says_something(n, m.get(n)) for m in means.values())), names[0])
+    # The later model first, as in the summary: a difference is what training added.
+    trained = {model: pooled.scores[model] for model in reversed(pooled.scores) if model not in BASELINES}
     return Material(
         run=run,
         summary=summary,
-        scores=scores,
+        pooled=pooled,
         described=described,
         means=means,
-        breakdowns=breakdowns,
+        breakdowns=_breakdowns(run, described, headline, resamples, seed),
+        institutions=_institutions(run, described, resamples, seed),
         conditions=conditions,
         judge=judge,
         words=words,
@@ -110,12 +119,44 @@ def collect(run: Run, summary: Mapping[str, Any], resamples: int, seed: int) -> 
         selections=run.stage_files("selection.json"),
         comparison=compare(trained, described, resamples, seed) if len(trained) > 1 else None,
         comparisons=_comparisons(run, described, resamples, seed),
-        headline=next(
-            (n for n in headlines if all(figures.says_something(n, m.get(n)) for m in means.values())), names[0]
-        ),
+        headline=headline,
         resamples=resamples,
         seed=seed,
     )
+
+
+def _breakdowns(
+    run: Run, described: Mapping[str, Mapping[str, Any]], headline: str, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """All breakdowns but those by data set, of each data set by itself: other hospitals write, label and date otherwise."""
+    attributes = [name for name in ATTRIBUTES if name != "dataset"]
+    result: dict[str, dict[str, Any]] = {}
+    with tqdm(total=len(run.datasets) * len(run.models), desc="breakdowns", unit="model") as bar:
+        for dataset in run.datasets:
+            result[dataset] = {}
+            for model, scores in run.common(run.models, [dataset]).scores.items():
+                result[dataset][model] = breakdown(
+                    scores, described[model], (), resamples, seed, attributes=attributes, tested=[headline]
+                )
+                bar.update()
+            bar.update(len(run.models) - len(result[dataset]))
+    return result
+
+
+def _institutions(
+    run: Run, described: Mapping[str, Mapping[str, Any]], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """By model: each data set, and data sets trained on against zero-shot ones, each over the studies that all models have."""
+    groups = [("dataset", [name]) for name in run.datasets]
+    if run.zero_shot:
+        groups += [("institution", names) for names in (run.seen, run.pooled_zero_shot) if names]
+    result: dict[str, dict[str, Any]] = {}
+    for attribute, datasets in groups:
+        for model, scores in run.common(run.models, datasets).scores.items():
+            made = breakdown(scores, described[model], run.zero_shot, resamples, seed, attributes=[attribute])
+            strata = result.setdefault(model, {}).setdefault(attribute, {"strata": {}})["strata"]
+            strata |= made[attribute]["strata"]
+    return {model: result[model] for model in run.models if model in result}
 
 
 def _comparisons(run: Run, described: Mapping[str, Mapping[str, Any]], resamples: int, seed: int) -> Comparisons:
@@ -127,15 +168,13 @@ def _comparisons(run: Run, described: Mapping[str, Mapping[str, Any]], resamples
             left_out[name] = "scored by another backend than the run"
         else:
             kept.append(name)
-    datasets = [d for d in run.seen if all(d in run.folders_of(model) for model in (*stages, *kept))]
-    if kept and not datasets:
-        left_out |= dict.fromkeys(kept, "no data set in common with the run and the other comparisons")
-        kept, datasets = [], run.seen
+    common = run.common([*kept, *stages], run.seen)
+    left_out |= {name: "no study in common with the run's last stage" for name in common.without}
     means = {}
     for model in (*stages, *kept):
-        scores = run.scores(model, datasets)
-        if scores is not None:
+        if model in common.scores:
+            scores = common.scores[model]
             found = principal_statistics(scores, run.described(model))
             made = statistics.bootstrap(found, scores.patient_id, resamples=resamples, seed=seed)
             means[model] = {name: interval.as_dict() for name, interval in made.items()}
-    return Comparisons(datasets, means, left_out)
+    return Comparisons(common, means, left_out)

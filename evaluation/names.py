@@ -94,6 +94,11 @@ def shown_number(number: str, arrow: bool = True) -> str:
     return name + (" ↓" if arrow and known and known.lower_is_better else "") + (f" {mark}" if mark else "")
 
 
+def lower_is_better(number: str) -> bool:
+    known = NUMBERS.get(split_number(number)[0])
+    return bool(known and known.lower_is_better)
+
+
 def split_number(number: str) -> tuple[str, str]:
     """A number's bare name and the mark of its backend: `radgraph`, `[offline-rules]`."""
     match = re.fullmatch(r"(.*?)(\[.*\])?", number)

@@ -17,10 +17,8 @@ FINGERPRINT = 16  # hexadecimal digits shown; scores.json has all
 
 
 def lead(m: Material) -> str:
-    total = max(len(s.study_id) for s in m.scores.values())
-    patients = max(len(set(s.patient_id)) for s in m.scores.values())
-    models = listed([shown_name(model) for model in m.trained or m.run.models])
-    return f"{models}: reports of {total:,} studies of {patients:,} patients from {listed(m.run.datasets)}."
+    models = listed([shown_name(model) for model in m.trained or m.models])
+    return f"{models}: reports of studies from {listed(m.run.shown(m.run.datasets))}."
 
 
 def notices(m: Material, unusual: int) -> list[str]:

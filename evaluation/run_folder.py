@@ -14,12 +14,50 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.baselines import BASELINES
-from evaluation.compare import read_result
+from evaluation.baselines import BASELINES, SUBSTITUTED, SUBSTITUTED_IDS
+from evaluation.compare import judge_left_out, read_result, same_studies
 from evaluation.errors import EvaluationError
 from evaluation.score import Scores
 
 STAGES = ("base", "sft", "rl_step1", "rl_step2")
+
+
+@dataclass(frozen=True)
+class Common:
+    """Scores of several models on the same studies.
+
+    Attributes:
+        scores: by model, one order of studies.
+        beyond: how many studies each of them has that another has not.
+        without: models that have none of these studies.
+    """
+
+    scores: Mapping[str, Scores]
+    beyond: Mapping[str, int]
+    without: Sequence[str]
+
+    @property
+    def studies(self) -> int:
+        return len(next(iter(self.scores.values())).study_id) if self.scores else 0
+
+    @property
+    def patients(self) -> int:
+        return len(set(next(iter(self.scores.values())).patient_id)) if self.scores else 0
+
+    @property
+    def datasets(self) -> list[str]:
+        return sorted(set(next(iter(self.scores.values())).fields["dataset"])) if self.scores else []
+
+    def described(self) -> dict[str, Any]:
+        """What a table over these scores says of its studies."""
+        return {
+            "studies": self.studies,
+            "patients": self.patients,
+            "datasets": self.datasets,
+            "left_out": {model: count for model, count in self.beyond.items() if count},
+            "without": list(self.without),
+            "judge_failed": judge_left_out(self.scores),
+        }
 
 
 @dataclass(frozen=True)
@@ -36,6 +74,7 @@ class Run:
     folders: Mapping[str, Mapping[str, Path]]
     trained_on: frozenset[str]
     ablations: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    read: dict[Path, Scores] = field(default_factory=dict, compare=False, repr=False)  # files that were read already
 
     @property
     def models(self) -> list[str]:
@@ -53,8 +92,36 @@ class Run:
         return [name for name in self.datasets if self.trained_on and name not in self.trained_on]
 
     @property
+    def apart(self) -> dict[str, str]:
+        """Data sets that stand by themselves beside test studies, with the split that was evaluated: the validation split,
+        by which the checkpoint was chosen. None where no data set has test studies."""
+        splits = {name: self.split(name) for name in self.datasets}
+        others = {name: split for name, split in splits.items() if split != "test"}
+        return others if len(others) < len(splits) else {}
+
+    @property
     def seen(self) -> list[str]:
-        return [name for name in self.datasets if name not in self.zero_shot]
+        """The data sets that pooled numbers are over: trained on (or not known), and of test studies where any are."""
+        return [name for name in self.datasets if name not in {*self.zero_shot, *self.apart}]
+
+    @property
+    def pooled_zero_shot(self) -> list[str]:
+        """The zero-shot data sets that pooled numbers are over."""
+        return [name for name in self.zero_shot if name not in self.apart]
+
+    @property
+    def pooled(self) -> list[str]:
+        """The data sets of pooled numbers; the zero-shot ones where nothing else was evaluated."""
+        return self.seen or self.pooled_zero_shot or self.datasets
+
+    def split(self, dataset: str) -> str:
+        """The split of a data set that was evaluated; `test` where the scores do not say."""
+        folder = next(folders[dataset] for folders in self.folders.values() if dataset in folders)
+        return self._read(folder / "scores.jsonl").fields["split"][0] or "test"
+
+    def shown(self, datasets: Sequence[str]) -> list[str]:
+        """Data sets for people, those of another split than test with its name: `ours (validation)`."""
+        return [name if (split := self.split(name)) == "test" else f"{name} ({split})" for name in datasets]
 
     def described(self, model: str, dataset: str | None = None) -> dict[str, Any]:
         """Backends and fingerprints of a model's scores (`made_by.scorers`).
@@ -74,8 +141,44 @@ class Run:
     def scores(self, model: str, datasets: Sequence[str]) -> Scores | None:
         """A model's scores pooled over those of `datasets` that it has; None where it has none."""
         folders = self.folders_of(model)
-        parts = [Scores.read(folders[name] / "scores.jsonl") for name in datasets if name in folders]
+        parts = [self._read(folders[name] / "scores.jsonl") for name in datasets if name in folders]
         return concatenate(parts) if parts else None
+
+    def common(self, models: Sequence[str], datasets: Sequence[str]) -> Common:
+        """The scores of several models over the studies of `datasets` that all of them have.
+
+        A model that shares no study with the run's last one is left out, and named in `without`.
+
+        Raises:
+            EvaluationError: models were scored against different references of the same studies.
+        """
+        loaded = {model: found for model in models if (found := self.scores(model, datasets)) is not None}
+        first = sorted(loaded, key=lambda m: (m in BASELINES, m not in STAGES, -models.index(m)))
+        kept: dict[str, Scores] = {}
+        shared: set[tuple[str, str]] = set()
+        for model in first:
+            studies = set(zip(loaded[model].fields["dataset"], loaded[model].study_id, strict=True))
+            if not kept or studies & shared:
+                kept[model], shared = loaded[model], (studies & shared if kept else studies)
+        if not kept:
+            return Common({}, {}, [])
+        scores, beyond = same_studies({model: kept[model] for model in models if model in kept})
+        return Common(scores, beyond, [model for model in models if model not in kept])
+
+    def most_frequent_reports(self, model: str) -> dict[str, int]:
+        """By data set, how many of a baseline's reports are really the most frequent one (no prior to copy, no indication to
+        search by)."""
+        found = {name: _generation(folder) for name, folder in self.folders_of(model).items()}
+        return {name: count for name, made in found.items() if (count := made.get(SUBSTITUTED, 0))}
+
+    def _read(self, path: Path) -> Scores:
+        if path not in self.read:
+            scores = Scores.read(path)
+            if path.parent.name in BASELINES:
+                given = set(_generation(path.parent).get(SUBSTITUTED_IDS, ()))
+                scores.fields["most_frequent_report"] = [study in given for study in scores.study_id]
+            self.read[path] = scores
+        return self.read[path]
 
     def folders_of(self, model: str) -> Mapping[str, Path]:
         """Data set → folder, of a model or of a comparison."""
@@ -147,6 +250,12 @@ def concatenate(parts: Sequence[Scores]) -> Scores:
         np.concatenate([part.insignificant for part in parts]) if judged else None,
         [cause for part in parts for cause in part.failures] if judged else [],
     )
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """`generation.json` of a scored folder; empty where another program wrote the predictions."""
+    path = folder / "generation.json"
+    return _json(path) if path.is_file() else {}
 
 
 def _json(path: Path) -> Any:

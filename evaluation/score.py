@@ -358,6 +358,7 @@ class Scores:
         "words",
         "candidate_words",
         "reference_sha",
+        "most_frequent_report",  # of a baseline: whether it had nothing else to give (`run_folder.Run`)
     )
 
     @classmethod
@@ -473,7 +474,7 @@ def is_principal(number: str, numbers: Collection[str]) -> bool:
     """
     kind = "truth" if any(other.startswith("truth_") for other in numbers) else "label"
     base = split_number(number)[0].removeprefix("1/")
-    return base in (*PRINCIPAL, f"{kind}_micro_f1_14") or base.startswith("errors ")
+    return base in (*PRINCIPAL, f"{kind}_micro_f1_14") or base.split(" ")[0] == "errors"
 
 
 def condition_statistics(scores: Scores, source: str = "reference") -> dict[str, Statistic]:

@@ -16,8 +16,9 @@ from evaluation.material import Material
 from evaluation.names import sentence, shown_name, shown_number
 from evaluation.published import METRICS as PUBLISHED_METRICS
 from evaluation.published import comparable
+from evaluation.run_folder import Common
 from evaluation.statistics import MIN_PATIENTS, holm
-from evaluation.tables import Table, cell, listed, p_value, with_p
+from evaluation.tables import Table, cell, listed, p_value, says_something, with_p
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS
 
@@ -67,9 +68,15 @@ def summary(m: Material) -> Part:
     zero = m.summary["zero_shot"]
     never = {**zero["stages"], **zero["baselines"]}
     titles = principal_names(m)
-    tables = [_principal_table(m, seen, f"Trained on: {listed(m.run.seen)}")]
+    tables = [_principal_table(m, seen, f"Trained on: {listed(m.run.shown(m.run.seen))}")]
     if never:
-        tables.append(_principal_table(m, never, f"Zero-shot: {listed(m.run.zero_shot)}"))
+        tables.append(_principal_table(m, never, f"Zero-shot: {listed(m.run.shown(m.run.pooled_zero_shot))}"))
+    for dataset, split in m.run.apart.items():
+        caption = f"By itself: {dataset}, {split} studies (in no number above)"
+        tables.append(_principal_table(m, m.summary["by_dataset"][dataset], caption))
+    if own := m.summary["own_studies"]:
+        caption = "All studies that a model has, more than the others: not to be compared with each other"
+        tables.append(_principal_table(m, own, caption))
     for paired, caption in (
         (m.summary["paired"], "Paired differences on the same studies"),
         (zero["paired"], "Paired differences, zero-shot"),
@@ -89,15 +96,54 @@ def summary(m: Material) -> Part:
             for s, v in m.summary["seconds"].items()
         ]
         tables.append(Table(["stage", "time", "peak memory"], rows, folded="Time and memory of each stage"))
-    points = _in_short(m)
-    text = f"On the studies of {listed(m.run.seen)}; 95% intervals over patients."
-    note = f"Filled points: {listed(m.run.seen)}" + (
-        f"; hollow: {listed(m.run.zero_shot)}, never trained on." if m.run.zero_shot else "."
+    points = [*_in_short(m), *_most_frequent(m)]
+    text = f"On {studied(m, m.pooled)} 95% intervals over patients."
+    note = f"Filled points: {listed(m.run.shown(m.run.seen))}" + (
+        f"; hollow: {listed(m.run.shown(m.run.pooled_zero_shot))}, never trained on." if m.run.zero_shot else "."
     )
     if m.summary["paired"]:
         note = f"A change is called clear where p < 0.05 after Holm's correction. {note}"
     figure = figures.principal_numbers(seen, never, titles)
     return Part("summary", "Summary", text, figure, tables, points=points, note=note)
+
+
+def studied(m: Material, common: Common) -> str:
+    """Which studies a table or figure is over, in words, and what is left out of it and why; ends with a full stop."""
+    told = common.described()
+    splits = sorted({m.run.split(dataset) for dataset in told["datasets"]})
+    all_models = " that all models have" if len(common.scores) > 1 else ""
+    text = (
+        f"{told['studies']:,} {' and '.join(splits)} studies of {told['patients']:,} patients "
+        f"({listed(m.run.shown(told['datasets']))}){all_models}."
+    )
+    if told["left_out"]:
+        counts = [f"{count:,} of {shown_name(model)}" for model, count in told["left_out"].items()]
+        text += f" Left out, because another model lacks them: {listed(counts)}."
+    if told["without"]:
+        text += f" Without any of these studies: {listed([shown_name(model) for model in told['without']])}."
+    if told["judge_failed"]:
+        counts = [f"{count:,} of {shown_name(model)}" for model, count in told["judge_failed"].items()]
+        text += f" Errors are over the reports that the judge read for all models; it failed for {listed(counts)}."
+    if m.run.apart:
+        text += (
+            f" Not among them: {listed(m.run.shown(list(m.run.apart)))}, which has no test studies; by its validation studies "
+            "the checkpoint was chosen."
+        )
+    return text
+
+
+def _most_frequent(m: Material) -> list[str]:
+    """How many reports of a baseline are really the most frequent one."""
+    points = []
+    for model in m.models:
+        for dataset, count in m.run.most_frequent_reports(model).items():
+            studies = read_result(m.run.folders[model][dataset])["studies"]
+            why = "an indication to search by" if model == "retrieval" else "a prior report"
+            points.append(
+                f"{sentence(shown_name(model))}, {dataset}: {count:,} of {studies:,} reports are the most frequent report of the "
+                f"training studies, for want of {why}."
+            )
+    return points
 
 
 def principal_names(m: Material) -> dict[str, str]:
@@ -181,8 +227,8 @@ def drawn_numbers(m: Material) -> list[str]:
 
 
 def metrics(m: Material) -> Part:
-    text = f"Mean with 95% interval over the studies of {listed(m.run.seen)}. ↓: lower is better."
-    hidden = [n for means in m.means.values() for n in means if not figures.says_something(n, means[n])]
+    text = f"Mean with 95% interval over {studied(m, m.pooled)} ↓: lower is better."
+    hidden = [n for means in m.means.values() for n in means if not says_something(n, means[n])]
     if hidden:
         text += " 1/RadCliQ-v1 is left out where the interval of mean RadCliQ reaches zero, as its inverse jumps there."
     figure = figures.metrics_against_published(m.means, drawn_numbers(m), [])
@@ -197,7 +243,7 @@ def _means_table(means: figures.Means, folded: str = "") -> Table:
 
 def readable(number: str, value: Mapping[str, float | None] | None) -> str:
     """The cell of a number; a dash for a reciprocal that says nothing."""
-    return cell(value) if figures.says_something(number, value) else "–"
+    return cell(value) if says_something(number, value) else "–"
 
 
 def published(m: Material) -> list[Part]:
@@ -242,7 +288,7 @@ def published(m: Material) -> list[Part]:
 def rewards(m: Material) -> Part:
     c = m.comparisons
     ablations = [name for name in c.means if name in m.run.ablations]
-    text = f"Change of each run against the SFT model, over the studies of {listed(c.datasets)}."
+    text = f"Change of each run against the SFT model, over {studied(m, c.common)}"
     if ablations:
         text += f" Comparisons beside the run's own stages: {listed([shown_name(a) for a in ablations])}."
     if c.left_out:
@@ -261,6 +307,7 @@ def _pairs_table(comparison: Mapping[str, Any]) -> Table:
         [
             f"{shown_name(r['first'])} − {shown_name(r['second'])}",
             shown_number(r["number"]),
+            r["family"],
             cell(r, "difference", signed=True),
             p_value(r["p"]),
             p_value(r["p_holm"]),
@@ -268,14 +315,17 @@ def _pairs_table(comparison: Mapping[str, Any]) -> Table:
         for r in comparison["pairs"]
         if not r["number"].startswith("1/") or _both_readable(comparison, r)
     ]
-    folded = f"All pairs of models on their {comparison['studies']:,} common studies, Holm-corrected over the table"
-    return Table(["", "number", "difference", "p", "p (Holm)"], rows, folded=folded)
+    folded = (
+        f"All pairs of models on the {comparison['studies']:,} studies that all have: permutation test of swapped reports, "
+        "Holm-corrected over the principal numbers and, apart, over all others"
+    )
+    return Table(["", "number", "family", "difference", "p", "p (Holm)"], rows, folded=folded)
 
 
 def _both_readable(comparison: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     number = row["number"]
     means = comparison["means"]
-    return all(figures.says_something(number, means[row[side]].get(number)) for side in ("first", "second"))
+    return all(says_something(number, means[row[side]].get(number)) for side in ("first", "second"))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -333,7 +383,7 @@ def _parts_table(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 
 
 def length(m: Material) -> Part:
-    text = "A reward that can be raised by writing more, or less, shows here."
+    text = f"A reward that can be raised by writing more, or less, shows here. Words a report: {studied(m, m.pooled)}"
     rows = [[shown_name(name), cell(value)] for name, value in m.words.items()]
     figure = figures.length_drift(rl_histories(m), m.words)
     return _part(
@@ -346,7 +396,8 @@ def length(m: Material) -> Part:
 
 def error_counts(m: Material) -> Part:
     names = {d["judge"]["name"] for d in m.described.values() if d["judge"]}
-    text = f"Counted by {listed(sorted(names))}; all six types, clinically significant or not." if names else ""
+    text = f"Counted by {listed(sorted(names))}; all six types, clinically significant or not. " if names else ""
+    text += f"Over {studied(m, m.pooled)}" if names else ""
     absent = "No judge has counted errors; score with --judge."
     tables = _error_tables(m) if m.judge else []
     return _part("error-counts", "Errors a report", text, figures.error_histogram(m.judge), absent, tables)
@@ -368,10 +419,13 @@ def _error_tables(m: Material) -> list[Table]:
 
 
 def conditions(m: Material) -> Part:
-    labelled = "the true labels" if any("truth" in s.labels for s in m.scores.values()) else "the references' labels"
+    labelled = (
+        "the true labels" if any("truth" in s.labels for s in m.pooled.scores.values()) else "the references' labels"
+    )
     text = (
         f"F1 of each condition in the written reports against {labelled}; n is how often the condition is present. "
-        f"The labeler is {listed(sorted({d['labels']['backend'] for d in m.described.values()}))}."
+        f"The labeler is {listed(sorted({d['labels']['backend'] for d in m.described.values()}))}. Over "
+        f"{studied(m, m.pooled)} A condition that none of them has is a dash."
     )
     first = next(iter(m.conditions.values()))
     rows = [
@@ -385,88 +439,141 @@ def conditions(m: Material) -> Part:
 # ---- breakdowns ----------------------------------------------------------------------------------------------------
 
 
+def of_each(m: Material) -> str:
+    """The studies of each data set, where a section shows them one by one."""
+    told = []
+    for dataset in m.run.datasets:
+        common = m.run.common(m.run.models, [dataset])
+        told.append(f"{m.run.shown([dataset])[0]} ({common.studies:,} {m.run.split(dataset)} studies)")
+    return f"Each data set by itself, over the studies that all models have: {listed(told)}."
+
+
 def encounters(m: Material) -> Part:
-    text = f"{sentence(shown_number(m.headline))} by the patient's encounter: 1 is the first."
-    figure = figures.encounters(m.breakdowns, m.headline)
-    return _part(
-        "encounters", "Encounters", text, figure, "All studies are of one encounter.", [strata_table(m, "encounter")]
+    text = (
+        f"{sentence(shown_number(m.headline))} by the patient's encounter: 1 is the first, unknown where a data set has no dates. "
+        f"{of_each(m)}"
     )
+    figure = figures.encounters(drawn(m), m.headline)
+    absent = "No data set has patients with several dated encounters."
+    return _part("encounters", "Encounters", text, figure, absent, [strata_table(m, "encounter")])
 
 
 def temporal(m: Material) -> Part:
     by = listed(sorted({d["temporal"]["backend"] for d in m.described.values()}))
-    text = f"{sentence(shown_number(m.headline))} by what the reference says of change, labelled by {by}."
-    figure = figures.temporal_categories(m.breakdowns, m.headline)
-    return _part("temporal", "Change over time", text, figure, "", [strata_table(m, "temporal", "temporal category")])
+    text = (
+        f"{sentence(shown_number(m.headline))} by what the reference says of change, labelled by {by}; unknown where neither dates "
+        f"nor the text say whether there was an earlier study. {of_each(m)}"
+    )
+    figure = figures.temporal_categories(drawn(m), m.headline)
+    absent = "No reference says whether there was an earlier study."
+    return _part(
+        "temporal", "Change over time", text, figure, absent, [strata_table(m, "temporal", "temporal category")]
+    )
 
 
 def subgroups(m: Material) -> Part:
-    text = f"{sentence(shown_number(m.headline))} by sex, age and race; unknown is a stratum of its own."
-    tables = [_gaps_table(m), *(strata_table(m, name) for name in ("sex", "age", "race"))]
-    return _part("subgroups", "Subgroups", text, figures.subgroups(m.breakdowns, m.headline), "", tables)
+    text = (
+        f"{sentence(shown_number(m.headline))} by sex, age and race; unknown is a stratum of its own. Groups of fewer than "
+        f"{MIN_PATIENTS} patients have no interval and are in no test. {of_each(m)}"
+    )
+    tables = [_gaps_table(m), *(strata_table(m, name) for name in SUBGROUPS)]
+    absent = "No data set says anything of its patients."
+    figure = figures.subgroups(drawn(m), m.headline, _shown_datasets(m))
+    return _part("subgroups", "Subgroups", text, figure, absent, tables)
 
 
 def institutions(m: Material) -> Part:
-    text = f"{sentence(shown_number(m.headline))} by data set."
+    text = f"{sentence(shown_number(m.headline))} by data set. {of_each(m)}"
     if m.run.zero_shot:
         text += f" Never trained on: {listed(m.run.zero_shot)}."
+    if m.run.apart:
+        text += f" No test set, and in no pooled number: {listed(m.run.shown(list(m.run.apart)))}."
     tables = [strata_table(m, "dataset", "data set")]
     if m.run.zero_shot:
         tables.append(strata_table(m, "institution", "institution, seen or zero-shot"))
-    figure = figures.zero_shot(m.breakdowns, m.headline, m.run.zero_shot)
+    figure = figures.zero_shot(_shown_datasets(m), m.headline, m.run.shown(m.run.zero_shot))
     return _part("institutions", "Data sets", text, figure, "", tables)
 
 
 def others(m: Material) -> Part:
     tables = [strata_table(m, "sections", "sections available"), strata_table(m, "length", "length of the reference")]
-    return Part("other", "By sections and length", "", None, tables)
+    return Part("other", "By sections and length", of_each(m), None, tables)
+
+
+def drawn(m: Material) -> figures.Breakdowns:
+    """The breakdowns under the data sets' shown names."""
+    return {m.run.shown([dataset])[0]: found for dataset, found in m.breakdowns.items()}
+
+
+def _shown_datasets(m: Material) -> dict[str, dict[str, Any]]:
+    """Each model's numbers by data set, under the data sets' shown names."""
+    return {
+        model: {
+            **found,
+            "dataset": {"strata": {m.run.shown([name])[0]: s for name, s in found["dataset"]["strata"].items()}},
+        }
+        for model, found in m.institutions.items()
+    }
 
 
 def strata_table(m: Material, attribute: str, title: str = "") -> Table:
-    """All numbers of all models in each stratum; macro-F1 and parts of other numbers are left to scores.json."""
+    """All numbers of all models in each stratum of each data set; macro-F1 and parts of other numbers are in scores.json."""
     numbers = [
         n
         for n in next(iter(m.means.values()))
         if "_macro_" not in n and "_f1_5" not in n and not n.startswith("radcliq")
     ]
-    shown = [n for n in numbers if all(figures.says_something(n, means.get(n)) for means in m.means.values())]
+    shown = [n for n in numbers if all(says_something(n, means.get(n)) for means in m.means.values())]
+    title, several = title or attribute, attribute not in ("dataset", "institution")
     rows = []
-    for model, found in m.breakdowns.items():
-        for name, stratum in found.get(attribute, {"strata": {}})["strata"].items():
-            n = f"{stratum['n']:,}" + (" (few patients)" if stratum["small"] else "")
-            cells = [readable(x, stratum["metrics"].get(x)) for x in shown]
-            rows.append([name, shown_name(model), n, *cells])
-    order = {s: i for i, s in enumerate(next(iter(m.breakdowns.values())).get(attribute, {"strata": {}})["strata"])}
-    rows.sort(key=lambda row: order.get(row[0], len(order)))
-    title = title or attribute
-    return Table([title, "model", "n", *map(shown_number, shown)], rows, folded=f"Table by {title}")
+    for dataset, breakdowns in drawn(m).items() if several else [("", _shown_datasets(m))]:
+        found = {model: by[attribute]["strata"] for model, by in breakdowns.items() if attribute in by}
+        for name in dict.fromkeys(name for strata in found.values() for name in strata):
+            for model, strata in found.items():
+                if name in strata:
+                    cells = [readable(number, strata[name]["metrics"].get(number)) for number in shown]
+                    group = [dataset, name] if several else [name]
+                    rows.append([*group, shown_name(model), _studies(strata[name]), *cells])
+    header = [*(["data set"] if several else []), title, "model", "n", *map(shown_number, shown)]
+    return Table(header, rows, folded=f"Table by {title}")
+
+
+def _studies(stratum: Mapping[str, Any]) -> str:
+    """The studies of a stratum, and what a reader must know of them."""
+    marks = ["few patients"] if stratum["small"] else []
+    if stratum["most_frequent_reports"]:
+        marks.append(f"{stratum['most_frequent_reports']:,} are the most frequent report")
+    return f"{stratum['n']:,}" + (f" ({', '.join(marks)})" if marks else "")
 
 
 def _gaps_table(m: Material) -> Table:
     shown = {
-        (model, attribute): gap
-        for model, found in m.breakdowns.items()
+        (dataset, model, attribute): gap
+        for dataset, breakdowns in drawn(m).items()
+        for model, found in breakdowns.items()
         for attribute in SUBGROUPS
-        if (gap := found[attribute].get("gaps", {}).get(m.headline))
+        if (gap := found[attribute]["gaps"].get(m.headline))
     }
     adjusted = dict(zip(shown, holm([gap["p"] for gap in shown.values()]), strict=True))
 
-    def told(model: str, attribute: str) -> str:
-        gap = shown.get((model, attribute))
+    def told(*key: str) -> str:
+        gap = shown.get(key)
         if gap is None:
             return "–"
-        return f"{gap['highest']} − {gap['lowest']}: " + with_p(
-            {**gap, "p_holm": adjusted[model, attribute]}, signed=False
-        )
+        return f"{gap['highest']} − {gap['lowest']}: " + with_p({**gap, "p_holm": adjusted[key]}, signed=False)
 
-    rows = [[shown_name(model), *(told(model, attribute) for attribute in SUBGROUPS)] for model in m.breakdowns]
+    rows = [
+        [dataset, shown_name(model), *(told(dataset, model, attribute) for attribute in SUBGROUPS)]
+        for dataset, breakdowns in drawn(m).items()
+        for model in breakdowns
+    ]
     caption = (
-        f"The difference between two known groups in {shown_number(m.headline)} that stands out most from its error; groups of "
-        f"at least {MIN_PATIENTS} patients. The interval holds for all pairs of groups at once. p: largest difference over its "
+        f"The difference in {shown_number(m.headline)} that stands out most from its error, between two known groups, or one and "
+        f"all others, of at least {MIN_PATIENTS} patients. The interval holds for all these at once. p: largest difference over its "
         "error (studies grouped by patient) among permutations of the groups over patients, after Holm's correction over this "
         "table."
     )
-    return Table(["", *SUBGROUPS], rows, caption=caption)
+    return Table(["data set", "model", *SUBGROUPS], rows, caption=caption)
 
 
 def _part(

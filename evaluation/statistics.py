@@ -22,9 +22,8 @@ RESAMPLES = 4_000  # another seed moves an interval's end by about 2% of the hal
 PERMUTATIONS = 9_999
 GAP_PERMUTATIONS = 1_999
 LEVEL = 0.95
-MIN_PATIENTS = (
-    10  # no interval of fewer: they would be far too narrow (two patients: 51% hold the true value, three 72%)
-)
+MIN_PATIENTS = 10  # no interval of fewer: two patients' would hold the true value in 51% of cases, three's in 72%
+OTHERS = "all others"
 _CHUNK_CELLS = 2_000_000  # resamples x patients held at once: 16 MB of float64
 
 
@@ -56,7 +55,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Gap:
-    """Two strata whose difference stands out most from its error; `p` and the interval allow for that choice."""
+    """Two strata (the second may be `OTHERS`) whose difference stands out most; `p` and interval allow for that choice."""
 
     highest: Hashable
     lowest: Hashable
@@ -280,13 +279,15 @@ def largest_gaps(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Gap | None]:
-    """The difference between two strata that stands out most from its error, tested against all pairs of strata.
+    """The difference between strata that stands out most from its error.
 
-    The test statistic is the largest |difference| over its cluster-robust standard error (studies grouped by patient), so
-    that strata may differ in spread and in studies a patient (Chung and Romano 2013, Annals of Statistics 41:484). Its
-    distribution comes from permuting strata over patients; the same distribution's quantile makes the interval, which
-    therefore holds for all pairs at once. A patient whose studies lie in two strata (an age limit passed between them)
-    counts as one unit in each. Macro-F1 has no such error here.
+    Compared are all pairs of strata and, of more than two, each with all others together (`OTHERS`): by pairs alone, one
+    large group that differs from the rest is seen less often than by an F test. The test statistic is the largest |difference|
+    over its cluster-robust standard error (studies grouped by patient), so that strata may differ in spread and in studies
+    a patient (Chung and Romano 2013, Annals of Statistics 41:484). Its distribution comes from permuting strata over
+    patients; the same distribution's quantile makes the interval, which therefore holds for all these differences at once.
+    A patient whose studies lie in two strata (an age limit passed between them) counts as one unit in each. Macro-F1 has no
+    such error here.
 
     Returns:
         None where fewer than two strata have the number (F1 of a stratum whose references have no positive).
@@ -302,13 +303,20 @@ def largest_gaps(
     n, d = sums[:, 0::3], sums[:, 1::3]  # [units, statistics]
     table = np.concatenate([sums, n * n, n * d, d * d, (d > 0).astype(np.float64)], axis=1)
     inverse = np.array([s.kind == "inverse" for s in statistics.values()])
-    pairs = np.array(list(combinations(range(len(names)), 2)), dtype=int).reshape(-1, 2)
-    if not len(pairs):
+    groups = len(names)
+    pairs = list(combinations(range(groups), 2))
+    if groups > 2:  # and each stratum against all others together
+        pairs += [(group, groups + group) for group in range(groups)]
+        names += [OTHERS] * groups
+    if not pairs:
         return dict.fromkeys(statistics)
+    pairs = np.array(pairs)
 
     def compared(assigned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Differences and their standard errors [rows, pairs, statistics] with these strata of units [rows, units]."""
-        by = np.stack([(assigned == g).astype(np.float64) @ table for g in range(len(names))], axis=1)
+        by = np.stack([(assigned == g).astype(np.float64) @ table for g in range(groups)], axis=1)
+        if groups > 2:
+            by = np.concatenate([by, by.sum(axis=1, keepdims=True) - by], axis=1)
         k = len(statistics)
         s, (nn, nd, dd, units) = by[..., : 3 * k], np.split(by[..., 3 * k :], 4, axis=-1)
         numerator, denominator, support = s[..., 0::3], s[..., 1::3], s[..., 2::3]
@@ -348,7 +356,7 @@ def largest_gaps(
         extreme = int((null >= t * (1 - 1e-9)).sum())
         p = (1 + extreme) / (1 + permutations)
         if extreme == 0 and np.isfinite(t):  # beyond the permutations: Student's tail, for each pair
-            freedom = len(np.unique(keys[:, 0])) - len(names)
+            freedom = len(np.unique(keys[:, 0])) - groups
             p = min(p, int(known[:, i].sum()) * 2 * float(stats.t.sf(t, freedom)))
         high, low = pairs[best] if value >= 0 else pairs[best][::-1]
         half = float(np.quantile(null, level)) * error

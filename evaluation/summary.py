@@ -11,13 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.files import write_json
 from evaluation import statistics
 from evaluation.baselines import BASELINES
-from evaluation.compare import same_studies
-from evaluation.run_folder import STAGES, Run, read_run
+from evaluation.compare import correct
+from evaluation.run_folder import STAGES, Common, Run, read_run
 from evaluation.score import Scores, principal_statistics
 
+_NUMBERS = {"micro_f1": "label_micro_f1_14", "judge_errors": "errors"}  # short key → number, for its family of tests
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
 
@@ -28,36 +31,56 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
     judge errors a report, each {mean, low, high}, over the test studies of the data sets that were trained on; the same
     for zero-shot data sets, for each data set, for the baselines and for comparisons (`make ablation`); paired
     differences of consecutive stages, and of comparisons from the RL stages; seconds a stage; versions; backends.
+
+    Each group of models is over the studies that all of them have (`studies` says how many that leaves out, and why); the
+    numbers of a model's own larger set are under `own_studies`. A validation split, by which the checkpoint was chosen, is
+    in no pooled number where other data sets have test studies (`apart`).
     """
     run = read_run(outputs)
     stages = [model for model in run.models if model not in BASELINES]
     baselines = [model for model in run.models if model in BASELINES]
     alike = [name for name in sorted(run.ablations) if run.described(name) == run.described(run.models[0])]
 
-    def numbers(models: Sequence[str], datasets: Sequence[str]) -> dict[str, Any]:
+    def numbers(models: Sequence[str], common: Common) -> dict[str, Any]:
         return {
-            model: _numbers(scores, run.described(model), resamples, seed)
+            model: {
+                **_numbers(common.scores[model], run.described(model), resamples, seed),
+                **({"most_frequent_reports": run.most_frequent_reports(model)} if model in baselines else {}),
+            }
             for model in models
-            if (scores := run.scores(model, datasets)) is not None
+            if model in common.scores
         }
+
+    seen, never = run.common(run.models, run.seen), run.common(run.models, run.pooled_zero_shot)
+    compared = run.common([*stages, *alike], run.seen)
+    by_dataset = {name: run.common(run.models, [name]) for name in run.datasets}
+    larger = [m for m in run.models if seen.beyond.get(m) or m in seen.without]
+    own = {model: run.common([model], run.seen) for model in larger}
 
     result = {
         "run": outputs.name,
         "datasets": {"seen": run.seen, "zero_shot": run.zero_shot},
-        "stages": numbers(stages, run.seen),
-        "baselines": numbers(baselines, run.seen),
-        "paired": _paired(run, run.seen, resamples, seed),
+        "apart": run.apart,
+        "studies": seen.described(),
+        "stages": numbers(stages, seen),
+        "baselines": numbers(baselines, seen),
+        "own_studies": {
+            m: {**numbers([m], common)[m], "datasets": common.datasets} for m, common in own.items() if common.studies
+        },
+        "paired": _paired(run, seen, resamples, seed),
         "comparisons": {
-            "models": numbers(alike, run.seen),
-            "paired": _comparisons(run, alike, run.seen, resamples, seed),
+            "studies": compared.described(),
+            "models": numbers(alike, compared),
+            "paired": _comparisons(run, alike, compared, resamples, seed),
             "scored_by_other_backends": sorted(set(run.ablations) - set(alike)),
         },
         "zero_shot": {
-            "stages": numbers(stages, run.zero_shot),
-            "baselines": numbers(baselines, run.zero_shot),
-            "paired": _paired(run, run.zero_shot, resamples, seed),
+            "studies": never.described(),
+            "stages": numbers(stages, never),
+            "baselines": numbers(baselines, never),
+            "paired": _paired(run, never, resamples, seed),
         },
-        "by_dataset": {name: numbers(run.models, [name]) for name in run.datasets},
+        "by_dataset": {name: numbers(run.models, common) for name, common in by_dataset.items()},
         "not_evaluated": [stage for stage in STAGES if stage not in run.folders],
         "seconds": run.root_file("timings.json")
         or {stage: file.get("seconds") for stage, file in run.stage_files("result.json").items()},
@@ -101,41 +124,43 @@ def _numbers(scores: Scores, described: Mapping[str, Any], resamples: int, seed:
         "patients": len(set(scores.patient_id)),
         "micro_f1_of": "true labels" if "truth" in scores.labels else "the references' labels",
         **{name: interval.as_dict() for name, interval in intervals.items()},
+        **({"judged": int((~np.isnan(scores.errors)).sum())} if scores.errors is not None else {}),
         **({"judge_failures": sum(scores.judge_failures().values())} if scores.failures else {}),
     }
 
 
-def _paired(run: Run, datasets: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
-    """Differences of consecutive stages on the studies that both have."""
-    present = [stage for stage in STAGES if stage in run.folders]
-    pairs = [(after, before) for before, after in pairwise(present)]
-    return _differences(run, pairs, datasets, resamples, seed)
+def _paired(run: Run, common: Common, resamples: int, seed: int) -> dict[str, Any]:
+    """Differences of consecutive stages."""
+    present = [stage for stage in STAGES if stage in common.scores]
+    return _differences(run, [(after, before) for before, after in pairwise(present)], common, resamples, seed)
 
 
-def _comparisons(run: Run, names: Sequence[str], datasets: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+def _comparisons(run: Run, names: Sequence[str], common: Common, resamples: int, seed: int) -> dict[str, Any]:
     """Differences of each comparison (`make ablation`) from the RL stages that were evaluated."""
-    pairs = [(name, stage) for name in names for stage in ("rl_step1", "rl_step2") if stage in run.folders]
-    return _differences(run, pairs, datasets, resamples, seed)
+    stages = [stage for stage in ("rl_step1", "rl_step2") if stage in common.scores]
+    pairs = [(name, stage) for name in names if name in common.scores for stage in stages]
+    return _differences(run, pairs, common, resamples, seed)
 
 
 def _differences(
-    run: Run, pairs: Sequence[tuple[str, str]], datasets: Sequence[str], resamples: int, seed: int
+    run: Run, pairs: Sequence[tuple[str, str]], common: Common, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """`after - before` for each pair; p-values corrected by Holm over all of them."""
+    """`after - before` for each pair; p-values corrected by Holm over all of them (`compare.correct`)."""
     result: dict[str, Any] = {}
+    rows = []
     for after, before in pairs:
-        loaded = {name: run.scores(name, datasets) for name in (after, before)}
-        if any(scores is None for scores in loaded.values()):
-            continue
-        aligned, _ = same_studies(loaded)
-        found = {name: principal(scores, run.described(name)) for name, scores in aligned.items()}
-        differences = statistics.paired(
-            found[after], found[before], aligned[after].patient_id, resamples=resamples, seed=seed
-        )
-        result[f"{after} - {before}"] = {name: d.as_dict() for name, d in differences.items()}
-    tests = [number for numbers in result.values() for number in numbers.values()]
-    for number, p in zip(tests, statistics.holm([number["p"] for number in tests]), strict=True):
-        number["p_holm"] = p
+        found = [principal(common.scores[name], run.described(name)) for name in (after, before)]
+        patients = common.scores[after].patient_id
+        differences = statistics.paired(*found, patients, resamples=resamples, seed=seed)
+        result[f"{after} - {before}"] = {}
+        for key, difference in differences.items():
+            number = _NUMBERS.get(key, key)
+            rows.append({"first": after, "second": before, "number": number, **difference.as_dict()})
+            result[f"{after} - {before}"][key] = rows[-1]
+    correct(rows)
+    for row in rows:
+        for name in ("first", "second", "number"):
+            del row[name]
     return result
 
 

@@ -42,3 +42,10 @@ def with_p(value: Mapping[str, Any] | None, key: str = "difference", signed: boo
 
 def p_value(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def says_something(number: str, value: Mapping[str, float | None] | None) -> bool:
+    """Whether a number can be read: one over a mean cannot where the mean's interval reaches zero, as it jumps there."""
+    if not number.startswith("1/") or value is None or value["mean"] is None:
+        return True
+    return value["mean"] > 0 and value["low"] is not None

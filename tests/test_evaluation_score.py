@@ -432,6 +432,7 @@ def test_summary_of_a_run(data, tmp_path):
     assert summary["seconds"] == {"sft": 12.5}
     assert summary["datasets"] == {"seen": ["phantom_small"], "zero_shot": []}
     assert summary["versions"]["trl"]
+    assert summary["studies"]["studies"] == summary["comparisons"].pop("studies")["studies"] == 24
     assert summary["comparisons"] == {"models": {}, "paired": {}, "scored_by_other_backends": []}
 
 
