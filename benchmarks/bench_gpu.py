@@ -42,6 +42,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 PARTS = ("rewards", "sft", "grpo", "generate", "sft_full", "rewards_compiled")
 SIZE, SMALL_SIZE = "Qwen3-VL-8B-Instruct", "Qwen3-VL-2B-Instruct"
+RECIPES = {"sft": "sft_lora.yaml", "grpo": "rl_step1_lora.yaml", "sft_full": "sft.yaml"}
 DATASET = "noise"
 WEIGHTS = {"bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
 
@@ -80,7 +81,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
     from recipes.stage import add_progress, quiet_logs
 
     quiet_logs()
-    recipe = ROOT / "recipes/unirg_cxr" / ("rl_step1_lora.yaml" if stage == "grpo" else "sft_lora.yaml")
+    recipe = ROOT / "recipes/unirg_cxr" / RECIPES[stage]
     trainer, lora = _trainer(stage, recipe, model, folder, options)
     training = trainer.args
     # Updates that use one generation.
@@ -185,8 +186,6 @@ def _trainer(
         }
     else:
         given |= {"global_batch_size": 16, "max_steps": options.updates}
-        if stage == "sft_full":
-            given |= {"use_peft": "false", "learning_rate": 5e-5}
     words = ["--config", str(recipe), *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
     types = grpo.ARGUMENTS if stage == "grpo" else (DataArguments, StageArguments, ModelConfig, SFTConfig)
     parsed = parse_recipe(types, [*words, *options.settings])

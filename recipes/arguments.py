@@ -16,15 +16,9 @@ import yaml
 from trl import GRPOConfig, SFTConfig, TrlParser
 
 from recipes.errors import RecipeError
+from recipes.keys import check_keys
 
 REWARD_BACKENDS = ("real", "offline")
-# What TRL 1.16 knows, and asks for at the first step only.
-GRPO_CHOICES = {
-    "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
-    "scale_rewards": ("group", "batch", "none"),
-    "importance_sampling_level": ("token", "sequence"),
-    "vllm_mode": ("colocate", "server"),
-}
 
 
 @dataclass
@@ -391,21 +385,8 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
         raise RecipeError(f"{path or 'command line'}: {reason}") from None
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{path or 'command line'}: {' '.join(str(error).split())}") from error
-    for part in parsed:
-        _check_trainer(part)
+    check_keys(parsed)
     return parsed
-
-
-def _check_trainer(training: Any) -> None:
-    """Refuse what TRL itself refuses at the first step only, or divides by."""
-    if isinstance(training, SFTConfig | GRPOConfig) and training.per_device_train_batch_size < 1:
-        raise RecipeError(
-            f"per_device_train_batch_size is {training.per_device_train_batch_size}; it must be at least 1"
-        )
-    if isinstance(training, GRPOConfig):
-        for key, choices in GRPO_CHOICES.items():
-            if getattr(training, key) not in choices:
-                raise RecipeError(f"{key} is {getattr(training, key)!r}; choose one of {', '.join(choices)}")
 
 
 def _config_path(arguments: list[str]) -> str | None:

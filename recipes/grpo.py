@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig, ModelConfig, get_peft_config
+from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
 from recipes.arguments import (
     DataArguments,
@@ -94,12 +94,12 @@ def build_trainer(
 ) -> RolloutTrainer:
     """The trainer of a GRPO stage; with `beta` above 0 its reference policy is the model that it starts from."""
     start = merged_checkpoint(model.model_name_or_path)
-    processor = load_processor(start)
+    processor = load_processor(start, revision=model.model_revision)
     forbid_image_tokens(training, processor)
     ends = end_tokens(processor)
     key = "stop_token_ids" if training.use_vllm else "eos_token_id"
     training.generation_kwargs = {key: ends, **(training.generation_kwargs or {})}
-    training.model_init_kwargs = model_options(model)
+    training.model_init_kwargs = model_options(model, training)
     trainer = RolloutTrainer(
         model=start,
         reward_funcs=GrpoReward(
@@ -113,6 +113,7 @@ def build_trainer(
         args=training,
         train_dataset=rollout_dataset(studies, data.longitudinal, data.context),
         processing_class=processor,
+        quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
     trainer.eos_token_ids = ends

@@ -21,13 +21,15 @@ ALL_LINEAR = "all-linear"
 
 
 def check_lora_targets(model: ModelConfig) -> None:
-    """Raise `RecipeError` for an entry of lora_target_modules that no module of the model has.
+    """Raise `RecipeError` for an entry of lora_target_modules or lora_modules_to_save that would train nothing.
 
-    PEFT says nothing of one among others that fit. The model is built without weights; a hub name is left to PEFT.
+    PEFT says nothing of one that no module of the model has. The model is built without weights; a hub name is left to PEFT.
     """
     targets = model.lora_target_modules
-    if not model.use_peft or not targets or targets == ALL_LINEAR:
+    if not model.use_peft:
         return
+    if not targets:
+        raise RecipeError(f"use_peft needs lora_target_modules, e.g. [q_proj, k_proj, v_proj, o_proj] or {ALL_LINEAR}")
     folder = Path(model.model_name_or_path)
     if (folder / "adapter_config.json").is_file():
         folder = Path(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
@@ -38,14 +40,23 @@ def check_lora_targets(model: ModelConfig) -> None:
             AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False
         )
     names = [name for name, _ in skeleton.named_modules()]
-    for target in [targets] if isinstance(targets, str) else targets:
-        if not _fits(target, names, pattern=isinstance(targets, str)):
-            last = sorted({name.rpartition(".")[2] for name in names if name.endswith("_proj")})
-            pattern = " (a single entry is a pattern of whole names, such as .*q_proj)" if targets == target else ""
-            raise RecipeError(
-                f"lora_target_modules: {target!r} is no module of {folder}{pattern}; it has {', '.join(last)}, … "
-                f"(or {ALL_LINEAR})"
-            )
+    keys = {"lora_modules_to_save": model.lora_modules_to_save or []}
+    if targets != ALL_LINEAR:
+        keys["lora_target_modules"] = targets
+    for key, entries in keys.items():
+        for entry in [entries] if isinstance(entries, str) else entries:
+            if not _fits(entry, names, pattern=isinstance(entries, str)):
+                last = sorted({name.rpartition(".")[2] for name in names if name.endswith("_proj")})
+                pattern = " (a single entry is a pattern of whole names, such as .*q_proj)" if entries == entry else ""
+                known = (
+                    f"{', '.join(last)}, … (or {ALL_LINEAR})" if key == "lora_target_modules" else "lm_head, merger, …"
+                )
+                raise RecipeError(f"{key}: {entry!r} is no module of {folder}{pattern}; it has {known}")
+            if key == "lora_target_modules" and _fits(entry, ["lm_head"], pattern=isinstance(entries, str)):
+                raise RecipeError(
+                    "lora_target_modules: the loss takes lm_head's weight itself, so that an adapter on it would not train; "
+                    "set lora_modules_to_save: [lm_head]"
+                )
 
 
 def _fits(target: str, names: list[str], pattern: bool) -> bool:

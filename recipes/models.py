@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     Qwen3VLConfig,
     Qwen3VLProcessor,
+    TrainingArguments,
     dynamic_module_utils,
 )
 from transformers.integrations import deepspeed
@@ -128,7 +129,13 @@ def _check_tensors(path: str, states: tuple[Any, ...], revision: str = "main") -
     try:
         with whole_weights():
             _, found = AutoModelForImageTextToText.from_pretrained(
-                path, device_map="meta", revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
+                path,
+                device_map="meta",
+                revision=revision,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"cannot load the model of {path}: {_first_line(error)}") from error
@@ -319,7 +326,7 @@ def _check_architecture(folder: Path) -> None:
         )
 
 
-def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:
+def load_processor(path: str, padding_side: str = "left", revision: str = "main") -> Qwen3VLProcessor:
     """The processor saved with a checkpoint.
 
     Raises:
@@ -329,13 +336,14 @@ def load_processor(path: str, padding_side: str = "left") -> Qwen3VLProcessor:
     try:
         if (
             not Path(path).is_dir()
-            and (found := AutoConfig.from_pretrained(path, trust_remote_code=False).model_type) != MODEL_TYPE
+            and (found := AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).model_type)
+            != MODEL_TYPE
         ):
             raise RecipeError(
                 f"{path} is another model (model_type {found!r}, not {MODEL_TYPE!r}); set model_name_or_path to a Qwen3-VL"
             )
         # By the model's type, not by the class that a file names: plain AutoProcessor wants torchvision for the hub's.
-        return ImageQwen3VLProcessor.from_pretrained(path, padding_side=padding_side)
+        return ImageQwen3VLProcessor.from_pretrained(path, padding_side=padding_side, revision=revision)
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot load the processor of {path}: {str(error).splitlines()[0]}") from error
 
@@ -360,11 +368,13 @@ def load_model(path: str, dtype: str | torch.dtype = "auto", device: str | torch
     return model.to(device).eval()
 
 
-def model_options(model: ModelConfig) -> dict[str, Any]:
-    """How a trainer is to load its model: from safetensors, with no code but transformers' own."""
+def model_options(model: ModelConfig, training: TrainingArguments) -> dict[str, Any]:
+    """How a trainer is to load its model: from safetensors, with no code but transformers' own; and as the user says."""
     return {
+        **(training.model_init_kwargs or {}),
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation,
+        "revision": model.model_revision,
         "use_safetensors": True,
         "trust_remote_code": False,
     }

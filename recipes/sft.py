@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trl import ModelConfig, SFTConfig, get_peft_config
+from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from recipes.arguments import DataArguments, StageArguments, parse_recipe
 from recipes.data import completion_dataset
 from recipes.errors import run_command
-from recipes.models import generate_neutrally, load_processor, model_options
+from recipes.models import generate_neutrally, load_processor, merged_checkpoint, model_options
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import ReportTrainer
 
@@ -39,13 +39,15 @@ def build_trainer(
     data: DataArguments, model: ModelConfig, training: SFTConfig, studies: Sequence[dict[str, Any]]
 ) -> ReportTrainer:
     """The trainer of the SFT stage."""
-    training.model_init_kwargs = model_options(model)
-    processor = load_processor(model.model_name_or_path)
+    start = merged_checkpoint(model.model_name_or_path)
+    training.model_init_kwargs = model_options(model, training)
+    processor = load_processor(start, revision=model.model_revision)
     trainer = ReportTrainer(
-        model=model.model_name_or_path,
+        model=start,
         args=training,
         train_dataset=completion_dataset(studies, data.longitudinal, data.context),
         processing_class=processor,
+        quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
     generate_neutrally(trainer.model, processor)  # what is saved decodes greedily, as it is evaluated

@@ -53,10 +53,12 @@ from recipes.checkpoint_files import (
 from recipes.data import load_studies
 from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError, read_json
+from recipes.gradients import EveryTensorLearns
 from recipes.hub import Upload, open_upload
+from recipes.keys import check_packages
 from recipes.lora import check_lora_targets
 from recipes.model_card import write_model_card
-from recipes.models import check_model_folder, is_adapter, merge_adapter, model_fingerprint
+from recipes.models import check_model_folder, check_tensors, is_adapter, merge_adapter, model_fingerprint
 from recipes.removal import remove_own
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
@@ -70,23 +72,38 @@ _IRRELEVANT = (
     "report_to",
     "save",
     "disable_tqdm",
-    "dataloader",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+    "dataloader_in_order",
     "force",
     "score_cache",
     "rollouts_logged",
     "monitor_",
 )
-# Settings of the machine: a stage is the same, finished or to go on with, where only these differ (the global batch stays
-# the same).
+# Settings of the machine: a stage is the same, finished or to go on with, where only these differ. Of the batch its
+# products are compared (`_batch_products`), not the factors.
 _MACHINE = (
     "per_device_",
     "share_prompts",
     "gradient_accumulation_steps",
+    "global_batch_size",
+    "batch_counts",
+    "updates_per_generation",
     "gradient_checkpointing",
     "steps_per_generation",
     "generation_batch_size",
     "use_cpu",
-    "vllm_",
+    "vllm_mode",
+    "vllm_model_impl",
+    "vllm_enable_sleep_mode",
+    "vllm_server_",
+    "vllm_group_port",
+    "vllm_gpu_memory_utilization",
+    "vllm_max_model_length",
+    "vllm_tensor_parallel_size",
     "deepspeed",
     "fsdp",
     "accelerator_config",
@@ -173,11 +190,11 @@ def open_stage(
     set_global_batch(stage, training, rollouts)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is not set: name the model to start from")
-    if training.trust_remote_code:
-        raise RecipeError(
-            "trust_remote_code: true would run a checkpoint's own code; leave it out (Qwen3-VL needs none)"
-        )
+    check_packages(model, training)
+    check_revision(model)
     check_model_folder(model.model_name_or_path)
+    if not Path(model.model_name_or_path).is_dir():
+        check_tensors(model.model_name_or_path, model.model_revision)
     check_lora_targets(model)
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
     data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
@@ -241,7 +258,27 @@ def stage_settings(model: str, data_sha256: str, *arguments: Any) -> dict[str, A
     for part in arguments:
         values = part.to_dict() if isinstance(part, TrainingArguments) else asdict(part) if is_dataclass(part) else part
         settings |= {key: value for key, value in values.items() if not key.startswith(_IRRELEVANT)}
+        if isinstance(part, SFTConfig | GRPOConfig):
+            settings |= _batch_products(part)
     return json.loads(json.dumps(settings, default=str))
+
+
+def _batch_products(training: SFTConfig | GRPOConfig) -> dict[str, int]:
+    """Rows (in GRPO completions) of an optimiser step over all processes, and of a generation."""
+    at_once = training.per_device_train_batch_size * training.world_size
+    products = {"rows_an_update": at_once * training.gradient_accumulation_steps}
+    if isinstance(training, GRPOConfig):
+        products["rows_a_generation"] = at_once * training.steps_per_generation
+    return products
+
+
+def check_revision(model: ModelConfig) -> None:
+    """Raise `RecipeError` for a model_revision of a folder, which has none."""
+    if model.model_revision != "main" and Path(model.model_name_or_path).is_dir():
+        raise RecipeError(
+            f"model_revision: {model.model_revision!r} is a version on the hub, and {model.model_name_or_path} is a folder; "
+            "take it out, or set model_name_or_path to the hub's name"
+        )
 
 
 def is_finished(output_dir: Path, settings: dict[str, Any]) -> bool:
@@ -523,6 +560,7 @@ def run_training(
     trainer.add_callback(on_signal)
     trainer.add_callback(RecordCheckpoints(keep_optimizer_states))
     trainer.add_callback(RoomForCheckpoint())
+    trainer.add_callback(EveryTensorLearns())
     trainer.train(resume_from_checkpoint=checkpoint)
     step = trainer.state.global_step
     if on_signal.received and step < trainer.state.max_steps:
@@ -616,6 +654,10 @@ def format_seconds(seconds: float) -> str:
 
 def finish_stage(trainer: transformers.Trainer, stage: str, settings: dict[str, Any], extra: dict[str, Any]) -> None:
     """Save the final model and processor in `<output_dir>/final`, the log history, and last of all `result.json`."""
+    if trainer.state.global_step == 0:
+        raise RecipeError(
+            f"{stage}: no step was trained; check datasets, num_train_epochs, max_steps and the size of the batch"
+        )
     trainer.save_model(str(Path(trainer.args.output_dir) / "final"))
     if trainer.is_world_process_zero():
         _write_result(trainer, stage, settings, extra)

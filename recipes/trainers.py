@@ -16,10 +16,12 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import SFTTrainer
+from trl import GRPOConfig, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from recipes.errors import RecipeError
+from recipes.float32_head import float32_head
+from recipes.gradients import let_vision_adapters_learn
 from recipes.models import note_base
 from recipes.shared_prompts import SharedPrompts
 from recipes.vllm_guards import mend_vllm
@@ -37,6 +39,10 @@ class _SeedEachEpoch(TrainerCallback):
 
 class _Resumable:
     """Mixin: a sampler with a generator of its own, and checkpoints whose last file is `trainer_state.json`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        let_vision_adapters_learn(self.model, self.args)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -132,8 +138,13 @@ class RolloutTrainer(_Resumable, SharedPrompts):
         generation_checks: called with the trainer once a generation is scored, before an update uses it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *others: Any, args: GRPOConfig, **kwargs: Any) -> None:
+        in_float32, args.cast_lm_head_to_fp32 = args.cast_lm_head_to_fp32, False
+        super().__init__(*others, args=args, **kwargs)
+        if in_float32:
+            float32_head(self.model, self.temperature, ("log_probs", "entropy"))
+            if self.ref_model is not None:
+                float32_head(self.ref_model, self.temperature, ("log_probs",))
         self.generation_checks: list[Callable[[RolloutTrainer], None]] = []
         if self.use_vllm:
             mend_vllm(self)

@@ -16,7 +16,6 @@ from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
 from recipes.arguments import (
-    GRPO_CHOICES,
     DataArguments,
     RewardArguments,
     RolloutArguments,
@@ -26,6 +25,7 @@ from recipes.arguments import (
 )
 from recipes.errors import RecipeError
 from recipes.grpo import ARGUMENTS
+from recipes.keys import GRPO_CHOICES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SFT = (DataArguments, StageArguments, ModelConfig, SFTConfig)
@@ -191,12 +191,10 @@ def test_the_choices_are_those_that_trl_knows(key):
         (["recipes.grpo", "--config", "recipes/demo/rl_step1.yaml", "--model_name_or_path", "./none"], "no model in"),
     ],
 )
-def test_user_mistakes_at_the_command_line_are_one_line_and_status_2(tmp_path, command, message):
+def test_user_mistakes_at_the_command_line_are_one_line_and_status_2(tiny_base, tmp_path, command, message):
     command = [part.replace("{tmp}", str(tmp_path)) for part in command]
     if "--data_dir" in command:
-        (tmp_path / "base").mkdir()
-        (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
-        command += ["--model_name_or_path", str(tmp_path / "base")]
+        command += ["--model_name_or_path", str(tiny_base)]
     command += ["--output_dir", str(tmp_path / "out")]
     run = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)
     assert run.returncode == 2, run.stderr
