@@ -8,6 +8,7 @@ published peaks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from launch.machine import GIB
 from launch.models import Architecture
@@ -23,6 +24,8 @@ _GATHERED_LAYERS = 3
 _REWARD_MODELS = 2.5 * GIB
 # Logits are made for this many tokens at a time (TRL's chunked loss), each in up to 16 bytes with its gradient.
 _LOGIT_TOKENS, _LOGIT_BYTES = 256, 16
+# Share of a GPU that weights, gradients and optimiser may take; activations and the rest need room beside them.
+_STATES_SHARE = 0.8
 # Share of its memory that vLLM needs beside weights and cache: activations of the profiling run, CUDA graphs.
 _VLLM_OVERHEAD = 1.5 * GIB
 
@@ -54,39 +57,65 @@ def training_memory(
     reference: bool = False,
     reward_models: bool = False,
     on_gpu: bool = True,
+    trained_in: str | None = None,
 ) -> dict[str, float]:
     """Bytes of one GPU (or CPU process) while training with AdamW, by part.
 
     Args:
+        trained_in: what `weights_trained_in` says; None for the dtype of `bytes_each`, and for LoRA.
         bytes_each: of a weight as it is loaded and computed with: 2 (bfloat16) or 4 (float32).
         trainable: share of the parameters that train (LoRA: about 0.02).
         reference: a frozen copy of the model is there too (GRPO with beta above 0).
 
-    single, ddp: weights, gradients and both moments all in the weights' type. zero2, zero3, fsdp2: besides, a float32
-    copy and float32 moments; zero2 shards gradients and optimiser, zero3 and fsdp2 the weights too.
+    single, ddp: weights, gradients and both moments all in the type that is trained in, with a copy to compute with where
+    that is another. zero2, zero3, fsdp2: a float32 copy and float32 moments; zero2 shards gradients and optimiser, zero3 and
+    fsdp2 the weights too.
     """
     n = arch.parameters
     sharded = gpus if parallel in ("zero2", "zero3", "fsdp2") else 1
     weights_shards = gpus if parallel in ("zero3", "fsdp2") else 1
     mixed = parallel in ("zero2", "zero3", "fsdp2")
-    states = n * trainable * (4 + 8 if mixed else 2 * bytes_each) / sharded
+    held = 4 if trained_in == "float32" else bytes_each
+    states = n * trainable * (4 + 8 if mixed else 2 * held) / sharded
     parts = {
-        "weights": n * bytes_each / weights_shards,
-        "gradients": n * trainable * bytes_each / sharded,
+        "weights": n * held / weights_shards,
+        "gradients": n * trainable * held / sharded,
         "optimiser": states,
         "activations": activation_bytes(arch, batch, bytes_each, checkpointing),
     }
+    if held > bytes_each:
+        parts["16-bit copy"] = n * bytes_each  # autocast keeps it through a forward pass
     if weights_shards > 1:
         layer = (arch.text_parameters - arch.vocab_size * arch.hidden_size) / max(arch.num_hidden_layers, 1)
         parts["gathered"] = bytes_each * (arch.vocab_size * arch.hidden_size + _GATHERED_LAYERS * layer)
     if parallel == "ddp":
         parts["gradients"] *= 2  # its communication buckets
     if reference:
-        parts["reference"] = n * bytes_each / weights_shards
+        parts["reference"] = n * held / weights_shards
     if reward_models:
         parts["reward models"] = _REWARD_MODELS
     parts["overhead"] = _CONTEXT if on_gpu else _CPU_PROCESS
     return parts
+
+
+def weights_trained_in(parameters: int, parallel: str, memory: float | None, reference: bool = False) -> str | None:
+    """What 16-bit weights that all train are trained in, so that small steps are kept (recipes/small_steps.py).
+
+    `float32`, where weights, gradients, moments and a copy to compute with leave a fifth of `memory` (None: of a CPU, which
+    is not asked) to the rest; else `bfloat16`, rounded stochastically. None where the optimiser keeps a float32 copy anyway
+    (zero2, zero3, fsdp2).
+    """
+    if parallel not in ("single", "ddp"):
+        return None
+    each = 4 + 4 + 8 + 2 + 4 * (parallel == "ddp") + 4 * reference
+    return "float32" if memory is None or parameters * each <= _STATES_SHARE * memory else "bfloat16"
+
+
+def share_for_training(training: Any) -> float:
+    """Share of a GPU that training may have at once, by TRL's `training`: all of it but what a colocated vLLM that does not
+    sleep holds meanwhile."""
+    beside = getattr(training, "use_vllm", False) and training.vllm_mode == "colocate"
+    return 1 - training.vllm_gpu_memory_utilization if beside and not training.vllm_enable_sleep_mode else 1.0
 
 
 def activation_bytes(arch: Architecture, batch: Batch, bytes_each: int, checkpointing: bool) -> float:

@@ -21,7 +21,15 @@ from typing import Any
 
 from launch import machine
 from launch.machine import format_bytes
-from launch.memory import PARALLEL, Batch, generation_memory, serving_memory, training_memory
+from launch.memory import (
+    PARALLEL,
+    Batch,
+    generation_memory,
+    serving_memory,
+    share_for_training,
+    training_memory,
+    weights_trained_in,
+)
 from launch.models import ARCHITECTURES, Architecture, architecture, checkpoint_bytes
 from recipes.errors import RecipeError, run_command
 from rewards.chexprompt.governance import host_of, is_loopback
@@ -348,6 +356,10 @@ def plan_training(path: Path, target: Target) -> StagePlan:
         images=size.most_images,
         image_pixels=image_pixels(arch, target.assume),
     )
+    half = model.dtype != "float32" and not model.use_peft
+    reference = grpo and training.beta > 0 and not model.use_peft
+    room = target.kind.memory * share_for_training(training) if target.gpus else None
+    trained_in = weights_trained_in(arch.parameters, target.parallel, room, reference) if half else None
     plan.memory = training_memory(
         arch,
         parallel=target.parallel,
@@ -356,16 +368,21 @@ def plan_training(path: Path, target: Target) -> StagePlan:
         trainable=0.0 if model.use_peft else 1.0,
         batch=batch,
         checkpointing=bool(training.gradient_checkpointing),
-        reference=grpo and training.beta > 0 and not model.use_peft,
+        reference=reference,
         on_gpu=bool(target.gpus),
+        trained_in=trained_in,
         reward_models=grpo and find(parsed, "RewardArguments").reward_backend == "real",
     )
     if adapter:
         plan.memory["adapter"] = adapter_bytes(adapter, target.parallel, processes)
-    elif target.gpus and target.parallel in ("single", "ddp") and model.dtype == "bfloat16":
+    elif trained_in == "float32":
         plan.notes.append(
-            f"{target.parallel} trains the bfloat16 weights themselves (pure-bfloat16 AdamW): updates below 1/256 of a weight "
-            "are lost, as most are at low learning rates; zero2, zero3 and fsdp2 keep a float32 copy"
+            f"{target.parallel}: weights are trained in float32 and computed with in {model.dtype}; its steps round away"
+        )
+    elif trained_in:
+        plan.notes.append(
+            f"{target.parallel}: float32 weights do not fit, so bfloat16 ones take steps that are rounded at random, right on "
+            "average; zero2, zero3 and fsdp2 keep a float32 copy"
         )
     plan.peak = sum(plan.memory.values())
     trained = adapter / arch.parameters if adapter else 1.0
@@ -387,7 +404,7 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     plan.gpu_hours = plan.hours * (processes + plan.server_gpus)
     if grpo and find(parsed, "RewardArguments").weight_chexprompt:
         _judge(plan, size, find(parsed, "JudgeSettings"), target, processes)
-    _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states)
+    _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states, trained_in)
     if target.gpus:
         _fit(plan, arch, training, model, target, grpo)
     return plan
@@ -524,8 +541,10 @@ def _judge_seconds(plan: StagePlan, size: Sizes, in_flight: int, target: Target)
     return least, (decode + prefill) / copies
 
 
-def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture, whole: int | None) -> None:
-    """`whole`: how many of the newest keep their optimiser state; None for all."""
+def _checkpoints(
+    plan: StagePlan, training: Any, model: Any, arch: Architecture, whole: int | None, trained_in: str | None
+) -> None:
+    """`whole`: how many of the newest keep their optimiser state; None for all. `trained_in`: as `weights_trained_in`."""
     if str(training.save_strategy) == "no":
         return
     every = training.save_steps if training.save_steps >= 1 else max(1, round(training.save_steps * plan.steps))
@@ -533,10 +552,11 @@ def _checkpoints(plan: StagePlan, training: Any, model: Any, arch: Architecture,
     plan.checkpoints = min(written, training.save_total_limit) if training.save_total_limit else written
     # For a moment one more is whole: the older ones are trimmed once the newest is written.
     whole = plan.checkpoints if whole is None else min(whole + 1, plan.checkpoints)
-    settings = {"dtype": model.dtype, "use_peft": model.use_peft, "save_only_model": training.save_only_model}
+    dtype = "float32" if trained_in == "float32" else model.dtype
+    settings = {"dtype": dtype, "use_peft": model.use_peft, "save_only_model": training.save_only_model}
     weights_only = checkpoint_bytes(arch.parameters, settings | {"save_only_model": True})
     each = checkpoint_bytes(arch.parameters, settings)
-    final = checkpoint_bytes(arch.parameters, {"dtype": model.dtype, "save_only_model": True})  # an adapter is merged
+    final = checkpoint_bytes(arch.parameters, {"dtype": dtype, "save_only_model": True})  # an adapter is merged
     plan.checkpoint_bytes = whole * each + (plan.checkpoints - whole) * weights_only + final
     if whole > 10 and not training.save_only_model:
         plan.advice.append(

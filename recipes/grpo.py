@@ -27,6 +27,7 @@ from recipes.errors import run_command
 from recipes.models import end_tokens, generate_neutrally, load_processor, merged_checkpoint, model_options
 from recipes.monitors import RolloutMonitors, build_monitors
 from recipes.shared_prompts import check_attention
+from recipes.small_steps import keep_small_steps, weights_dtype
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from recipes.vllm_guards import check_vllm, forbid_image_tokens
@@ -99,7 +100,7 @@ def build_trainer(
     ends = end_tokens(processor)
     key = "stop_token_ids" if training.use_vllm else "eos_token_id"
     training.generation_kwargs = {key: ends, **(training.generation_kwargs or {})}
-    training.model_init_kwargs = model_options(model, training)
+    training.model_init_kwargs = model_options(model, training) | {"dtype": weights_dtype(start, model, training)}
     trainer = RolloutTrainer(
         model=start,
         reward_funcs=GrpoReward(
@@ -117,6 +118,8 @@ def build_trainer(
         peft_config=get_peft_config(model),
     )
     trainer.eos_token_ids = ends
+    if kept := keep_small_steps(trainer, start, model):
+        announce(f"{Path(training.output_dir).name}: {kept}")
     generate_neutrally(trainer.model, processor)
     trainer.share_prompts = rollouts.share_prompts
     monitors.watch_judge(trainer.reward_funcs[0])

@@ -15,6 +15,7 @@ from recipes.arguments import DataArguments, StageArguments, parse_recipe
 from recipes.data import completion_dataset
 from recipes.errors import run_command
 from recipes.models import generate_neutrally, load_processor, merged_checkpoint, model_options
+from recipes.small_steps import keep_small_steps, weights_dtype
 from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
 from recipes.trainers import ReportTrainer
 
@@ -40,7 +41,7 @@ def build_trainer(
 ) -> ReportTrainer:
     """The trainer of the SFT stage."""
     start = merged_checkpoint(model.model_name_or_path)
-    training.model_init_kwargs = model_options(model, training)
+    training.model_init_kwargs = model_options(model, training) | {"dtype": weights_dtype(start, model, training)}
     processor = load_processor(start, revision=model.model_revision)
     trainer = ReportTrainer(
         model=start,
@@ -50,6 +51,8 @@ def build_trainer(
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    if kept := keep_small_steps(trainer, start, model):
+        announce(f"sft: {kept}")
     generate_neutrally(trainer.model, processor)  # what is saved decodes greedily, as it is evaluated
     return trainer
 

@@ -24,6 +24,7 @@ from recipes.float32_head import float32_head
 from recipes.gradients import let_vision_adapters_learn
 from recipes.models import note_base
 from recipes.shared_prompts import SharedPrompts
+from recipes.small_steps import mark_dtype
 from recipes.vllm_guards import mend_vllm
 
 
@@ -38,7 +39,13 @@ class _SeedEachEpoch(TrainerCallback):
 
 
 class _Resumable:
-    """Mixin: a sampler with a generator of its own, and checkpoints whose last file is `trainer_state.json`."""
+    """Mixin: a sampler with a generator of its own, and checkpoints whose last file is `trainer_state.json`.
+
+    Attributes:
+        load_as: the dtype that saved weights are to be loaded in; None: that which they have.
+    """
+
+    load_as: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,6 +63,8 @@ class _Resumable:
         if is_peft_model(self.model) and self.args.should_save:
             base = self.model.get_base_model()
             note_base(Path(output_dir or self.args.output_dir), base.config._name_or_path, base.dtype)
+        if self.load_as and self.args.should_save:
+            mark_dtype(Path(output_dir or self.args.output_dir), self.load_as)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # The first process writes trainer_state.json next, by which a checkpoint counts as whole: all must be done by then.

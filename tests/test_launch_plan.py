@@ -381,10 +381,18 @@ def test_adapters_are_float32_with_gradients_and_both_moments():
     assert plan.memory["adapter"] == 16 * ARCHITECTURES["Qwen3-VL-8B-Instruct"].lora_parameters(64, targets)
 
 
-def test_pure_bfloat16_is_said():
+def test_what_keeps_small_steps_is_said_and_counted():
     path = REPOSITORY / "recipes/unirg_cxr/sft.yaml"
-    assert "pure-bfloat16" in table([plan_training(path, target(1, parallel="single"))], target(1, parallel="single"))
+    single = target(1, parallel="single")
+    assert "steps that are rounded at random" in table([plan_training(path, single)], single)
     assert plan_training(path, target()).notes == []
+    small = target(1, parallel="single", overrides=("--model_name_or_path", "Qwen/Qwen3-VL-2B-Instruct"))
+    plan = plan_training(path, small)
+    assert "trained in float32" in plan.notes[0]
+    n = ARCHITECTURES["Qwen3-VL-2B-Instruct"].parameters
+    states = sum(plan.memory[name] for name in ("weights", "16-bit copy", "gradients", "optimiser"))
+    assert states == pytest.approx((4 + 2 + 4 + 8) * n)
+    assert plan.fits
     lora = REPOSITORY / "recipes/unirg_cxr/sft_lora.yaml"
     assert plan_training(lora, target(1, parallel="single")).notes == []  # adapters are float32
 
