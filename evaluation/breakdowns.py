@@ -14,7 +14,7 @@ import numpy as np
 from evaluation import statistics, temporal
 from evaluation.score import Scores, principal_statistics
 
-UNKNOWN = "unknown"
+UNKNOWN = temporal.UNKNOWN
 SUBGROUPS = ("sex", "age", "race")  # gaps between their strata are tested
 _LENGTHS = ((25, "≤ 25 words"), (50, "26–50 words"), (100, "51–100 words"))
 
@@ -62,7 +62,7 @@ def strata(scores: Scores, attribute: str, zero_shot: Sequence[str] = ()) -> tup
         dated = {d for d, name in zip(datasets, of_study, strict=True) if name not in ("1", UNKNOWN)}
         of_study = [name if d in dated else UNKNOWN for d, name in zip(datasets, of_study, strict=True)]
     found = set(of_study)
-    shown = [name for name in order if name in found]
+    shown = [name for name in order if name in found and name != UNKNOWN]
     shown += sorted(found - set(order) - {UNKNOWN}) + [UNKNOWN] * (UNKNOWN in found)
     return of_study, shown
 

@@ -121,6 +121,7 @@ def score(
         command, data: the command line that does the same, and the prepared folder; written beside the result.
         truth: true labels int [14] by study id, where the data has them (phantoms).
     """
+    rows = with_known_encounters(rows)
     described = {**made_by, "scorers": scorers.described(), "resamples": resamples, "seed": seed}
     described = json.loads(json.dumps(described))
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -322,8 +323,26 @@ async def _score_chunk(
     return lines
 
 
-def _has_prior(row: Mapping[str, Any]) -> bool:
-    return bool(row.get("prior_report") or row.get("prior_study_id") or (row.get("encounter") or 1) > 1)
+def with_known_encounters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, `encounter` None where it is not known: prepared data call a study without a date a first one.
+
+    Known are studies with a date and, in a data set without dates, all studies if some come after others.
+    """
+    timed = {row["dataset"] for row in rows if row.get("study_datetime")}
+    ordered = {row["dataset"] for row in rows if (row.get("encounter") or 1) > 1} - timed
+    return [
+        {**row, "encounter": row.get("encounter") if row.get("study_datetime") or row["dataset"] in ordered else None}
+        for row in rows
+    ]
+
+
+def _has_prior(row: Mapping[str, Any]) -> bool | None:
+    """Whether there was an earlier study; None where neither priors, encounters nor the comparison section say."""
+    if row.get("prior_report") or row.get("prior_study_id") or (row.get("encounter") or 1) > 1:
+        return True
+    if row.get("encounter") == 1:
+        return False
+    return temporal.speaks_of_a_prior(f"Comparison: {row['comparison']}") if row.get("comparison") else None
 
 
 @dataclass

@@ -19,10 +19,11 @@ import numpy as np
 from rewards.chexprompt.client import CallError, ChatClient
 from rewards.chexprompt.judge import Judge
 
-CATEGORIES = ("first study", "new development", "no change", "progression", "regression")
+UNKNOWN = "unknown"  # ours: neither the data nor the text say whether there was an earlier study
+CATEGORIES = ("first study", "new development", "no change", "progression", "regression", UNKNOWN)
 UNLABELLED = "unlabelled"  # the LLM gave no usable answer
 RULES_NAME = "offline-rules"
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 PROMPT_VERSION = "1"
 PROMPT = """\
 You read one chest X-ray report, given as a JSON string, and say what it states about change since the prior study.
@@ -49,16 +50,48 @@ _WORDS = {
         r"\bsmaller\b|\bcleared\b|\bless (?:extensive|prominent|pronounced|severe|confluent)\b|\bno longer\b|\bshrunk\b"
     ),
 }
+# A report that speaks of an earlier film, and one that says that there is none.
+_PRIOR = re.compile(
+    r"\b(?:compar(?:ed|ison)|prior|previous(?:ly)?|earlier|unchanged|stable|interval|again|persist\w*|remain\w*|since|"
+    r"no (?:\w+ )?change)\b",
+    re.IGNORECASE,
+)
+_NO_PRIOR = re.compile(
+    r"\b(?:no|without(?: any)?)\s+(?:(?:relevant|available|recent|other|direct|old)\s+)?(?:priors?|previous|earlier|comparisons?)\b|"
+    r"\b(?:comparisons?|priors?)\b\W{0,3}(?:none|not available|unavailable|no(?:ne)?\b)",
+    re.IGNORECASE,
+)
 _NEGATED = re.compile(
     r"\b(?:no|without|not|nor)\b(?:\s+(?!longer\b|change\b|significant change\b)[\w-]+){0,3}\s*$", re.IGNORECASE
 )
 
 
-def label_by_rules(reports: Sequence[str], has_prior: Sequence[bool]) -> np.ndarray:
-    """Category index of each report: int8 [n], an index of `CATEGORIES`. A study without a prior is a first study."""
-    return np.array(
-        [_category(text) if prior else 0 for text, prior in zip(reports, has_prior, strict=True)], dtype=np.int8
-    )
+def label_by_rules(reports: Sequence[str], has_prior: Sequence[bool | None]) -> np.ndarray:
+    """Category index of each report: int8 [n], an index of `CATEGORIES`.
+
+    A study without a prior is a first study; where that is not known (None), the text decides, or nothing does.
+    """
+    priors = [_known(text, prior) for text, prior in zip(reports, has_prior, strict=True)]
+    return np.array([_index(text, prior) for text, prior in zip(reports, priors, strict=True)], dtype=np.int8)
+
+
+def speaks_of_a_prior(text: str) -> bool | None:
+    """Whether a report, or its comparison section, names an earlier film: False where it says that there is none."""
+    if _NO_PRIOR.search(text):
+        return False
+    if _PRIOR.search(text) or _category(text) != CATEGORIES.index("no change"):
+        return True
+    return None
+
+
+def _known(text: str, has_prior: bool | None) -> bool | None:
+    return speaks_of_a_prior(text) if has_prior is None else has_prior
+
+
+def _index(text: str, has_prior: bool | None) -> int:
+    if has_prior is None:
+        return CATEGORIES.index(UNKNOWN)
+    return _category(text) if has_prior else CATEGORIES.index("first study")
 
 
 def _category(report: str) -> int:
@@ -71,7 +104,7 @@ def _category(report: str) -> int:
 
 
 async def label_by_judge(
-    reports: Sequence[str], has_prior: Sequence[bool], sources: Sequence[str | None], judge: Judge
+    reports: Sequence[str], has_prior: Sequence[bool | None], sources: Sequence[str | None], judge: Judge
 ) -> list[str]:
     """Category name of each report by the judge's language model; `UNLABELLED` where it gave none after all retries.
 
@@ -83,7 +116,8 @@ async def label_by_judge(
     judge.check_sources(set(sources))
     settings = judge.settings
     cache = _Cache(Path(settings.judge_cache_dir) / "temporal.jsonl" if settings.judge_cache_dir else None, judge.model)
-    asked = dict.fromkeys(text for text, prior in zip(reports, has_prior, strict=True) if prior)
+    priors = [_known(text, prior) for text, prior in zip(reports, has_prior, strict=True)]
+    asked = dict.fromkeys(text for text, prior in zip(reports, priors, strict=True) if prior)
     todo = [text for text in asked if text not in cache]
     if todo:
         client = ChatClient(
@@ -100,7 +134,8 @@ async def label_by_judge(
         finally:
             await client.close()
     labels = {text: cache.get(text) for text in asked}
-    return [labels[text] if prior else CATEGORIES[0] for text, prior in zip(reports, has_prior, strict=True)]
+    unasked = {False: CATEGORIES[0], None: UNKNOWN}
+    return [labels[text] if prior else unasked[prior] for text, prior in zip(reports, priors, strict=True)]
 
 
 async def _ask(client: ChatClient, judge: Judge, report: str, cache: _Cache) -> None:
@@ -131,7 +166,7 @@ async def _ask(client: ChatClient, judge: Judge, report: str, cache: _Cache) -> 
 def parse_label(answer: str) -> str | None:
     """The one category that an answer is, apart from case, quotes and a full stop; None where it is anything else."""
     label = answer.strip().strip("\"'`.*").strip().lower()
-    return label if label in CATEGORIES[1:] else None
+    return label if label in CATEGORIES[1:] and label != UNKNOWN else None
 
 
 class _Cache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from evaluation.errors import EvaluationError
+from evaluation.score import _has_prior, with_known_encounters
 from evaluation.scorers import open_scorers
 from evaluation.temporal import CATEGORIES, UNLABELLED, label_by_judge, label_by_rules, parse_label
 from rewards.chexprompt.governance import JudgeError
@@ -39,11 +41,40 @@ def test_without_a_prior_it_is_a_first_study_whatever_it_says():
     assert CATEGORIES[label_by_rules(["New opacity."], [False])[0]] == "first study"
 
 
+@pytest.mark.parametrize(
+    ("report", "category"),
+    [
+        ("As compared to the previous radiograph, the right effusion has increased.", "progression"),
+        ("Unchanged cardiomegaly.", "no change"),
+        ("New right basilar opacity.", "new development"),
+        ("No prior studies for comparison. The lungs are clear.", "first study"),
+        ("No effusion, as on the prior study.", "no change"),
+        ("The lungs are clear.", "unknown"),
+    ],
+)
+def test_where_nothing_says_whether_there_was_a_prior_the_text_does_or_nothing(report, category):
+    assert CATEGORIES[label_by_rules([report], [None])[0]] == category
+
+
+def test_a_study_of_a_file_without_dates_is_no_first_study():
+    """ReXrank's files have neither dates nor encounters; prepared data without dates call each study a first one."""
+    undated = [{"dataset": "a", "encounter": 1}, {"dataset": "a", "encounter": None}]
+    ordered = [{"dataset": "b", "encounter": 1}, {"dataset": "b", "encounter": 2}]
+    date = datetime.datetime(2020, 1, 1)
+    timed = [{"dataset": "c", "encounter": 1, "study_datetime": date}, {"dataset": "c", "encounter": 1}]
+    rows = with_known_encounters([*undated, *ordered, *timed])
+    assert [row["encounter"] for row in rows] == [None, None, 1, 2, 1, None]
+    assert [_has_prior(row) for row in rows] == [None, None, False, True, False, None]
+    assert _has_prior({"encounter": None, "comparison": "Radiograph of the day before."}) is True
+    assert _has_prior({"encounter": None, "comparison": "None available."}) is False
+
+
 def test_an_answer_is_a_label_or_nothing():
     assert parse_label(' "No change". ') == "no change"
     assert parse_label("PROGRESSION") == "progression"
     assert parse_label("progression or regression") is None
     assert parse_label("first study") is None
+    assert parse_label("unknown") is None
     assert parse_label("") is None
 
 
