@@ -20,10 +20,13 @@ from recipes.errors import RecipeError, read_json
 ALL_LINEAR = "all-linear"
 
 
-def check_lora_targets(model: ModelConfig) -> None:
+def check_lora_targets(model: ModelConfig, use_vllm: bool = False) -> None:
     """Raise `RecipeError` for an entry of lora_target_modules or lora_modules_to_save that would train nothing.
 
     PEFT says nothing of one that no module of the model has. The model is built without weights; a hub name is left to PEFT.
+
+    Args:
+        use_vllm: rollouts come from vLLM, which has one tensor for embeddings and head where they are tied.
     """
     targets = model.lora_target_modules
     if not model.use_peft:
@@ -41,6 +44,7 @@ def check_lora_targets(model: ModelConfig) -> None:
         )
     names = [name for name, _ in skeleton.named_modules()]
     keys = {"lora_modules_to_save": model.lora_modules_to_save or []}
+    tied = skeleton.config.tie_word_embeddings or skeleton.config.get_text_config().tie_word_embeddings
     if targets != ALL_LINEAR:
         keys["lora_target_modules"] = targets
     for key, entries in keys.items():
@@ -52,6 +56,12 @@ def check_lora_targets(model: ModelConfig) -> None:
                     f"{', '.join(last)}, … (or {ALL_LINEAR})" if key == "lora_target_modules" else "lm_head, merger, …"
                 )
                 raise RecipeError(f"{key}: {entry!r} is no module of {folder}{pattern}; it has {known}")
+            ends = ["lm_head", *(name for name in names if name.endswith("embed_tokens"))]
+            if use_vllm and tied and _fits(entry, ends, pattern=isinstance(entries, str)):
+                raise RecipeError(
+                    f"{key}: {entry!r} unties embeddings and head in training, and vLLM keeps those of {folder} tied: its "
+                    "rollouts would be of another policy; take it out, or set use_vllm: false"
+                )
             if key == "lora_target_modules" and _fits(entry, ["lm_head"], pattern=isinstance(entries, str)):
                 raise RecipeError(
                     "lora_target_modules: the loss takes lm_head's weight itself, so that an adapter on it would not train; "

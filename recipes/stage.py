@@ -195,7 +195,7 @@ def open_stage(
     check_model_folder(model.model_name_or_path)
     if not Path(model.model_name_or_path).is_dir():
         check_tensors(model.model_name_or_path, model.model_revision)
-    check_lora_targets(model)
+    check_lora_targets(model, getattr(training, "use_vllm", False))
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
     data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
     parts = [part for part in (data, rollouts, *others, model, training) if part is not None]

@@ -25,6 +25,7 @@ from recipes.gradients import let_vision_adapters_learn
 from recipes.models import note_base
 from recipes.shared_prompts import SharedPrompts
 from recipes.small_steps import mark_dtype
+from recipes.vllm_adapter_sync import send_merged_copies
 from recipes.vllm_guards import mend_vllm
 
 
@@ -156,6 +157,7 @@ class RolloutTrainer(_Resumable, SharedPrompts):
                 float32_head(self.ref_model, self.temperature, ("log_probs",))
         self.generation_checks: list[Callable[[RolloutTrainer], None]] = []
         if self.use_vllm:
+            send_merged_copies(self.vllm_generation)
             mend_vllm(self)
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
