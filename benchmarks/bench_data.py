@@ -41,7 +41,8 @@ import psutil
 from PIL import Image
 
 from data_prep.__main__ import available_cores
-from data_prep.images import ImageJob, ImageSettings, _prepare_chunk, load_grey, prepare_images, resize, target_size
+from data_prep.image_pool import _prepare_chunk, prepare_images
+from data_prep.images import ImageJob, ImageSettings, load_grey, resize, target_size
 
 FILM = (2544, 3056)  # width and height of a typical MIMIC-CXR-JPG image
 QUALITY_MARGIN = 0.5  # dB
@@ -134,7 +135,8 @@ def _bare_chunk(name: str, paths: list[str], size: tuple[int, int]) -> float:
 def _whole_chunk(jobs: list[ImageJob], settings: ImageSettings) -> float:
     """CPU seconds of the whole preparation of some images, as `prepare_images` has its workers do it."""
     begin = time.process_time()
-    if _prepare_chunk(jobs, settings, True)[1]:
+    done, _ = _prepare_chunk([(job, None) for job in jobs], settings)
+    if any(record.problem for _, record in done):
         raise RuntimeError("a film could not be prepared")
     return time.process_time() - begin
 
@@ -191,7 +193,7 @@ def bench_images(folder: Path, options: argparse.Namespace) -> dict:
     fastest = min(candidates, key=lambda name: np.median(measured[name][:, 1]))
     ratios = measured[fastest] / measured["preparation"]
     begin = time.perf_counter()
-    if prepare_images(jobs, settings, options.workers, overwrite=True):
+    if prepare_images(jobs, settings, options.workers):
         raise SystemExit("a film could not be prepared")
     whole = time.perf_counter() - begin
     images = SLICE * options.workers
@@ -383,7 +385,8 @@ def part_tables(folder: Path, options: argparse.Namespace) -> dict:
     paths = [preparing.image_path(study, "jpg") for study in studies["study_id"]]
     studies["image"] = pd.array(paths, dtype="str")
     made_from = {"format": FORMAT, "dataset": "mimic", "options": settings.recorded(), "shard": None, "inputs": inputs}
-    preparing.finish(studies, rejects, folder / "out", made_from, found, notes, link=True)
+    out = folder / "out"
+    preparing.finish(studies, rejects, out, out, made_from, found, notes, settings)
     seconds = time.perf_counter() - begin
     return {
         "image rows": options.images,

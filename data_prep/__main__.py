@@ -7,7 +7,7 @@
     python -m data_prep check data/mimic           # validate a prepared folder
 
 Each data set has its own page: the docstring of data_prep/sources/<source>.py, printed by `--help` of that data set.
-Exit status: 0 done (or already done), 2 a mistake that the one line on stderr names, 130 interrupted.
+Exit status: 0 done (or already done), 2 a mistake that the one line on stderr names, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from data_prep.sources import SOURCES
@@ -30,7 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     from data_prep.study import StudyError
 
     options = parser().parse_args(arguments)
+    before = None
     try:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, _end)
         options.run(options)
     except (SourceError, StudyError, LeakageError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -38,10 +43,21 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nstopped; run the same command again to go on where it stopped", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Ended) else 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class Ended(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C does, with its own exit status."""
+
+
+def _end(*_: object) -> None:
+    raise Ended
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     phantom.set_defaults(run=run_phantom)
     check = commands.add_parser("check", help="validate a prepared folder")
     check.add_argument("folder", type=Path)
+    check.add_argument(
+        "--images", type=Path, help="image folder that it was made from: compare each film with its source"
+    )
     check.set_defaults(run=run_check)
     merge = commands.add_parser("merge", help="join the parts that --shard made")
     merge.add_argument("folder", type=Path, help="the --out that the shards shared (holds shards/<i>-of-<n>)")
@@ -191,7 +210,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     """Validate a prepared folder."""
     from data_prep.check import check_folder
 
-    print(check_folder(arguments.folder))
+    print(check_folder(arguments.folder, arguments.images))
 
 
 def run_merge(arguments: argparse.Namespace) -> None:

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from data_prep.contact_sheet import draw_contact_sheet
+from data_prep.files import write_bytes, write_text
+from data_prep.folder import read_images
 from data_prep.rejects import REASONS
 from data_prep.study import SPLITS, TEST_REST
 
-FORMAT = 1  # of the prepared folder; a higher one is not read as done
+FORMAT = 2  # of the prepared folder; a higher one is not read as done
+SAMPLE = (
+    "Films as prepared, with their standard deviation (of 255); framed in red those of least contrast, in blue those of most. "
+    "Look at them before training."
+)
 ENCOUNTERS = ("1", "2", "3", "4", "5+")  # the paper's groups (Figure 3b)
 
 
-def write_card(studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, made_from: dict, about: dict) -> dict[str, Any]:
-    """Write card.md, plots/ and, last, card.json for the prepared `studies` and `rejects`; return the card.
+def write_card(
+    studies: pd.DataFrame, rejects: pd.DataFrame, out: Path, whole: Path, made_from: dict, about: dict
+) -> dict[str, Any]:
+    """Write card.md, plots/ and, last, card.json for the prepared `studies` and `rejects`, whose images lie in `whole`; return
+    the card.
 
     Nothing in it depends on the clock or the machine's paths: the same input and options give the same bytes.
     """
     card = make_card(studies, rejects, made_from, about)
-    plots = write_plots(studies, out / "plots")
-    _write(out / "card.md", markdown(card, plots))
-    _write(out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    sheet = ["sample"] if draw_contact_sheet(read_images(out), whole, out / "plots" / "sample.png") else []
+    plots = [*sheet, *write_plots(studies, out / "plots")]
+    write_text(out / "card.md", markdown(card, plots))
+    write_text(out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card
 
 
@@ -162,7 +173,9 @@ def markdown(card: dict[str, Any], plots: list[str]) -> str:
     lines += ["", "Index files (SHA-256):", ""]
     lines += [f"- {_cell(name)}: {digest}" for name, digest in made_from["inputs"].items()]
     if plots:
-        lines += ["", "## Plots", ""] + [f"![{name}](plots/{name}.png)" for name in plots]
+        lines += ["", "## Plots", ""]
+        lines += [SAMPLE, ""] if "sample" in plots else []
+        lines += [f"![{name}](plots/{name}.png)" for name in plots]
     return "\n".join(lines) + "\n"
 
 
@@ -170,13 +183,12 @@ def write_plots(studies: pd.DataFrame, folder: Path) -> list[str]:
     """Histograms of section lengths, encounters and (where known) ages, one PNG each; their names."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = []
 
     def save(figure: Figure, name: str) -> None:
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        figure.savefig(temporary, format="png", dpi=80, metadata={"Software": None})
-        os.replace(temporary, folder / f"{name}.png")
+        drawing = BytesIO()
+        figure.savefig(drawing, format="png", dpi=80, metadata={"Software": None})
+        write_bytes(folder / f"{name}.png", drawing.getvalue())
         drawn.append(name)
 
     figure = Figure(figsize=(6, 3), layout="constrained")
@@ -209,9 +221,3 @@ def _cell(text: object) -> str:
     """Untrusted text for a Markdown table cell or list."""
     escaped = str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
     return escaped.replace("<", "&lt;").replace("`", "'")[:120]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

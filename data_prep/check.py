@@ -13,17 +13,21 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.folder import IMAGES, changed, read_images
 from data_prep.images import DECODE_ERRORS
 from data_prep.source import inside
 from data_prep.splits import check_leakage, frame_of
 from data_prep.study import StudyError, check_studies, report_text, table_paths
 
 
-def check_folder(folder: Path) -> str:
+def check_folder(folder: Path, sources: Path | None = None) -> str:
     """One line on what was checked.
 
+    Args:
+        sources: the image folder that it was made from: each source is then compared, too.
+
     Raises:
-        StudyError, LeakageError: the first thing that is wrong and, of images, how many.
+        StudyError, LeakageError, SourceError: the first thing that is wrong and, of images, how many.
     """
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder")
@@ -51,8 +55,33 @@ def check_folder(folder: Path) -> str:
     if "found" in card and card["found"] != len(studies) + rejects:
         raise StudyError(f"{folder}: {card['found']} studies found, but {len(studies)} kept and {rejects} rejected")
     images = check_images(studies, folder, card)
+    compared = check_records(studies, folder, sources)
     linked = int(studies["prior_study_id"].notna().sum())
-    return f"{folder}: good: {len(studies):,} studies, {rejects:,} rejects, {images:,} images, {linked:,} priors, no leakage"
+    return (
+        f"{folder}: good: {len(studies):,} studies, {rejects:,} rejects, {images:,} images{compared}, {linked:,} priors, no "
+        "leakage"
+    )
+
+
+def check_records(studies: pd.DataFrame, folder: Path, sources: Path | None) -> str:
+    """Compare each image with the folder's record of what was written for its study and, with `sources`, from what; empty
+    where the folder has no such record (phantoms, whose films have no source).
+
+    Raises:
+        StudyError: one is another.
+    """
+    if not (folder / IMAGES).is_file():
+        return ""
+    images = read_images(folder)
+    if without := sorted(set(studies["image"]) - set(images.column("image").to_pylist())):
+        raise StudyError(f"{folder}: {len(without)} image(s) that {IMAGES} does not name, for one {without[0]}")
+    others = changed(images, folder, sources, contents=True)
+    if others:
+        raise StudyError(
+            f"{folder}: {len(others)} image(s) are not what was made for their study{' from this source' if sources else ''}, "
+            f"for one {others[0]}; run the same preparation again"
+        )
+    return " as they were made" + (" from these sources" if sources else "")
 
 
 def _read(path: Path) -> pa.Table:

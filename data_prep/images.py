@@ -1,46 +1,43 @@
-"""Key images: decoded, made 8-bit grey and upright, resized, and written; by all cores, resumable.
+"""One key image: decoded whatever it is, made 8-bit grey and upright, resized, and written whole or not at all.
 
-Only Pillow and NumPy are imported here, so that worker processes start quickly.
+Only Pillow and NumPy are imported here (and pydicom for a DICOM file), so that worker processes start quickly.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import zlib
 from dataclasses import dataclass
-from itertools import chain, islice
-from multiprocessing import get_context
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from data_prep.dicom import is_dicom, may_be_dicom, read_dicom
+from data_prep.files import write_bytes
+from data_prep.grey import figures, scale_to_8_bits
 
 MODES = ("longest", "letterbox", "stretch")
 FORMATS = ("jpg", "png")
 JPEG_QUALITY = 95  # our choice: a third of a PNG's bytes, no visible loss at this size
-CHUNK = 16  # images a worker takes at a time
-FEW = 32  # below this, starting workers costs more than they save
+LARGEST_FILE = 1 << 30  # bytes; no film has so many
 
 # What Pillow raises on a broken or hostile file.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, Image.DecompressionBombError)
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a half image must be a reject, not a grey half
 
+MISSING, UNREAD, BROKEN, FLAT = "missing", "unread", "broken", "flat"
+
 
 class ImageError(ValueError):
-    """An image that cannot be used; `missing` tells an absent file from a broken one."""
+    """An image that cannot be used. `kind`: MISSING (no such file), UNREAD (the file system refused it: it may be there another
+    time), BROKEN (cannot be decoded) or FLAT (decoded, and nothing to be seen on it)."""
 
-    def __init__(self, message: str, missing: bool = False):
+    def __init__(self, message: str, kind: str = BROKEN):
         super().__init__(message)
-        self.missing = missing
-
-
-class WorkerError(RuntimeError):
-    """An image worker process died."""
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,35 @@ class ImageJob:
     target: str
 
 
-def target_size(width: int, height: int, settings: ImageSettings) -> tuple[int, int]:
-    """Width and height of the scaled image, before any letterbox bars; never enlarged in mode `longest`."""
+@dataclass(frozen=True)
+class ImageRecord:
+    """What became of one image.
+
+    Args:
+        source_bytes, source_modified, source_crc32: of the source file (modified: nanoseconds); None where it could not be read.
+        bytes, crc32: of the image that was written; None where there is none.
+        mean, deviation: of its pixels, of 255.
+        problem: MISSING, UNREAD, BROKEN or FLAT, with `detail` in one line; None where the image is good.
+    """
+
+    source_bytes: int | None = None
+    source_modified: int | None = None
+    source_crc32: int | None = None
+    bytes: int | None = None
+    crc32: int | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    problem: str | None = None
+    detail: str | None = None
+
+
+def target_size(width: int, height: int, settings: ImageSettings, doubled: bool = False) -> tuple[int, int]:
+    """Width and height of the scaled image, before any letterbox bars; never enlarged in mode `longest`. `doubled`: twice
+    that, which leaves resampling enough to work on."""
+    size = settings.size * 2 if doubled else settings.size
     if settings.mode == "stretch":
-        return settings.size, settings.size
-    scale = settings.size / max(width, height)
+        return size, size
+    scale = size / max(width, height)
     if settings.mode == "longest":
         scale = min(scale, 1.0)
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -76,155 +97,184 @@ def load_grey(path: str | Path, settings: ImageSettings) -> Image.Image:
     Raises:
         ImageError: missing or unreadable.
     """
-    path = Path(path)
-    try:
-        if path.suffix.lower() in (".dcm", ".dicom", ""):
-            from data_prep.dicom import read_dicom
+    return decode_grey(read_image_file(path), settings)
 
-            return read_dicom(path)
-        with Image.open(path) as image:
+
+def read_image_file(path: str | Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        ImageError: missing, not to be read now, or larger than any film.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise ImageError(f"larger than {LARGEST_FILE >> 20} MiB")
+            return file.read()
+    except FileNotFoundError as error:
+        raise ImageError("file not found", MISSING) from error
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror or type(error).__name__})", UNREAD) from error
+
+
+def decode_grey(content: bytes, settings: ImageSettings) -> Image.Image:
+    """As `load_grey`, of a file's bytes, which say what it is: its name does not.
+
+    Raises:
+        ImageError: whatever happened while it was decoded; an image without any contrast among it.
+    """
+    try:
+        if is_dicom(content):
+            return read_dicom(content, _shrinkable(settings))
+        try:
+            image = Image.open(BytesIO(content))
+        except UnidentifiedImageError as error:
+            if may_be_dicom(content):
+                return read_dicom(content, _shrinkable(settings))
+            raise ValueError("neither an image nor a DICOM file") from error
+        with image:
+            if (deep := _sixteen_bit_colour(image, content)) is not None:
+                return Image.fromarray(scale_to_8_bits(deep, target_size(*image.size, settings, doubled=True)))
             # JPEG decodes at 1/2, 1/4 or 1/8 directly; never to less than the target size.
             image.draft("L", target_size(*image.size, settings))
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return to_grey(upright)
-    except FileNotFoundError as error:
-        raise ImageError("file not found", missing=True) from error
-    except DECODE_ERRORS as error:
-        raise ImageError(" ".join(f"{type(error).__name__}: {error}".replace(str(path), path.name).split())) from error
+            return to_grey(ImageOps.exif_transpose(image), settings)
+    except Exception as error:  # decoders raise anything on a damaged file, and one film must not end the run
+        raise ImageError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
 
 
-def to_grey(image: Image.Image) -> Image.Image:
-    """8-bit grey of any Pillow image. Deeper images are scaled by their own minimum and maximum: 12-bit values are often
-    stored in 16 bits, so the format's range says nothing."""
+def _shrinkable(settings: ImageSettings) -> tuple[int, int]:
+    return 2 * settings.size, 2 * settings.size
+
+
+def _sixteen_bit_colour(image: Image.Image, content: bytes) -> np.ndarray | None:
+    """Grey values of a PNG of 16-bit colour or with 16-bit alpha, whose lower bytes Pillow drops; None for others.
+
+    12-bit values in 16 bits lose all but four bits that way. Two passes read the upper and the lower bytes; grey with alpha is
+    four bytes a pixel, as 8-bit RGBA is.
+    """
+    raw = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
+    if raw not in ("RGB;16B", "RGBA;16B", "LA;16B"):
+        return None
+
+    def decoded(mode: str, raw_mode: str) -> np.ndarray:
+        with Image.open(BytesIO(content)) as again:
+            again._mode = mode
+            again.tile = [again.tile[0]._replace(args=raw_mode)]
+            again.load()
+            return np.asarray(again).astype(np.float32)
+
+    if raw == "LA;16B":
+        pixels = decoded("RGBA", "RGBA")
+        return pixels[..., 0] * 256 + pixels[..., 1]
+    mode = raw.split(";")[0]
+    pixels = decoded(mode, f"{mode};16B") * 256 + decoded(mode, f"{mode};16L")
+    return pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def to_grey(image: Image.Image, settings: ImageSettings | None = None) -> Image.Image:
+    """8-bit grey of any Pillow image. Deeper images are scaled by their own range (`grey.grey_range`): 12-bit values are often
+    stored in 16 bits, so the format's range says nothing. With `settings` they are shrunk before they are scaled."""
     if image.mode == "L":
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(scale_to_8_bits(np.asarray(image)))
+        smallest = target_size(*image.size, settings, doubled=True) if settings else image.size
+        return Image.fromarray(scale_to_8_bits(np.asarray(image), smallest))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         return image.convert("RGBA").convert("L")
     return image.convert("L")
 
 
-def scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """uint8 of any 2-D array, minimum to 0 and maximum to 255.
-
-    Raises:
-        ValueError: not 2-D, or not finite.
-    """
-    if pixels.ndim != 2:
-        raise ValueError(f"expected one grey plane, found an array of shape {pixels.shape}")
-    pixels = pixels.astype(np.float32)
-    low, high = float(pixels.min()), float(pixels.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("pixel values are not finite")
-    return np.rint((pixels - low) * (255.0 / max(high - low, 1e-6))).astype(np.uint8)
-
-
 def resize(image: Image.Image, settings: ImageSettings) -> Image.Image:
     """The grey image at its target size; letterboxed with black where the mode says so."""
+    return _letterboxed(_scaled(image, settings), settings)
+
+
+def _scaled(image: Image.Image, settings: ImageSettings) -> Image.Image:
     size = target_size(*image.size, settings)
-    if image.size != size:
-        # Bicubic: as close to a full decode with Lanczos as Lanczos itself, and a millisecond cheaper.
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    if settings.mode == "letterbox":
-        image = ImageOps.pad(image, (settings.size, settings.size), color=0)
-    return image
+    if image.size == size:
+        return image
+    # Bicubic: as close to a full decode with Lanczos as Lanczos itself, and a millisecond cheaper.
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def prepare_image(job: ImageJob, settings: ImageSettings) -> None:
-    """Decode, resize and write one image, atomically.
+def _letterboxed(image: Image.Image, settings: ImageSettings) -> Image.Image:
+    if settings.mode != "letterbox":
+        return image
+    return ImageOps.pad(image, (settings.size, settings.size), color=0)
+
+
+def prepare_image(job: ImageJob, settings: ImageSettings, content: bytes | None = None) -> ImageRecord:
+    """Decode, resize and write one image, whole or not at all. `content`: the source's bytes, where they were read already.
 
     Raises:
-        ImageError: the source is missing or unreadable.
+        ImageError: the source is missing or unreadable, or nothing is to be seen on it.
         OSError: the target cannot be written.
     """
-    image = resize(load_grey(job.source, settings), settings)
-    os.makedirs(os.path.dirname(job.target), exist_ok=True)
-    temporary = f"{job.target}.{os.getpid()}.tmp"
+    modified = source_state(job.source)
+    content = read_image_file(job.source) if content is None else content
+    scaled = _scaled(decode_grey(content, settings), settings)
     try:
-        if settings.format == "jpg":
-            image.save(temporary, "JPEG", quality=JPEG_QUALITY)
-        else:
-            image.save(temporary, "PNG", compress_level=6)
-        os.replace(temporary, job.target)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+        mean, deviation = figures(np.asarray(scaled))
+    except ValueError as error:
+        raise ImageError(str(error), FLAT) from error
+    encoded = BytesIO()  # not to the file: Pillow's encoder does not look whether all that it wrote was written
+    if settings.format == "jpg":
+        _letterboxed(scaled, settings).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    else:
+        _letterboxed(scaled, settings).save(encoded, "PNG", compress_level=6)
+    written = encoded.getvalue()
+    write_bytes(Path(job.target), written)
+    return ImageRecord(
+        source_bytes=len(content),
+        source_modified=modified[1] if modified else None,
+        source_crc32=zlib.crc32(content),
+        bytes=len(written),
+        crc32=zlib.crc32(written),
+        mean=mean,
+        deviation=deviation,
+    )
 
 
-def prepare_images(
-    jobs: Iterable[ImageJob],
-    settings: ImageSettings,
-    workers: int,
-    progress: Any = None,
-    overwrite: bool = False,
-) -> dict[str, ImageError]:
-    """Prepare all images; those whose target exists are done, unless `overwrite`.
-
-    Args:
-        workers: processes.
-        progress: an object with `update(n)`, as tqdm's.
-
-    Returns:
-        The images that failed: target → why.
-
-    Raises:
-        WorkerError: a worker process died (out of memory, killed).
-        OSError: a target cannot be written.
-    """
-    failures: dict[str, ImageError] = {}
-
-    def collect(done: int, failed: Iterable[tuple[str, str, bool]]) -> None:
-        failures.update((target, ImageError(message, missing)) for target, message, missing in failed)
-        if progress is not None:
-            progress.update(done)
-
-    jobs = iter(jobs)
-    first = list(islice(jobs, FEW))
-    if workers <= 1 or len(first) < FEW:
-        for job in chain(first, jobs):
-            collect(*_prepare_chunk([job], settings, overwrite))
-        return failures
-    chunks = _chunks(chain(first, jobs))
-    # spawn: forking a process that has threads (Arrow has) can deadlock. Ctrl-C is for the main process to handle.
-    with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        try:
-            # A bounded window of work, so that memory does not grow with the number of studies.
-            pending: set[Future] = {
-                pool.submit(_prepare_chunk, c, settings, overwrite) for c in islice(chunks, 4 * workers)
-            }
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    collect(*future.result())
-                pending |= {pool.submit(_prepare_chunk, c, settings, overwrite) for c in islice(chunks, len(finished))}
-        except BrokenProcessPool as error:
-            raise WorkerError(
-                "an image worker died, most likely for want of memory; run the same command again with fewer --workers "
-                "(finished images are kept)"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return failures
+def source_state(path: str | Path) -> tuple[int, int] | None:
+    """Size and time of change (nanoseconds) of a file; None where there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
-def _chunks(jobs: Iterator[ImageJob]) -> Iterator[Sequence[ImageJob]]:
-    while chunk := list(islice(jobs, CHUNK)):
-        yield chunk
+def is_done(job: ImageJob, record: ImageRecord, whole: bool = False) -> bool:
+    """Whether the source is as it was when the record was made and, where there is an image, it has as many bytes as were
+    written. A source whose time alone has changed (a copy) is read to compare its content; so is the image where `whole`."""
+    state = source_state(job.source)
+    if record.problem == MISSING:
+        return state is None
+    if state is None and not record.problem:
+        pass  # a source that was taken away since does not unmake its image
+    elif (
+        state is None
+        or record.problem == UNREAD
+        or state[0] != record.source_bytes
+        or (state[1] != record.source_modified and crc32_of(job.source) != record.source_crc32)
+    ):
+        return False
+    if record.problem:
+        return True
+    written = source_state(job.target)
+    if written is None or written[0] != record.bytes:
+        return False
+    return not whole or crc32_of(job.target) == record.crc32
 
 
-def _prepare_chunk(
-    jobs: Sequence[ImageJob], settings: ImageSettings, overwrite: bool
-) -> tuple[int, list[tuple[str, str, bool]]]:
-    failed = []
-    for job in jobs:
-        if not overwrite and os.path.exists(job.target):  # written whole or not at all
-            continue
-        try:
-            prepare_image(job, settings)
-        except ImageError as error:
-            failed.append((job.target, str(error), error.missing))
-    return len(jobs), failed
+def crc32_of(path: str | Path) -> int | None:
+    """CRC-32 of a file's content; None where it cannot be read."""
+    value = 0
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                value = zlib.crc32(block, value)
+    except OSError:
+        return None
+    return value

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import prepare as preparing
+from data_prep.folder import CARD, changed, parts_of, read_images, write_images
 from data_prep.priors import none
 from data_prep.sections import SECTIONS
 from data_prep.source import SourceError, one_line
@@ -25,19 +26,17 @@ def merge_shards(folder: Path, force: bool = False) -> None:
     Raises:
         SourceError: a part is missing, unfinished or made otherwise than the first; or `folder` is already merged.
     """
-    parts = sorted((folder / "shards").glob("*-of-*"), key=lambda path: int(path.name.split("-")[0]))
+    parts = sorted(parts_of(folder), key=lambda path: int(path.name.split("-")[0]))
     if not parts:
         raise SourceError(f"{folder}/shards: no parts found; make them with --shard I/N --out {folder}")
     count = int(parts[0].name.split("-of-")[1])
     if missing := [
-        f"{i}/{count}"
-        for i in range(1, count + 1)
-        if not (folder / "shards" / f"{i}-of-{count}" / preparing.CARD).is_file()
+        f"{i}/{count}" for i in range(1, count + 1) if not (folder / "shards" / f"{i}-of-{count}" / CARD).is_file()
     ]:
         raise SourceError(f"{folder}/shards: part(s) {', '.join(missing)} not finished; run them with --shard")
     if len(parts) != count:
         raise SourceError(f"{folder}/shards: {len(parts)} parts for {count}; remove those of an earlier run")
-    cards = [json.loads((part / preparing.CARD).read_text(encoding="utf-8")) for part in parts]
+    cards = [json.loads((part / CARD).read_text(encoding="utf-8")) for part in parts]
     made_from = [{**card["made_from"], "shard": None} for card in cards]
     for part, made in zip(parts, made_from, strict=True):
         if made != made_from[0]:
@@ -45,7 +44,8 @@ def merge_shards(folder: Path, force: bool = False) -> None:
             raise SourceError(
                 f"{part}: made from other {' and '.join(differs)} than {parts[0].name}; make it again with --force"
             )
-    if (folder / preparing.CARD).is_file() and not force:
+    images = pa.concat_tables([read_images(part) for part in parts]).sort_by("image")
+    if not force and (folder / CARD).is_file() and read_images(folder).equals(images):
         print(f"{folder} is already merged; nothing to do (--force merges again)")
         return
     texts = Texts()
@@ -61,14 +61,17 @@ def merge_shards(folder: Path, force: bool = False) -> None:
     studies["prior_text"] = np.where(prior < 0, 0, studies["text"].to_numpy()[prior])
     rejects = pd.concat([pq.read_table(part / "rejects.parquet").to_pandas() for part in parts], ignore_index=True)
     rejects = rejects.assign(**{name: none(rejects[name]) for name in rejects})
-    if gone := [path for path in studies["image"] if not (folder / path).is_file()]:
+    if gone := changed(images, folder, None):
         raise SourceError(
-            f"{folder}: {len(gone)} image(s) missing, for one {gone[0]}; copy every part's images into {folder}/images"
+            f"{folder}: {len(gone)} image(s) missing or not as their part wrote them, for one {gone[0]}; copy every part's "
+            f"images into {folder}/images"
         )
-    kept = ("title", "licence", "credentialed", "priors_linked", "test_file", "notes", "unknown_words")
-    about = {key: cards[0][key] for key in kept}
-    preparing.write_tables(studies, texts, rejects, folder, made_from[0], about)
-    print(f"{folder}: {len(studies):,} studies of {count} parts merged")
+    about = {key: cards[0][key] for key in preparing.ABOUT}
+    count = about["validation_studies"]
+    studies = preparing.set_aside(studies, count, made_from[0]["options"]["seed"], about["notes"])
+    write_images(images, folder)
+    preparing.write_tables(studies, texts, rejects, folder, folder, made_from[0], about)
+    print(f"{folder}: {len(studies):,} studies of {len(parts)} parts merged")
 
 
 def _studies(path: Path, texts: Texts) -> Iterator[pd.DataFrame]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -20,20 +19,40 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_prep import card as cards
-from data_prep.files import write_text
+from data_prep.folder import (
+    JOURNAL,
+    STARTED,
+    Known,
+    append_images,
+    begin,
+    changed,
+    is_whole,
+    read_images,
+    write_images,
+)
+from data_prep.image_pool import Done, WorkerError, prepare_images
 from data_prep.images import (
+    FLAT,
     FORMATS,
+    MISSING,
     MODES,
     ImageError,
     ImageJob,
+    ImageRecord,
     ImageSettings,
-    WorkerError,
     load_grey,
-    prepare_images,
     resize,
 )
 from data_prep.priors import link_priors, none, without_priors
-from data_prep.rejects import IMAGE_MISSING, IMAGE_UNREADABLE, NO_REPORT, PATH_OUTSIDE, reject_frame, write_rejects
+from data_prep.rejects import (
+    IMAGE_FLAT,
+    IMAGE_MISSING,
+    IMAGE_UNREADABLE,
+    NO_REPORT,
+    PATH_OUTSIDE,
+    reject_frame,
+    write_rejects,
+)
 from data_prep.sections import SECTIONS
 from data_prep.source import Found, Options, SourceError, compact, fingerprint, inside
 from data_prep.sources import SOURCES
@@ -42,9 +61,18 @@ from data_prep.study import ALL_SPLITS, SPLITS, STUDY_SCHEMA, TEST_REST, report_
 from data_prep.test_files import use_test_files, without_test_file
 from data_prep.texts import BATCH, Texts, give_back
 
-CARD = "card.json"
-STARTED = ".preparing.json"  # what a run that has not finished is making; its finished images are kept
-PRODUCTS = (*(f"{split}.parquet" for split in ALL_SPLITS), "rejects.parquet", CARD, "card.md", STARTED)
+# What a card says beside counts and what the folder was made from.
+ABOUT = (
+    "title",
+    "licence",
+    "credentialed",
+    "priors_linked",
+    "test_file",
+    "notes",
+    "unknown_words",
+    "validation_studies",
+)
+IMAGE_REASONS = {MISSING: IMAGE_MISSING, FLAT: IMAGE_FLAT}
 
 
 @dataclass(frozen=True)
@@ -94,38 +122,50 @@ def prepare(
         "shard": f"{shard.index}/{shard.count}" if shard else None,
         "inputs": fingerprint([*module.inputs(source, options), *option_files(options)], source),
     }
-    if already_done(out, made_from, force):
-        say(f"{out} is already prepared with these options from this source; nothing to do (--force redoes it)")
-        return
+    if is_whole(out, whole, made_from, force):
+        again = changed(read_images(out), whole, options.images or source)
+        if not again:
+            say(f"{out} is already prepared with these options from this source; nothing to do (--force redoes it)")
+            return
+        say(
+            f"{out}: {len(again):,} images or their sources have changed since (for one {again[0]}): these are done again"
+        )
     found = read_source(module, source, options)
     give_back()
     studies, rejects, notes = select(found, options)
     found.studies = studies.iloc[:0]  # the selected ones stay; two such tables would be most of the memory
     give_back()
+    there = images_there(studies, found.images)
+    if not there.all():
+        notes.append(
+            f"{int(there.sum()):,} of {len(there):,} key images are in the image folder; the others are rejects."
+        )
+    validation = validation_count(found, options)
+    set_aside(studies[there], validation, options.seed, [])  # before hours of work: can it be done?
     total = len(studies) + len(rejects)
     if shard:
         studies = studies[shard.holds(studies["patient_id"])].reset_index(drop=True)
         mine = rejects["patient_id"].fillna(rejects["study_id"])
         rejects = rejects[shard.holds(mine)].reset_index(drop=True)
     settings = ImageSettings(options.image_size, options.image_mode, options.image_format)
-    require_some_image(studies, found.images)
 
-    start(out, made_from, force)
+    begin(out, whole, made_from, force)
     say(
         f"{options.dataset}: {total:,} studies found, {len(studies):,} with a report and a frontal image; preparing images"
     )
-    studies, image_rejects = make_images(
-        studies, found.images, whole, settings, workers, options.dataset, overwrite=force and shard is not None
-    )
+    studies, image_rejects = make_images(studies, found.images, out, whole, settings, workers, options.dataset)
     rejects = pd.concat([rejects, image_rejects], ignore_index=True)
+    if not shard:  # `merge` does it for parts
+        studies = set_aside(studies, validation, options.seed, notes)
     finish(
         studies,
         rejects,
         out,
+        whole,
         made_from,
         found,
         notes,
-        link=options.priors if options.priors is not None else found.priors,
+        options,
     )
     kept = ", ".join(
         f"{n:,} {split}" for split in ALL_SPLITS if (n := (studies["split"] == split).sum()) or split in SPLITS
@@ -168,55 +208,6 @@ def option_files(options: Options) -> list[Path]:
     return [*options.rexrank, *([options.mapping] if options.mapping else [])]
 
 
-def already_done(out: Path, made_from: dict, force: bool) -> bool:
-    """Whether `out` is what this run would make.
-
-    Raises:
-        SourceError: `out` holds something else, and `force` was not given (or would delete what is not ours).
-    """
-    if not out.exists():
-        return False
-    if not out.is_dir():
-        raise SourceError(f"{out} is a file; choose a folder with --out")
-    records = [p for name in (CARD, STARTED) if (p := out / name).is_file()]
-    if not records:
-        if (out / "shards").is_dir():
-            if not force:
-                raise SourceError(
-                    f"{out} holds parts made with --shard; join them with merge, or replace them with --force"
-                )
-        elif any(out.iterdir()):
-            raise SourceError(f"{out} is not empty and holds no prepared data; choose another --out")
-        return False
-    try:
-        record = json.loads(records[0].read_text(encoding="utf-8"))
-    except ValueError as error:
-        if not force:
-            raise SourceError(f"{records[0]}: damaged ({error}); prepare again with --force") from error
-        return False
-    record = record.get("made_from", record)
-    if force:
-        return False
-    if record != made_from:
-        differs = [key for key in made_from if record.get(key) != made_from[key]]
-        raise SourceError(
-            f"{out} was made from other {' and '.join(differs) or 'settings'}; replace it with --force or choose another --out"
-        )
-    return records[0].name == CARD
-
-
-def start(out: Path, made_from: dict, force: bool) -> None:
-    """Make `out` ready: note what is being made, so that an interrupted run can go on; clear the old under `force`."""
-    if force and out.exists():
-        for name in PRODUCTS:
-            (out / name).unlink(missing_ok=True)
-        for folder in ("images", "plots", "shards"):
-            if (out / folder).is_dir():
-                shutil.rmtree(out / folder)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / STARTED, json.dumps(made_from, indent=1))
-
-
 def read_source(module: ModuleType, source: Path, options: Options) -> Found:
     """What the source's module finds, with the test set of a ReXrank file where one was given."""
     found = module.read(source, options)
@@ -251,18 +242,23 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
     studies = without(studies, outside)
 
     check_leakage(studies, options.dataset)
-    count = found.validation_studies if options.validation_studies is None else options.validation_studies
-    if count and (studies["split"] == "train").any() and options.sample is None:
-        studies["split"] = set_aside_validation(studies, count, options.seed)
-        notes.append(
-            f"{count:,} training studies set aside for validation by patient, seed {options.seed} (before images were "
-            "opened: one whose image is broken is among the rejects)."
-        )
-        check_leakage(studies, options.dataset)
     if not len(studies):
         reasons = pd.concat(rejects)["reason"].value_counts().to_dict()
         raise SourceError(f"{options.dataset}: no usable study in the source; rejected: {reasons}")
     return studies, pd.concat([r for r in rejects if len(r)] or rejects[:1], ignore_index=True), notes
+
+
+def set_aside(studies: pd.DataFrame, count: int, seed: int, notes: list[str]) -> pd.DataFrame:
+    """`studies` that can be used, with `count` training studies, whole patients, for validation; a note says so."""
+    if not count or not (studies["split"] == "train").any():
+        return studies
+    notes.append(f"{count:,} training studies set aside for validation by patient, seed {seed}.")
+    return studies.assign(split=set_aside_validation(studies, count, seed))
+
+
+def validation_count(found: Found, options: Options) -> int:
+    """How many studies are set aside: as asked, else the source's default."""
+    return found.validation_studies if options.validation_studies is None else options.validation_studies
 
 
 def without(studies: pd.DataFrame, left_out: pd.Series) -> pd.DataFrame:
@@ -279,47 +275,67 @@ def image_path(study_id: str, suffix: str) -> str:
     return f"images/{digest[:2]}/{safe}.{suffix}"
 
 
-def require_some_image(studies: pd.DataFrame, images: Path) -> None:
-    """Raise `SourceError` where none of a few dozen images exists: the image folder is the wrong one."""
-    some = studies["image_source"].iloc[:: max(1, len(studies) // 50)]
-    if len(some) and not any((images / path).exists() for path in some):
+def images_there(studies: pd.DataFrame, images: Path) -> pd.Series:
+    """Whether each key image is in the image folder.
+
+    Raises:
+        SourceError: none is: the folder is the wrong one.
+    """
+    root = os.fspath(images)
+    with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for a core
+        there = list(pool.map(lambda path: os.path.exists(os.path.join(root, path)), studies["image_source"]))
+    if there and not any(there):
         raise SourceError(
-            f"{images}: none of {len(some)} images looked for is there (for one, {some.iloc[0]}); give --images DIR"
+            f"{images}: none of {len(there):,} images looked for is there (for one, {studies['image_source'].iloc[0]}); give "
+            "--images DIR"
         )
+    return pd.Series(there, index=studies.index, dtype=bool)
 
 
 def make_images(
-    studies: pd.DataFrame, images: Path, out: Path, settings: ImageSettings, workers: int, title: str, overwrite: bool
+    studies: pd.DataFrame, images: Path, out: Path, whole: Path, settings: ImageSettings, workers: int, title: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write every study's image; the studies that have one, with column `image`, and the rejects of the others."""
+    """Write every study's image below `whole`, with a record of each in `out`; the studies that have one, with column `image`,
+    and the rejects of the others."""
     paths = pd.array([image_path(study, settings.format) for study in studies["study_id"]], dtype="str")
     studies = studies.assign(image=paths)
-    jobs = (
-        ImageJob(os.path.join(images, source), os.path.join(out, target))
-        for source, target in zip(studies["image_source"], studies["image"], strict=True)
-    )
+    sources = dict(zip(studies["image"], studies["image_source"], strict=True))
+    known = Known(read_images(out))
+    below = f"{os.fspath(whole)}{os.sep}"
+    jobs = (ImageJob(os.path.join(images, source), os.path.join(below, target)) for target, source in sources.items())
+
+    def recorded(job: ImageJob) -> ImageRecord | None:
+        image = job.target.removeprefix(below)
+        return known(image, sources[image])
+
+    def note(done: Done) -> None:
+        images_done = ((target.removeprefix(below), record) for target, record in done)
+        append_images(journal, ((image, sources[image], record) for image, record in images_done))
+
     try:
-        with tqdm(total=len(studies), desc=f"{title} images", unit="image", smoothing=0.05) as progress:
-            failures = prepare_images(jobs, settings, workers, progress, overwrite)
+        with (
+            tqdm(total=len(studies), desc=f"{title} images", unit="image", smoothing=0.05) as progress,
+            (out / JOURNAL).open("a", encoding="utf-8") as journal,
+        ):
+            failures = prepare_images(jobs, settings, workers, progress, recorded, note)
     except WorkerError as error:
         raise SourceError(str(error)) from error
     except OSError as error:
         raise SourceError(
-            f"cannot write images below {out}: {error}; mend that and run the same command again"
+            f"cannot write images below {whole}: {error}; mend that and run the same command again"
         ) from error
-    errors: list[ImageError | None] = [failures.get(os.path.join(out, path)) for path in studies["image"]]
-    failed = pd.Series([error is not None for error in errors], index=studies.index, dtype=bool)
+    table = read_images(out)
+    ours = pc.is_in(table.column("image"), value_set=pa.array(sources, pa.string()))
+    write_images(table.filter(ours), out)  # without what an earlier run made of another source
+    problems = [failures.get(os.path.join(below, path)) for path in studies["image"]]
+    failed = pd.Series([problem is not None for problem in problems], index=studies.index, dtype=bool)
     broken = studies[failed]
-    rejects = reject_frame(
-        broken,
-        IMAGE_UNREADABLE,
-        [str(error) for error in errors if error],
-        broken["image_source"].to_numpy(),
-    )
-    rejects["reason"] = [IMAGE_MISSING if error.missing else IMAGE_UNREADABLE for error in errors if error]
-    if failed.all():
+    details = [problem.detail for problem in problems if problem]
+    rejects = reject_frame(broken, IMAGE_UNREADABLE, details, broken["image_source"].to_numpy())
+    rejects["reason"] = [IMAGE_REASONS.get(problem.problem, IMAGE_UNREADABLE) for problem in problems if problem]
+    if len(studies) and failed.all() and out == whole:  # a part of a few films may have none that can be used
         raise SourceError(
-            f"{title}: not one image could be read (for one, {rejects['file'].iloc[0]}: {rejects['detail'].iloc[0]})"
+            f"{title}: not one image could be used (for one, {rejects['file'].iloc[0]}: {rejects['detail'].iloc[0]})"
         )
     return without(studies, failed), rejects
 
@@ -328,27 +344,22 @@ def finish(
     studies: pd.DataFrame,
     rejects: pd.DataFrame,
     out: Path,
+    whole: Path,
     made_from: dict,
     found: Found,
     notes: list[str],
-    link: bool,
+    options: Options,
 ) -> None:
     """Link priors and write the folder."""
-    about = {
-        "title": found.title,
-        "licence": found.licence,
-        "credentialed": found.credentialed,
-        "priors_linked": link,
-        "test_file": found.test_file,
-        "notes": notes,
-        "unknown_words": found.unknown_words,
-    }
+    link = options.priors if options.priors is not None else found.priors
+    known = (found.title, found.licence, found.credentialed, link, found.test_file, notes, found.unknown_words)
+    about = dict(zip(ABOUT, (*known, validation_count(found, options)), strict=True))
     studies = (link_priors if link else without_priors)(studies.drop(columns="image_source")).drop(columns="order")
-    write_tables(studies, found.texts, rejects, out, made_from, about)
+    write_tables(studies, found.texts, rejects, out, whole, made_from, about)
 
 
 def write_tables(
-    studies: pd.DataFrame, texts: Texts, rejects: pd.DataFrame, out: Path, made_from: dict, about: dict
+    studies: pd.DataFrame, texts: Texts, rejects: pd.DataFrame, out: Path, whole: Path, made_from: dict, about: dict
 ) -> None:
     """Check for leakage and write tables and card; the card last: a folder with a card is whole."""
     give_back()
@@ -365,9 +376,7 @@ def write_tables(
     write_rejects(rejects, out / "rejects.parquet")
     del keys, order
     give_back()
-    for stale in (out / "images").glob("*/*.tmp"):  # of a run that was killed
-        stale.unlink()
-    cards.write_card(studies, rejects, out, made_from, about)
+    cards.write_card(studies, rejects, out, whole, made_from, about)
     (out / STARTED).unlink(missing_ok=True)
 
 
@@ -398,7 +407,7 @@ def dry_run(source: Path, out: Path, options: Options, workers: int, say: Callab
     say(f"would read {len(files)} index file(s): {', '.join(p.name for p in files)}")
     found = read_source(module, source, options)
     studies, rejects, notes = select(found, options)
-    require_some_image(studies, found.images)
+    images_there(studies, found.images)
     say(f"sample of {len(studies) + len(rejects):,} studies: {len(studies):,} usable, {len(rejects):,} not")
     for reason, number in rejects["reason"].value_counts().items():
         say(f"  {number:,} {reason}")

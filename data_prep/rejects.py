@@ -32,6 +32,7 @@ NO_FRONTAL = "no_frontal"
 VIEW_UNKNOWN = "view_unknown"
 IMAGE_MISSING = "image_missing"
 IMAGE_UNREADABLE = "image_unreadable"
+IMAGE_FLAT = "image_flat"
 PATH_OUTSIDE = "path_outside"
 NOT_IN_SPLIT = "not_in_split"
 SPLIT_UNUSED = "split_unused"
@@ -45,6 +46,7 @@ REASONS: Mapping[str, str] = {
     VIEW_UNKNOWN: "no image is known to be frontal",
     IMAGE_MISSING: "the key image is not in the source",
     IMAGE_UNREADABLE: "the key image cannot be decoded",
+    IMAGE_FLAT: "the key image has almost no contrast: nothing would be seen on it",
     PATH_OUTSIDE: "the image path leaves the image folder",
     NOT_IN_SPLIT: "the source's split file does not name the study",
     SPLIT_UNUSED: "the source's own split is not used",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from data_prep.files import whole_file
 
 SPLITS = ("train", "validation", "test")
 # What is left of the source's test patients where `test` is what a ReXrank file lists: their priors, and else used for
@@ -143,24 +144,16 @@ def write_studies(table: pa.Table, path: Path) -> None:
 
 def write_study_batches(tables: Iterable[pa.Table], path: Path) -> None:
     """Check study tables and write them to `path` one after another, a row group each, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, STUDY_SCHEMA, compression="zstd") as writer:
-            for table in tables:
-                check_studies(table, str(path))
-                writer.write_table(table.select(STUDY_SCHEMA.names))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, STUDY_SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            check_studies(table, str(path))
+            writer.write_table(table.select(STUDY_SCHEMA.names))
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write any table to `path` atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def read_studies(folder: Path | str, split: str) -> pa.Table:

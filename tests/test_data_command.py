@@ -118,13 +118,45 @@ def test_shards_merge_to_the_same_bytes(
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_parts_made_with_other_options_do_not_merge(
+def test_parts_made_with_other_options_do_not_share_a_folder(
     mimic: material.Material, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert main(command(mimic, tmp_path / "out", "--shard", "1/2")) == 0
-    assert main(command(mimic, tmp_path / "out", "--shard", "2/2", "--image-size", "64")) == 0
-    assert main(["merge", str(tmp_path / "out")]) == 2
-    assert "other options" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main(command(mimic, out, "--shard", "1/2")) == 0
+    for other in (("2/2", "--image-size", "64"), ("1/3",)):
+        assert main(command(mimic, out, "--shard", *other)) == 2
+        assert "1-of-2 was made from other" in capsys.readouterr().err
+    assert main(command(mimic, out, "--shard", "1/3", "--image-size", "64", "--force")) == 0
+    assert sorted(p.name for p in (out / "shards").iterdir()) == ["1-of-3"], "a part of other options is replaced"
+    for part in ("2/3", "3/3"):
+        assert main(command(mimic, out, "--shard", part, "--image-size", "64")) == 0
+    assert main(["merge", str(out)]) == 0
+    assert main(["check", str(out), "--images", str(mimic.root)]) == 0
+    assert main(command(mimic, tmp_path / "whole", "--image-size", "64")) == 0
+    kept = set(pq.read_table(out / "train.parquet").column("image").to_pylist())
+    assert {name: contents(out)[name] for name in kept} == {name: contents(tmp_path / "whole")[name] for name in kept}
+    # A whole folder of other options: its images lie where the parts' would.
+    assert main(command(mimic, tmp_path / "whole", "--shard", "1/2")) == 2
+    assert "whole was made from other options" in capsys.readouterr().err
+
+
+def test_an_image_of_another_study_is_seen_by_check(
+    mimic: material.Material, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert main(command(mimic, out)) == 0
+    assert main(["check", str(out), "--images", str(mimic.root)]) == 0
+    assert "as they were made from these sources" in capsys.readouterr().out
+    one, other = pq.read_table(out / "train.parquet").column("image").to_pylist()[:2]
+    content = (out / one).read_bytes()
+    (out / one).write_bytes((out / other).read_bytes())
+    assert main(["check", str(out)]) == 2
+    assert "not what was made for their study" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(command(mimic, out)) == 0
+    assert "1 images or their sources have changed" in capsys.readouterr().out
+    assert (out / one).read_bytes() == content
+    assert main(["check", str(out)]) == 0
 
 
 def test_dry_run_writes_nothing_and_says_what_it_would(

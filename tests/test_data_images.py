@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.image_pool import prepare_images
 from data_prep.images import (
+    MISSING,
     ImageError,
     ImageJob,
+    ImageRecord,
     ImageSettings,
     load_grey,
     prepare_image,
-    prepare_images,
     resize,
     target_size,
 )
@@ -79,9 +81,13 @@ def test_sixteen_bits_are_scaled_whatever_part_of_them_is_used(tmp_path: Path) -
         assert np.corrcoef(pixels.ravel(), deep.ravel())[0, 1] > 0.9999
 
 
-def test_a_constant_deep_image_is_no_division_by_zero(tmp_path: Path) -> None:
-    Image.fromarray(np.full((20, 20), 4000, np.uint16)).save(tmp_path / "x.png")
-    assert prepared(tmp_path / "x.png", ImageSettings(20, format="png")).max() == 0
+@pytest.mark.parametrize("pixels", [np.full((20, 20), 4000, np.uint16), np.full((20, 20), 7, np.uint8)])
+def test_an_image_of_one_value_is_refused_with_its_figures(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    with pytest.raises(
+        ImageError, match=r"one value everywhere \(4000\)|almost no contrast \(mean 7, standard deviation 0"
+    ):
+        prepared(tmp_path / "x.png", ImageSettings(20))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -132,7 +138,7 @@ def test_broken_files_are_errors_and_leave_nothing(tmp_path: Path, name: str) ->
     BROKEN[name](tmp_path / name)
     with pytest.raises(ImageError) as caught:
         prepare_image(ImageJob(str(tmp_path / name), str(tmp_path / "out" / "x.jpg")), ImageSettings())
-    assert not caught.value.missing
+    assert caught.value.kind != MISSING
     assert str(tmp_path) not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -146,17 +152,28 @@ def test_many_in_processes_with_failures_and_resumption(tmp_path: Path) -> None:
         elif n != 9:
             gradient(60 + n, 50).save(path)
         jobs.append(ImageJob(str(path), str(tmp_path / "out" / f"{n}.jpg")))
-    failures = prepare_images(jobs, ImageSettings(32), workers=2)
-    assert {Path(target).name: error.missing for target, error in failures.items()} == {"7.jpg": False, "9.jpg": True}
+    records: dict[str, ImageRecord] = {}
+    failures = prepare_images(jobs, ImageSettings(32), workers=2, note=records.update)
+    assert {Path(target).name: record.problem for target, record in failures.items()} == {
+        "7.jpg": "broken",
+        "9.jpg": "missing",
+    }
     assert len(list((tmp_path / "out").iterdir())) == 38
-    # Resumed: what is there is not touched, what is not is made.
-    kept, lost = tmp_path / "out" / "3.jpg", tmp_path / "out" / "4.jpg"
+    # Gone on with: what is there as it was written is not touched; what is lost, cut or of another source is made.
+    kept, lost, cut, other = (tmp_path / "out" / f"{n}.jpg" for n in (3, 4, 5, 6))
     before = kept.stat().st_mtime_ns
-    content = lost.read_bytes()
+    contents = [path.read_bytes() for path in (lost, cut, other)]
     lost.unlink()
-    assert len(prepare_images(jobs, ImageSettings(32), workers=1)) == 2
+    cut.write_bytes(contents[1][:100])
+    gradient(77, 50).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "6.png")
+    gradient(99, 50).save(tmp_path / "9.png")
+    known = dict(records)
+    again = prepare_images(jobs, ImageSettings(32), 1, known=lambda job: known.get(job.target), note=records.update)
+    assert [Path(target).name for target in again] == ["7.jpg"]
     assert kept.stat().st_mtime_ns == before
-    assert lost.read_bytes() == content
+    assert [lost.read_bytes(), cut.read_bytes()] == contents[:2]
+    assert other.read_bytes() != contents[2]
+    assert (tmp_path / "out" / "9.jpg").exists()
 
 
 def test_a_target_that_cannot_be_written_is_not_a_broken_image(tmp_path: Path) -> None:
