@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
+from evaluation.compare import same_studies
 from evaluation.errors import EvaluationError
+from evaluation.run_folder import read_run
+from evaluation.score import Scores
+from evaluation.statistics import LEVEL, Contrast, bootstrap
+from evaluation.summary import compared_models, principal
 
 NAMES = {
     "base": "base (random weights)",
@@ -37,38 +45,89 @@ def seeds_table(runs: Sequence[Path]) -> str:
         raise EvaluationError(f"{', '.join(summaries)} were scored by different backends; evaluate them alike first")
     tables = [_of_run(name, summary) for name, summary in summaries.items()]
     if len(summaries) > 1:
-        tables.append(_over_seeds(list(summaries.values())))
+        tables.append(_over_seeds(runs, list(summaries.values())))
     return "\n\n".join(tables)
 
 
-def _over_seeds(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The paired differences that all runs have, averaged: an interval over their test studies, and the seeds' range.
+def _over_seeds(runs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The paired differences that all runs have, averaged, with an interval for another training on other studies.
 
-    The seeds' studies are different ones, so the variance of the mean is that of independent means. It does not say how much
-    one training differs from the next; the range does.
+    Two things make the mean uncertain: one training differs from the next (Student's t over the seeds), and the studies are
+    a sample. Where the seeds share their studies, these move all seeds together and are resampled jointly; the two errors
+    add in squares. Where each seed has its own studies, the spread over the seeds holds both.
     """
     differences = [_differences(summary) for summary in summaries]
     pairs = [pair for pair in differences[0] if all(pair in other for other in differences)]
     keys = [key for key in COLUMNS if any(key in differences[0][pair] for pair in pairs)]
-    heading = f"paired difference, mean of {len(summaries)} seeds; lowest to highest"
-    rows = [
-        [
-            _pair(pair),
-            *(_mean_difference([other[pair].get(key) for other in differences], COLUMNS[key][1]) for key in keys),
+    shared = len({json.dumps([s["datasets"], next(iter(s["stages"].values()))["n"]]) for s in summaries}) == 1
+    joint = _jointly(runs, pairs) if shared else {}
+    rows = []
+    for pair in pairs:
+        cells = [
+            _mean_difference(
+                [other[pair].get(key) for other in differences], COLUMNS[key][1], shared, joint.get((pair, key))
+            )
+            for key in keys
         ]
-        for pair in pairs
-    ]
-    return "\n\n".join(("**all seeds**", _table([heading, *(COLUMNS[key][0] for key in keys)], rows)))
+        rows.append([_pair(pair), *cells])
+    heading = f"paired difference, mean of {len(summaries)} seeds [95% interval]; each seed"
+    of_studies = "the test studies, which the seeds share" if shared else "each seed's own test studies"
+    note = f"Intervals over the seeds (Student's t, {len(summaries) - 1} degrees of freedom) and {of_studies}."
+    return "\n\n".join(("**all seeds**", note, _table([heading, *(COLUMNS[key][0] for key in keys)], rows)))
 
 
-def _mean_difference(numbers: Sequence[Mapping[str, Any] | None], digits: int) -> str:
+def _mean_difference(
+    numbers: Sequence[Mapping[str, Any] | None], digits: int, shared: bool, joint: float | None
+) -> str:
+    """`mean [low, high]; each seed`; `joint` is the half width by the shared studies, if they could be resampled together."""
     if any(number is None or number["difference"] is None or number["low"] is None for number in numbers):
         return "–"
     values = [number["difference"] for number in numbers]
     halves = [(number["high"] - number["low"]) / 2 for number in numbers]
-    mean, half = sum(values) / len(values), math.hypot(*halves) / len(values)
+    n, mean = len(values), sum(values) / len(values)
+    seeds = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
+    if shared:
+        # Without the scores at hand: as if the studies moved all seeds alike, the most that they can do.
+        half = math.hypot(seeds, sum(halves) / n if joint is None else joint)
+    else:
+        half = max(seeds, math.hypot(*halves) / n)
     form = f"+.{digits}f"
-    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]; {min(values):{form}} to {max(values):{form}}"
+    each = ", ".join(f"{value:{form}}" for value in values)
+    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]; {each}"
+
+
+def _jointly(runs: Sequence[Path], pairs: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Half widths of the seeds' mean differences by resampling the studies that all seeds share, by pair and number.
+
+    Empty where a run's scores are not at hand or its studies are others.
+    """
+    if not all((run / "eval").is_dir() for run in runs):
+        return {}
+    opened = [read_run(run) for run in runs]
+    halves: dict[tuple[str, str], float] = {}
+    for pair in pairs:
+        models = pair.split(" - ")
+        scores: dict[str, Scores] = {}
+        for i, run in enumerate(opened):
+            common = run.common(compared_models(run, models), run.seen)
+            scores |= {f"{i} {model}": common.scores[model] for model in models}
+        studies = {tuple(sorted(zip(s.fields["dataset"], s.study_id, strict=True))) for s in scores.values()}
+        if len(studies) > 1:
+            return {}
+        aligned, _ = same_studies(scores)
+        found = [[principal(aligned[f"{i} {m}"], run.described(m)) for m in models] for i, run in enumerate(opened)]
+        contrasts = {
+            key: Contrast(
+                [(sign / len(runs), one[key]) for both in found for sign, one in zip((1, -1), both, strict=True)]
+            )
+            for key in found[0][0]
+            if all(key in one for both in found for one in both)
+        }
+        patients = next(iter(aligned.values())).patient_id
+        for key, interval in bootstrap(contrasts, patients).items():
+            if interval.low is not None:
+                halves[pair, key] = (interval.high - interval.low) / 2
+    return halves
 
 
 def _summary(run: Path) -> dict[str, Any]:

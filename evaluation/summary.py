@@ -39,7 +39,7 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
     run = read_run(outputs)
     stages = [model for model in run.models if model not in BASELINES]
     baselines = [model for model in run.models if model in BASELINES]
-    alike = [name for name in sorted(run.ablations) if run.described(name) == run.described(run.models[0])]
+    alike = comparisons(run)
 
     def numbers(models: Sequence[str], common: Common) -> dict[str, Any]:
         return {
@@ -52,7 +52,7 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
         }
 
     seen, never = run.common(run.models, run.seen), run.common(run.models, run.pooled_zero_shot)
-    compared = run.common([*stages, *alike], run.seen)
+    compared = run.common(compared_models(run, alike), run.seen) if alike else seen
     by_dataset = {name: run.common(run.models, [name]) for name in run.datasets}
     larger = [m for m in run.models if seen.beyond.get(m) or m in seen.without]
     own = {model: run.common([model], run.seen) for model in larger}
@@ -91,6 +91,18 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
     }
     write_json(outputs / "summary.json", result)
     return result
+
+
+def comparisons(run: Run) -> list[str]:
+    """The run's comparisons (`make ablation`) that were scored as its own models were."""
+    return [name for name in sorted(run.ablations) if run.described(name) == run.described(run.models[0])]
+
+
+def compared_models(run: Run, models: Sequence[str]) -> list[str]:
+    """The models whose common studies a difference of two is over: all of the run's own, or its stages and comparisons."""
+    if all(model in run.folders for model in models):
+        return run.models
+    return [*(model for model in run.models if model not in BASELINES), *comparisons(run)]
 
 
 def principal(scores: Scores, described: Mapping[str, Any]) -> dict[str, statistics.Statistic]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,7 @@ from evaluation.errors import EvaluationError
 from evaluation.published import comparable, read_published
 from evaluation.score import Scores, score_file
 from evaluation.scorers import open_scorers
+from evaluation.seeds import seeds_table
 from evaluation.summary import summarise_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -460,11 +462,34 @@ def test_several_seeds_in_one_table_with_their_comparisons(data, tmp_path):
     same = next(line for line in lines if line.startswith("| no error awareness − RL step 1 |"))
     assert same.count("+0.000 [+0.000, +0.000]") == 2
     assert "| +0.00 [+0.00, +0.00] |" in same
-    # Equal runs: the mean is theirs, its interval narrower by √2.
+    # Equal runs on the same studies: three trainings' results would not make the studies more.
     step = summary["paired"]["rl_step2 - rl_step1"]["composite"]
-    mean, half = step["difference"], (step["high"] - step["low"]) / 2 / 2**0.5
     row = next(line for line in reversed(lines) if line.startswith("| RL step 2 − RL step 1 |"))
-    assert f"| {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]; {mean:+.3f} to {mean:+.3f} |" in row
+    mean, low, high = map(float, re.findall(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", row)[1])
+    assert mean == pytest.approx(step["difference"], abs=1e-3)
+    assert high - low == pytest.approx(step["high"] - step["low"], abs=0.02)
+    assert f"; {mean:+.3f}, {mean:+.3f} |" in row
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_mean_over_seeds_is_as_uncertain_as_their_spread(tmp_path, shared):
+    """-0.11, +0.05, +0.10: Student's interval over three seeds is ± 0.27, whatever each seed's own says."""
+    runs = []
+    for i, value in enumerate((-0.11, 0.05, 0.10)):
+        number = {"difference": value, "low": value - 0.05, "high": value + 0.05}
+        score = {"mean": 2.0, "low": 1.9, "high": 2.1}
+        stages = {s: {"n": 360, "micro_f1": score, "judge_errors": score} for s in ("sft", "rl_step1")}
+        dataset = "mimic" if shared else f"phantom{i}"
+        summary = {"datasets": {"seen": [dataset], "zero_shot": []}, "scorers": {}, "stages": stages, "baselines": {}}
+        summary |= {"comparisons": {"models": {}, "paired": {}}, "paired": {"rl_step1 - sft": {"judge_errors": number}}}
+        summary |= {"by_dataset": {dataset: stages}, "seconds": {}, "peak_memory_mib": {}}
+        runs.append(tmp_path / f"seed{i}")
+        runs[-1].mkdir()
+        (runs[-1] / "summary.json").write_text(json.dumps(summary))
+    text = seeds_table(runs)
+    # The shared studies' own error adds to that of the trainings: √(0.272² + 0.05²) = 0.276.
+    assert "+0.01 [-0.26, +0.29]; -0.11, +0.05, +0.10" in text
+    assert ("which the seeds share" in text) == shared
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:
