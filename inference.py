@@ -1,18 +1,20 @@
 """Write reports for a ReXrank test file, as ReXrank demands of a submission.
 
-    python inference.py <input_json> <output_json> <image_root>
+    python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER
 
-The answer is the input with `model_prediction` added to each study. The model is the folder in the environment variable
+(The guideline of its first round had the three without names; so may they be given.) The answer is the input with `model_prediction` added to each study. The model is the folder in the environment variable
 MODEL_DIR, or `model/` beside this file (as `python -m evaluation submission` packs it). SECTIONS=findings writes findings
 alone. A killed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,38 @@ from evaluation.predictions import SECTIONS, inside, read_predictions, studies_o
 from recipes.errors import run_command
 from recipes.models import check_model_folder, model_fingerprint
 
+USAGE = "python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong flag is one line, as every mistake is."""
+
+    def error(self, message: str) -> None:
+        raise EvaluationError(f"{message}; {USAGE}")
+
 
 def main() -> None:
-    if len(sys.argv) != 4:
-        raise EvaluationError("three arguments: python inference.py <input_json> <output_json> <image_root>")
-    infer(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    infer(*read_arguments(sys.argv[1:]))
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[Path, Path, Path]:
+    """The input file, the output file, the images' folder: by name, or three without names.
+
+    Raises:
+        EvaluationError: one is missing, or one too many.
+    """
+    parser = _Parser(description=__doc__.splitlines()[0], usage=USAGE, allow_abbrev=False)
+    names = ("input_json_file", "save_json_file", "img_root_dir")
+    for name in names:
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("unnamed", nargs="*", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    named = [getattr(given, name) for name in names]
+    if len(given.unnamed) == 3 and named == [None] * 3:
+        return tuple(given.unnamed)
+    if given.unnamed or None in named:
+        raise EvaluationError(f"inference.py takes three arguments: {USAGE}")
+    return tuple(named)
 
 
 def infer(input_json: Path, output_json: Path, image_root: Path, batch_size: int = 16) -> None:

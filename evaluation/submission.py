@@ -3,9 +3,11 @@
     python -m evaluation submission --model outputs/unirg_cxr/rl_step2/final --description description.yaml \
         --test_file ReXRank_MIMICCXR_test.json --predictions P.json --out outputs/unirg_cxr/submission
 
-ReXrank's guideline asks for a description (name of the model, institution, links to paper and code, year), a conda
-`environment.yaml`, and an inference script called as `python inference.py <input_json> <output_json> <image_root>`.
-The folder holds these, the code that the script needs, the weights, and the predictions for the test file.
+ReXrank's guideline (submission_tutorial_round2.md) asks for a description (name of the model, institution, links to paper and
+code, year), a conda `environment.yaml`, and an inference script called as `python inference.py --input_json_file A
+--save_json_file B --img_root_dir C`; that of the first round also for the result on MIMIC-CXR. The folder holds these, the
+code that the script needs, the weights, the predictions for the test file, and `mimic_result.json` where the model's run has
+been evaluated on MIMIC-CXR.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from data_prep.files import write_json
+from evaluation.compare import read_result
 from evaluation.errors import EvaluationError
 from evaluation.predictions import pair, read_predictions, studies_of_file
 from recipes.models import check_model_folder
@@ -31,6 +35,7 @@ DESCRIPTION = {
     "code": "link to the code",
     "year": "year",
 }
+MIMIC_RESULT = "mimic_result.json"
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _CODE = ("inference.py", "requirements.txt", "data_prep", "evaluation", "recipes", "rewards")
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -64,11 +69,14 @@ def pack(model: Path, description: Path, test_file: Path, predictions: Path, out
         shutil.copy2(predictions, temporary / "predictions.json")
         (temporary / "environment.yaml").write_text(environment(told["name"]), encoding="utf-8")
         (temporary / "description.yaml").write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
-        (temporary / "README.md").write_text(readme(told), encoding="utf-8")
+        result = mimic_result(model)
+        if result is not None:
+            write_json(temporary / MIMIC_RESULT, result)
+        (temporary / "README.md").write_text(readme(told, result), encoding="utf-8")
         if lacking := missing_files(temporary):
             raise EvaluationError(f"the submission lacks {', '.join(lacking)}; is {model} a finished checkpoint?")
         if out.exists():
-            packed = [path.name for path in temporary.iterdir()]
+            packed = [*(path.name for path in temporary.iterdir() if path.name != MIMIC_RESULT), MIMIC_RESULT]
             needed = {
                 "--model": model,
                 "--predictions": predictions,
@@ -148,13 +156,25 @@ def environment(name: str) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def readme(told: Mapping[str, Any]) -> str:
+def mimic_result(model: Path) -> dict[str, Any] | None:
+    """Numbers of a stage's model on MIMIC-CXR, as its run has them: means with intervals and how they were made, no study's
+    own; None where it was not evaluated there."""
+    stage, run = model.resolve().parent, model.resolve().parent.parent
+    path = run / "eval" / "mimic" / stage.name / "scores.json"
+    if not path.is_file():
+        return None
+    result = read_result(path.parent)
+    return {key: result[key] for key in ("studies", "patients", "metrics", "made_by")}
+
+
+def readme(told: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
     lines = "\n".join(f"- {meaning}: {told[key]}" for key, meaning in DESCRIPTION.items())
+    mimic = "" if result is None else f" `{MIMIC_RESULT}` has the result on {result['studies']:,} studies of MIMIC-CXR."
     return (
         f"# {told['name']}\n\n{lines}\n\n"
         "    conda env create -f environment.yaml\n"
-        "    python inference.py <input_json> <output_json> <image_root>\n\n"
-        "The weights are in `model/`. Indication and comparison are used; age and sex are not. One key image a study.\n"
+        "    python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER\n\n"
+        f"The weights are in `model/`. Indication and comparison are used; age and sex are not. One key image a study.{mimic}\n"
     )
 
 

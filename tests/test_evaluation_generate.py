@@ -220,6 +220,38 @@ def infer(model: Path, *arguments: Path) -> subprocess.CompletedProcess:
     )
 
 
+def test_inference_takes_the_guidelines_flags_and_the_first_rounds_three_positions():
+    expected = (Path("in.json"), Path("out.json"), Path("images"))
+    flags = ["--save_json_file", "out.json", "--input_json_file", "in.json", "--img_root_dir", "images"]
+    assert inference.read_arguments(flags) == inference.read_arguments(["in.json", "out.json", "images"]) == expected
+    for wrong in ([], flags[:4], [*flags, "more"], ["in.json", "out.json"], ["--input_json", "in.json"], ["-x", "1"]):
+        with pytest.raises(EvaluationError, match="--input_json_file IN --save_json_file OUT --img_root_dir FOLDER"):
+            inference.read_arguments(wrong)
+
+
+def test_a_submission_has_the_result_on_mimic_where_there_is_one(tiny_base, tmp_path):
+    studies = make_studies(2)
+    test_file = write_predictions(tmp_path / "test.json", studies)
+    answer = write_predictions(tmp_path / "answer.json", studies)
+    description = tmp_path / "description.yaml"
+    description.write_text(yaml.safe_dump(dict.fromkeys(DESCRIPTION, "x")))
+    model = tmp_path / "run" / "rl_step2" / "final"
+    shutil.copytree(tiny_base, model)
+    assert "MIMIC" not in (pack(model, description, test_file, answer, tmp_path / "without") / "README.md").read_text()
+    scored = tmp_path / "run" / "eval" / "mimic" / "rl_step2"
+    scored.mkdir(parents=True)
+    numbers = {
+        "studies": 2347,
+        "patients": 293,
+        "metrics": {"bleu2": {"mean": 0.2}},
+        "made_by": {"sections": "findings"},
+    }
+    (scored / "scores.json").write_text(json.dumps({**numbers, "listed": {"null": ["s1"]}, "data": "/data/mimic"}))
+    folder = pack(model, description, test_file, answer, tmp_path / "with")
+    assert json.loads((folder / "mimic_result.json").read_text()) == numbers
+    assert "2,347 studies of MIMIC-CXR" in (folder / "README.md").read_text()
+
+
 def test_a_submission_is_complete_or_refused(tiny_base, tmp_path):
     studies = make_studies(3)
     test_file = write_predictions(tmp_path / "test.json", studies)

@@ -467,7 +467,7 @@ def test_several_seeds_in_one_table_with_their_comparisons(data, tmp_path):
     row = next(line for line in reversed(lines) if line.startswith("| RL step 2 − RL step 1 |"))
     mean, low, high = map(float, re.findall(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", row)[1])
     assert mean == pytest.approx(step["difference"], abs=1e-3)
-    assert high - low == pytest.approx(step["high"] - step["low"], abs=0.02)
+    assert high - low == pytest.approx(step["high"] - step["low"], rel=0.15)  # 200 resamples there
     assert f"; {mean:+.3f}, {mean:+.3f} |" in row
 
 
