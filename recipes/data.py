@@ -1,33 +1,71 @@
-"""Prepared data sets as rows for TRL's trainers."""
+"""Prepared data sets as rows for TRL's trainers: an Arrow table, whose rows are made when they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import PIL.Image
-from datasets import Dataset, Features, Image, Value
-from datasets import List as ListFeature
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Image
 from tqdm import tqdm
 
+from data_prep.files import write_json
 from data_prep.mixture import read_mixture
 from data_prep.study import StudyError
 from recipes.errors import RecipeError
 from recipes.prompts import build_prompt, is_longitudinal, prompt_images, study_report
 
-_MESSAGES = ListFeature(
-    {"role": Value("string"), "content": ListFeature({"type": Value("string"), "text": Value("string")})}
+# What prompts, reports and rewards are made of; the other columns are not kept in memory.
+COLUMNS = (
+    *("dataset", "study_id", "folder", "image", "prior_image"),
+    *("findings", "impression", "indication", "comparison", "prior_report"),
 )
-_FEATURES = {
-    "prompt": _MESSAGES,
-    "images": ListFeature(Image()),
-    "study_id": Value("string"),
-    "source": Value("string"),
-    "reference": Value("string"),
-    "prior_report": Value("string"),
-    "image_paths": ListFeature(Value("string")),
-}
+CHECKED = ".images_checked.json"  # in a prepared folder: the state of its images when they were last found whole
+THREADS = 32  # of a check: a network disk answers many at once
+_BATCH = 20_000  # studies whose images are checked together
+
+
+class Studies(Sequence[dict[str, Any]]):
+    """Studies as dictionaries, each made when it is read: an Arrow table takes about 1 kB of text a study, dictionaries 15.
+
+    Attributes:
+        table: the columns of `COLUMNS`, a row a study.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return self.table.take(list(range(len(self))[index])).to_pylist()
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.table.slice(index % len(self), 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
+
+    @property
+    def sources(self) -> set[str]:
+        """Names of the data sets that they come from."""
+        return set(pc.unique(self.table.column("dataset")).to_pylist())
 
 
 def load_studies(
@@ -36,7 +74,7 @@ def load_studies(
     split: str,
     weights: Sequence[float] = (),
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> Studies:
     """The studies of one split of several prepared data sets, with `folder` (their prepared folder) added to each.
 
     Args:
@@ -49,52 +87,155 @@ def load_studies(
     if not datasets:
         raise RecipeError("no data set to train on; set datasets, e.g. datasets: [mimic, iu_xray]")
     folders = [Path(data_dir) / name for name in datasets]
-    return read_mixture(folders, split, list(weights) or None, seed).to_pylist()
+    studies = Studies(read_mixture(folders, split, list(weights) or None, seed, COLUMNS))
+    pa.default_memory_pool().release_unused()
+    return studies
 
 
-def check_images(studies: Sequence[dict[str, Any]], longitudinal: bool) -> None:
-    """Raise `StudyError` for the first missing or unreadable image: before training, not hours into it.
+def check_images(studies: Studies, longitudinal: bool) -> None:
+    """Raise `StudyError` for a missing or unreadable image: before training, not hours into it.
 
-    Opens each file's header (about 0.1 ms), which does not decode it.
+    Reads the first and the last bytes of each file, in threads, and notes in the prepared folder that all were whole: as
+    long as study table and image folders stay as they are, they are not read again. One process is enough.
     """
-    for study in tqdm(studies, desc="checking images", unit="study", disable=len(studies) < 20_000):
-        for image in prompt_images(study, longitudinal):
-            path = Path(study["folder"]) / image
-            again = f"prepare the data again with: make data DATASET={Path(study['folder']).name} … FORCE=1"
-            try:
-                PIL.Image.open(path).close()
-            except FileNotFoundError:
-                raise StudyError(f"study {study['study_id']}: image {path} is missing; {again}") from None
-            except OSError as error:  # PIL's UnidentifiedImageError is one
-                raise StudyError(f"study {study['study_id']}: {path} cannot be read as an image; {again}") from error
+    for folder in pc.unique(studies.table.column("folder")).to_pylist():
+        table = studies.table.filter(pc.equal(studies.table.column("folder"), folder))
+        checked = Path(folder) / CHECKED
+        state = _state(Path(folder), table, longitudinal)
+        if _read_checked(checked) == state:
+            continue
+        names = [name for column in _shown(table, longitudinal) for name in pc.unique(column).to_pylist() if name]
+        _check_files(Path(folder), list(dict.fromkeys(names)))
+        try:
+            write_json(checked, state)
+        except OSError as error:
+            print(f"{checked}: {error.strerror}; each start checks {len(names):,} images again", flush=True)
+
+
+def _state(folder: Path, table: pa.Table, longitudinal: bool) -> dict[str, Any]:
+    """What must stay the same for a check to hold: which images are shown, and when a file last came, went or was renamed."""
+    digest = hashlib.sha256()
+    for column in _shown(table, longitudinal):
+        for name in column.to_pylist():
+            digest.update(f"{name}\0".encode())
+    images = [folder / "images", *sorted(path for path in (folder / "images").glob("*") if path.is_dir())]
+    changed = {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in images if path.is_dir()}
+    return {"images_sha256": digest.hexdigest(), "folders_changed": changed}
+
+
+def _shown(table: pa.Table, longitudinal: bool) -> list[pa.ChunkedArray]:
+    return [table.column(name) for name in ("image", "prior_image")[: 1 + longitudinal]]
+
+
+def _read_checked(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # never checked, or its writing was cut short: checked now
+
+
+def _check_files(folder: Path, names: Sequence[str]) -> None:
+    """Raise `StudyError` for the first of these images that is missing or is not whole."""
+    paths = [os.path.join(folder, name) for name in names]
+    with (
+        ThreadPoolExecutor(THREADS) as threads,
+        tqdm(total=len(paths), desc="checking images", unit="image", disable=len(paths) < _BATCH) as bar,
+    ):
+        for start in range(0, len(paths), _BATCH):
+            part = paths[start : start + _BATCH]
+            # A thread takes some hundred files at a time: handing over each costs more than reading it.
+            pieces = [part[i : i + 256] for i in range(0, len(part), 256)]
+            for found in threads.map(_first_broken, pieces):
+                if found is not None:
+                    raise StudyError(f"{found}; prepare the data again with: make data DATASET={folder.name} … FORCE=1")
+            bar.update(len(part))
+
+
+def _first_broken(paths: Sequence[str]) -> str | None:
+    """What is wrong with the first of these files that is no whole image; None where all are."""
+    for path in paths:
+        try:
+            if not _is_whole(path):  # another format, bytes after the end, or cut short
+                with PIL.Image.open(path) as image:
+                    image.load()
+        except FileNotFoundError:
+            return f"image {path} is missing"
+        except (OSError, SyntaxError) as error:  # PIL's own, a damaged PNG's among them
+            return f"{path} cannot be read as an image ({type(error).__name__})"
+    return None
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a file begins and ends as a PNG or a JPEG does; a copy that was cut short does not."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        start, size = os.read(file, 8), os.fstat(file).st_size
+        end = os.pread(file, 8, max(size - 8, 0))
+    finally:
+        os.close(file)
+    png = start == b"\x89PNG\r\n\x1a\n" and end == b"IEND\xaeB`\x82"
+    return png or (start[:3] == b"\xff\xd8\xff" and end[-2:] == b"\xff\xd9")
 
 
 def rollout_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> Dataset:
     """Rows for GRPOTrainer: prompt, images (opened when read), and the columns that the reward needs."""
-    check_images(studies, longitudinal)
-    return Dataset.from_dict(_columns(studies, longitudinal, context), features=Features(_FEATURES))
+
+    def row(study: Mapping[str, Any]) -> dict[str, Any]:
+        paths = _image_paths(study, longitudinal)
+        return {
+            "prompt": build_prompt(study, longitudinal, context),
+            "images": _open(study, paths),
+            "image_paths": paths,
+            "study_id": study["study_id"],
+            "source": study["dataset"],
+            "reference": study_report(study),
+            "prior_report": study["prior_report"] if is_longitudinal(study, longitudinal) else None,
+        }
+
+    return _lazily(studies, row)
 
 
 def completion_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> Dataset:
     """Rows for SFTTrainer: prompt, images and the completion that alone carries loss."""
-    check_images(studies, longitudinal)
-    columns = _columns(studies, longitudinal, context)
-    completion = [
-        [{"role": "assistant", "content": [{"type": "text", "text": reference}]}] for reference in columns["reference"]
-    ]
-    kept = {name: columns[name] for name in ("prompt", "images")}
-    features = {"prompt": _MESSAGES, "images": _FEATURES["images"], "completion": _MESSAGES}
-    return Dataset.from_dict({**kept, "completion": completion}, features=Features(features))
+
+    def row(study: Mapping[str, Any]) -> dict[str, Any]:
+        report = {"type": "text", "text": study_report(study)}
+        return {
+            "prompt": build_prompt(study, longitudinal, context),
+            "images": _open(study, _image_paths(study, longitudinal)),
+            "completion": [{"role": "assistant", "content": [report]}],
+        }
+
+    return _lazily(studies, row)
 
 
-def _columns(studies: Sequence[dict[str, Any]], longitudinal: bool, context: bool) -> dict[str, list[Any]]:
-    images = [[str(Path(study["folder"]) / image) for image in prompt_images(study, longitudinal)] for study in studies]
-    return {
-        "prompt": [build_prompt(study, longitudinal, context) for study in studies],
-        "images": images,
-        "image_paths": images,
-        "study_id": [study["study_id"] for study in studies],
-        "source": [study["dataset"] for study in studies],
-        "reference": [study_report(study) for study in studies],
-        "prior_report": [study["prior_report"] if is_longitudinal(study, longitudinal) else None for study in studies],
-    }
+def _lazily(studies: Sequence[dict[str, Any]], row: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Dataset:
+    """The studies as a data set whose rows `row` makes when they are read. Its columns can only be read by row."""
+
+    def rows(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        made = [row(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+        return {name: [one[name] for one in made] for name in made[0]}
+
+    table = studies.table if isinstance(studies, Studies) else pa.Table.from_pylist(list(studies))
+    # A fingerprint of its own: datasets would make one by pickling the table.
+    data = Dataset(table, fingerprint=hashlib.sha256(os.urandom(16)).hexdigest()[:16])
+    return data.with_transform(rows)
+
+
+def _image_paths(study: Mapping[str, Any], longitudinal: bool) -> list[str]:
+    return [str(Path(study["folder"]) / name) for name in prompt_images(study, longitudinal)]
+
+
+def _open(study: Mapping[str, Any], paths: Sequence[str]) -> list[PIL.Image.Image]:
+    """The images, decoded.
+
+    Raises:
+        StudyError: one cannot be read; it has changed since `check_images`.
+    """
+    try:
+        return [Image().decode_example({"path": path, "bytes": None}) for path in paths]
+    except OSError as error:
+        raise StudyError(
+            f"study {study['study_id']}: {' and '.join(paths)} cannot be read ({' '.join(str(error).split())}); prepare the "
+            f"data again with: make data DATASET={Path(study['folder']).name} … FORCE=1"
+        ) from error

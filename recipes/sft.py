@@ -42,6 +42,7 @@ def build_trainer(
     """The trainer of the SFT stage."""
     start = merged_checkpoint(model.model_name_or_path)
     training.model_init_kwargs = model_options(model, training) | {"dtype": weights_dtype(start, model, training)}
+    training.remove_unused_columns = False  # rows are made of columns that the trainer does not know
     processor = load_processor(start, revision=model.model_revision)
     trainer = ReportTrainer(
         model=start,

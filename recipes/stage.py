@@ -38,6 +38,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from data_prep.files import write_json
 from data_prep.locks import LockError, hold_folder
+from data_prep.study import StudyError
 from launch.provenance import write_run
 from recipes.arguments import DataArguments, RolloutArguments, StageArguments, set_global_batch
 from recipes.checkpoint_files import (
@@ -50,7 +51,7 @@ from recipes.checkpoint_files import (
     forget_in_manifest,
     write_manifest,
 )
-from recipes.data import load_studies
+from recipes.data import Studies, check_images, load_studies
 from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError, read_json
 from recipes.gradients import EveryTensorLearns
@@ -154,7 +155,7 @@ class Stage:
     """
 
     output_dir: Path
-    studies: list[dict[str, Any]]
+    studies: Studies
     settings: dict[str, Any]
     upload: Upload | None = None
 
@@ -166,7 +167,7 @@ class Stage:
     @property
     def sources(self) -> set[str]:
         """Names of the data sets that its studies come from."""
-        return {study["dataset"] for study in self.studies}
+        return self.studies.sources
 
 
 def open_stage(
@@ -197,16 +198,16 @@ def open_stage(
         check_tensors(model.model_name_or_path, model.model_revision)
     check_lora_targets(model, getattr(training, "use_vllm", False))
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
-    data_sha256 = data_fingerprint(data.datasets, data.data_dir, data.train_split)
+    data_sha256 = in_first_process(lambda: data_fingerprint(data.datasets, data.data_dir, data.train_split))
     parts = [part for part in (data, rollouts, *others, model, training) if part is not None]
     settings = stage_settings(model.model_name_or_path, data_sha256, *parts)
-    sources = {study["dataset"] for study in studies}
     check_report_to(training)
-    upload = open_upload(training, sources, model.model_name_or_path, stage.hub_allow_datasets)
+    upload = open_upload(training, studies.sources, model.model_name_or_path, stage.hub_allow_datasets)
     opened = Stage(Path(training.output_dir), studies, settings, upload)
     # A finished stage is only read; one that is to be made is this process's alone until it ends.
     if stage.force or not is_finished(opened.output_dir, settings):
         in_first_process(lambda: hold_folder(opened.output_dir))
+        in_first_process(lambda: check_images(studies, data.longitudinal))
         if stage.force:
             in_first_process(lambda: remove_stage(opened.output_dir, settings))
         return opened
@@ -219,13 +220,13 @@ def in_first_process(function: Callable[[], Any]) -> Any:
     """What `function` returns in the first process, to all: all must call this.
 
     Raises:
-        RecipeError: in all, where it raised that, or LockError, in the first.
+        RecipeError: in all, where it raised that, or LockError or StudyError, in the first.
     """
     answer: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
             answer[0] = function()
-        except (RecipeError, LockError) as error:
+        except (RecipeError, LockError, StudyError) as error:
             answer[1] = str(error)
     value, mistake = broadcast_object_list(answer)
     if mistake is not None:
