@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -98,14 +99,22 @@ def check_images(studies: Studies, longitudinal: bool) -> None:
     Reads the first and the last bytes of each file, in threads, and notes in the prepared folder that all were whole: as
     long as study table and image folders stay as they are, they are not read again. One process is enough.
     """
-    for folder in pc.unique(studies.table.column("folder")).to_pylist():
-        table = studies.table.filter(pc.equal(studies.table.column("folder"), folder))
+    named = studies.table.select(["folder", "study_id", "image", "prior_image"])
+    for folder in pc.unique(named.column("folder")).to_pylist():
+        table = named.filter(pc.equal(named.column("folder"), folder))
         checked = Path(folder) / CHECKED
         state = _state(Path(folder), table, longitudinal)
         if _read_checked(checked) == state:
             continue
-        names = [name for column in _shown(table, longitudinal) for name in pc.unique(column).to_pylist() if name]
-        _check_files(Path(folder), list(dict.fromkeys(names)))
+        shown = [chunk for column in _shown(table, longitudinal) for chunk in column.chunks]
+        names = pc.unique(pa.chunked_array(shown, pa.string()).drop_null()).to_pylist()
+        if broken := _broken_file(folder, names):
+            name, what = broken
+            shows = [pc.equal(pc.fill_null(column, ""), name) for column in _shown(table, longitudinal)]
+            study = table.filter(shows[0] if len(shows) == 1 else pc.or_(*shows)).column("study_id")[0]
+            raise StudyError(
+                f"study {study}: {what}; prepare the data again with: make data DATASET={Path(folder).name} … FORCE=1"
+            )
         try:
             write_json(checked, state)
         except OSError as error:
@@ -116,8 +125,8 @@ def _state(folder: Path, table: pa.Table, longitudinal: bool) -> dict[str, Any]:
     """What must stay the same for a check to hold: which images are shown, and when a file last came, went or was renamed."""
     digest = hashlib.sha256()
     for column in _shown(table, longitudinal):
-        for name in column.to_pylist():
-            digest.update(f"{name}\0".encode())
+        for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
+            digest.update(buffer)
     images = [folder / "images", *sorted(path for path in (folder / "images").glob("*") if path.is_dir())]
     changed = {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in images if path.is_dir()}
     return {"images_sha256": digest.hexdigest(), "folders_changed": changed}
@@ -134,34 +143,34 @@ def _read_checked(path: Path) -> Any:
         return None  # never checked, or its writing was cut short: checked now
 
 
-def _check_files(folder: Path, names: Sequence[str]) -> None:
-    """Raise `StudyError` for the first of these images that is missing or is not whole."""
-    paths = [os.path.join(folder, name) for name in names]
+def _broken_file(folder: str, names: Sequence[str]) -> tuple[str, str] | None:
+    """The first of these images that is missing or is not whole, and what is wrong; None where all are whole."""
     with (
         ThreadPoolExecutor(THREADS) as threads,
-        tqdm(total=len(paths), desc="checking images", unit="image", disable=len(paths) < _BATCH) as bar,
+        tqdm(total=len(names), desc="checking images", unit="image", disable=len(names) < _BATCH) as bar,
     ):
-        for start in range(0, len(paths), _BATCH):
-            part = paths[start : start + _BATCH]
+        for start in range(0, len(names), _BATCH):
+            part = names[start : start + _BATCH]
             # A thread takes some hundred files at a time: handing over each costs more than reading it.
             pieces = [part[i : i + 256] for i in range(0, len(part), 256)]
-            for found in threads.map(_first_broken, pieces):
+            for found in threads.map(partial(_first_broken, folder), pieces):
                 if found is not None:
-                    raise StudyError(f"{found}; prepare the data again with: make data DATASET={folder.name} … FORCE=1")
+                    return found
             bar.update(len(part))
+    return None
 
 
-def _first_broken(paths: Sequence[str]) -> str | None:
-    """What is wrong with the first of these files that is no whole image; None where all are."""
-    for path in paths:
+def _first_broken(folder: str, names: Sequence[str]) -> tuple[str, str] | None:
+    for name in names:
+        path = os.path.join(folder, name)
         try:
             if not _is_whole(path):  # another format, bytes after the end, or cut short
                 with PIL.Image.open(path) as image:
                     image.load()
         except FileNotFoundError:
-            return f"image {path} is missing"
+            return name, f"image {path} is missing"
         except (OSError, SyntaxError) as error:  # PIL's own, a damaged PNG's among them
-            return f"{path} cannot be read as an image ({type(error).__name__})"
+            return name, f"{path} cannot be read as an image ({type(error).__name__})"
     return None
 
 

@@ -78,7 +78,8 @@ def test_whole_images_are_not_read_again_until_the_folder_changes(folder, monkey
     check_images(studies, True)
     (folder / studies[3]["image"]).unlink()
     with pytest.raises(
-        StudyError, match=rf"image .*{Path(studies[3]['image']).name} is missing; prepare the data again"
+        StudyError,
+        match=rf"study {studies[3]['study_id']}: image .*{Path(studies[3]['image']).name} is missing; prepare the data again",
     ):
         check_images(studies, True)
 
