@@ -6,7 +6,7 @@ python -m evaluation compare outputs/x/eval/mimic/sft outputs/x/eval/mimic/rl_st
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -86,6 +86,31 @@ def _known_to_all(aligned: Mapping[str, Scores]) -> dict[str, Scores]:
 def judge_left_out(aligned: Mapping[str, Scores]) -> dict[str, int]:
     """Of the studies that all models have, for how many each model's judge failed; errors are over none of these."""
     return {model: count for model, scores in aligned.items() if (count := sum(scores.judge_failures().values()))}
+
+
+def studies_in_words(
+    aligned: Mapping[str, Scores], beyond: Mapping[str, int], named: Callable[[str], str] = str, where: str = ""
+) -> str:
+    """Which studies a table of these models is over, and what it leaves out and why.
+
+    Args:
+        beyond: how many studies a model has that another has not (`same_studies`).
+        named: a model's name for people.
+        where: the data sets, in brackets after the patients.
+    """
+
+    def counts(of: Mapping[str, int]) -> str:
+        return ", ".join(f"{count:,} of {named(model)}" for model, count in of.items() if count)
+
+    first = next(iter(aligned.values()))
+    splits = sorted({split or "test" for split in first.fields["split"]})
+    text = f"{len(first.study_id):,} {' and '.join(splits)} studies of {len(set(first.patient_id)):,} patients{where}"
+    text += " that all models have." if len(aligned) > 1 else "."
+    if left_out := counts(beyond):
+        text += f" Left out, because another model lacks them: {left_out}."
+    if failed := counts(judge_left_out(aligned)):
+        text += f" Errors are over the reports that the judge read for all models; it failed for {failed}."
+    return text
 
 
 def correct(rows: Sequence[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from evaluation import figures
 from evaluation.breakdowns import SUBGROUPS
-from evaluation.compare import read_result
+from evaluation.compare import read_result, studies_in_words
 from evaluation.material import Material
 from evaluation.names import sentence, shown_name, shown_number
 from evaluation.published import METRICS as PUBLISHED_METRICS
@@ -109,21 +109,10 @@ def summary(m: Material) -> Part:
 
 def studied(m: Material, common: Common) -> str:
     """Which studies a table or figure is over, in words, and what is left out of it and why; ends with a full stop."""
-    told = common.described()
-    splits = sorted({m.run.split(dataset) for dataset in told["datasets"]})
-    all_models = " that all models have" if len(common.scores) > 1 else ""
-    text = (
-        f"{told['studies']:,} {' and '.join(splits)} studies of {told['patients']:,} patients "
-        f"({listed(m.run.shown(told['datasets']))}){all_models}."
-    )
-    if told["left_out"]:
-        counts = [f"{count:,} of {shown_name(model)}" for model, count in told["left_out"].items()]
-        text += f" Left out, because another model lacks them: {listed(counts)}."
-    if told["without"]:
-        text += f" Without any of these studies: {listed([shown_name(model) for model in told['without']])}."
-    if told["judge_failed"]:
-        counts = [f"{count:,} of {shown_name(model)}" for model, count in told["judge_failed"].items()]
-        text += f" Errors are over the reports that the judge read for all models; it failed for {listed(counts)}."
+    where = f" ({listed(m.run.shown(common.datasets))})"
+    text = studies_in_words(common.scores, common.beyond, shown_name, where)
+    if common.without:
+        text += f" Without any of these studies: {listed([shown_name(model) for model in common.without])}."
     if m.run.apart:
         text += (
             f" Not among them: {listed(m.run.shown(list(m.run.apart)))}, which has no test studies; by its validation studies "

@@ -27,8 +27,9 @@ from trl import ModelConfig, SFTConfig
 
 from data_prep.files import write_json, write_text
 from evaluation import statistics
-from evaluation.compare import read_result, same_studies
+from evaluation.compare import correct, read_result, same_studies, studies_in_words
 from evaluation.score import Scores, principal_statistics
+from evaluation.tables import p_value, says_something
 from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
 from recipes.errors import RecipeError, read_json, run_command
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
@@ -322,11 +323,17 @@ def grid(arguments: argparse.Namespace) -> None:
     criterion = rows[0]["criterion"]
     lines = [f"| learning rate | global batch | checkpoint | {criterion}, validation |", "|---|---|---|---|"]
     lines += [
-        f"| {row['learning_rate']:g} | {row['global_batch_size']} | {row['checkpoint']} | {interval(row['inverse_radcliq_v1'])} |"
+        f"| {row['learning_rate']:g} | {row['global_batch_size']} | {row['checkpoint']} | {_inverse(row)} |"
         for row in rows
     ]
     write_text(arguments.run / "sft_grid" / "grid.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def _inverse(row: Mapping[str, Any]) -> str:
+    """The cell of a checkpoint's 1/RadCliQ-v1."""
+    value = row["inverse_radcliq_v1"]
+    return interval(value) if says_something("1/radcliq_v1", value) else "–"
 
 
 def table(run_folder: Path) -> str:
@@ -355,11 +362,21 @@ def table(run_folder: Path) -> str:
         there = dict.fromkeys(name for result in results.values() for name in result["metrics"])
         columns = [name for start in COLUMNS for name in there if is_of(name, start)]
         text += [f"## {dataset}" + ("" if sections == "available" else f", {sections}"), ""]
-        means = {model: [result["metrics"].get(name, {}) for name in columns] for model, result in results.items()}
-        text += markdown(
-            "model", columns, {model: [interval(cell) for cell in cells] for model, cells in means.items()}
+        scores, beyond = same_studies(
+            {model: Scores.read(folder / "scores.jsonl") for model, folder in folders.items()}
         )
-        text += differences(dataset, columns, folders, run_folder)
+        numbers = {
+            model: {
+                n: s for n, s in principal_statistics(one, results[model]["made_by"]["scorers"]).items() if n in columns
+            }
+            for model, one in scores.items()
+        }
+        text += [studies_in_words(scores, beyond), ""]
+        patients = next(iter(scores.values())).patient_id
+        cells = {model: statistics.bootstrap(found, patients) for model, found in numbers.items()}
+        means = {model: [shown(name, found.get(name)) for name in columns] for model, found in cells.items()}
+        text += markdown("model", columns, means)
+        text += differences(dataset, columns, numbers, patients, run_folder, folders)
         if any("[offline" in name for name in columns):
             text += ["Columns marked [offline…] are numbers of stand-ins: not to be put beside a published one.", ""]
     return "\n".join([*text, *error_trajectories(run_folder)])
@@ -389,9 +406,22 @@ def reference_of(model: str, folders: Mapping[str, Path], run_folder: Path) -> s
     return named
 
 
-def differences(dataset: str, columns: Sequence[str], folders: Mapping[str, Path], run_folder: Path) -> list[str]:
-    """Paired differences of the ablations from what each is compared with; p-values are Holm's over the whole table."""
-    rows: dict[str, dict[str, Any]] = {}
+def shown(name: str, value: statistics.Interval | None) -> str:
+    """The cell of a number; a dash where it does not exist or, one over a mean, cannot be read."""
+    made = value.as_dict() if value else {}
+    return interval(made) if made and says_something(name, made) else "–"
+
+
+def differences(
+    dataset: str,
+    columns: Sequence[str],
+    numbers: Mapping[str, Mapping[str, statistics.Statistic]],
+    patients: Sequence[str],
+    run_folder: Path,
+    folders: Mapping[str, Path],
+) -> list[str]:
+    """Paired differences of the ablations from what each is compared with; p by Holm over the whole table (`correct`)."""
+    rows: list[dict[str, Any]] = []
     missing = []
     for model in (name for name in folders if name in names()):
         other = reference_of(model, folders, run_folder)
@@ -400,19 +430,15 @@ def differences(dataset: str, columns: Sequence[str], folders: Mapping[str, Path
         if other not in folders:
             missing.append(f"{model} is not compared: {other} is not evaluated so on {dataset}.")
             continue
-        scores, _ = same_studies({name: Scores.read(folders[name] / "scores.jsonl") for name in (model, other)})
-        found = {
-            name: principal_statistics(scores[name], read_result(folders[name])["made_by"]["scorers"])
-            for name in (model, other)
-        }
-        wanted = [{name: all_[name] for name in columns if name in all_} for all_ in (found[model], found[other])]
-        pairs = statistics.paired(*wanted, scores[model].patient_id)
-        rows[f"{model} − {other}"] = {name: pair.as_dict() for name, pair in pairs.items()}
-    tests = [value for row in rows.values() for value in row.values()]
-    for value, p in zip(tests, statistics.holm([value["p"] for value in tests]), strict=True):
-        value["p_holm"] = p
-    cells = {pair: [difference(row.get(name)) for name in columns] for pair, row in rows.items()}
-    text = markdown("paired difference, p by Holm", columns, cells) if cells else []
+        for name, pair in statistics.paired(numbers[model], numbers[other], patients).items():
+            rows.append({"first": model, "second": other, "number": name, **pair.as_dict()})
+    correct(rows)
+    cells: dict[str, list[str]] = {}
+    for pair in dict.fromkeys((row["first"], row["second"]) for row in rows):
+        found = {row["number"]: row for row in rows if (row["first"], row["second"]) == pair}
+        cells[" − ".join(pair)] = [difference(found.get(name)) for name in columns]
+    heading = "paired difference, p by Holm (1/RadCliQ-v1 and errors one family, the other numbers another)"
+    text = markdown(heading, columns, cells) if cells else []
     return [*text, *(part for line in missing for part in (line, ""))]
 
 
@@ -466,7 +492,7 @@ def difference(value: Mapping[str, Any] | None) -> str:
     if value is None or value["difference"] is None:
         return "–"
     bounds = "no interval" if value["low"] is None else "{low:+.3f}, {high:+.3f}".format(**value)
-    p = "" if value["p_holm"] is None else f", p {value['p_holm']:.4f}"
+    p = "" if value["p_holm"] is None else f", p {p_value(value['p_holm'])}"
     return f"{value['difference']:+.3f} [{bounds}]{p}"
 
 

@@ -384,15 +384,16 @@ def test_the_table_has_the_recipes_stages_every_ablation_that_has_run_and_differ
     scored(ablation_folder(tmp_path, "reward_bleu2"), studies, 5)
     lines = table(tmp_path).splitlines()
     assert lines[0] == "## mimic"
-    assert lines[2].startswith("| model | BLEU-2 | BERTScore [offline-hash] | SembScore [offline-rules] | RadGraph-F1 ")
-    assert lines[2].endswith("| errors a report chexprompt [offline-rules-judge] |")
+    assert lines[2] == "24 test studies of 12 patients that all models have."
+    assert lines[4].startswith("| model | BLEU-2 | BERTScore [offline-hash] | SembScore [offline-rules] | RadGraph-F1 ")
+    assert lines[4].endswith("| errors a report chexprompt [offline-rules-judge] |")
     models = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
     assert models[1:5] == ["rl_step2", "error_awareness", "no_error_awareness", "reward_bleu2"]
     (row,) = [line for line in lines if line.startswith("| no_error_awareness − error_awareness | ")]
     cells = row.split(" | ")
     assert cells[1].startswith("-")  # BLEU-2 fell, beyond its interval, and by a paired test
     assert float(cells[1].partition("[")[2].partition(",")[2].partition("]")[0]) < 0
-    assert float(cells[1].partition(", p ")[2]) < 0.05
+    assert float(cells[1].partition(", p ")[2].removeprefix("< ")) < 0.05
     assert "reward_bleu2 is not compared: reward_combined is not evaluated so on mimic." in lines
     assert "stand-ins: not to be put beside a published one" in "".join(lines)
 
@@ -409,6 +410,36 @@ def test_the_recipes_own_stage_stands_for_a_comparison_on_the_same_data(
     text = table(tmp_path)
     assert ("| no_error_awareness − rl_step2 | " in text) == compared
     assert ("no_error_awareness is not compared: error_awareness" in text) != compared
+
+
+def test_the_table_is_over_the_studies_that_all_have_and_shows_no_inverse_that_says_nothing(
+    tmp_path: Path, studies
+) -> None:
+    """1/RadCliQ-v1 jumps where mean RadCliQ nears zero: 102.3 here, −14.9 there."""
+    folders = [tmp_path / "eval" / "mimic" / "rl_step2", ablation_folder(tmp_path, "no_error_awareness")]
+    for i, folder in enumerate(folders):
+        scored(folder, studies, 4)
+        lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+        for k, line in enumerate(lines):
+            name = next(name for name in line["metrics"] if name.startswith("radcliq"))
+            line["metrics"][name] = 0.01 + (-1) ** k + 0.1 * i
+            line["metrics"]["bleu2"] = 0.9 if k == 0 else 0.2
+        (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[i:]))
+    (tmp_path / "rl_step2").mkdir()
+    (tmp_path / "ablations/no_error_awareness/rl_step2").mkdir()
+    for folder in (tmp_path, tmp_path / "ablations/no_error_awareness"):
+        (folder / "rl_step2/result.json").write_text(json.dumps({"settings": {"datasets": ["mimic"]}}))
+    lines = table(tmp_path).splitlines()
+    assert (
+        "23 test studies of 12 patients that all models have. Left out, because another model lacks them: 1 of"
+        in lines[2]
+    )
+    header = lines[4].split(" | ")
+    inverse = next(i for i, name in enumerate(header) if name.startswith("1/RadCliQ"))
+    for model in ("rl_step2", "no_error_awareness", "no_error_awareness − rl_step2"):
+        cells = next(line for line in lines if line.startswith(f"| {model} | ")).split(" | ")
+        assert cells[inverse] == "–"
+        assert cells[1].startswith("+0.000" if "−" in model else "0.200")
 
 
 def test_scores_of_other_sections_stand_in_a_table_of_their_own(tmp_path: Path, studies) -> None:
