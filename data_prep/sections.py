@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 
 SECTIONS = ("indication", "comparison", "findings", "impression")
+# The sections that are kept raw as well, with their line breaks, which ReXrank's metrics count: section → its raw text's name.
+RAW = {"findings": "findings_raw", "impression": "impression_raw"}
 _RULES = Path(__file__).with_name("section_rules.yaml")
 _HEADER = r"^[ \t]*([A-Z][A-Z ()/,&-]*?|{names})[ \t]*:(?=\s|$)"
 
@@ -56,7 +58,8 @@ def iterate_sections(text: str) -> Iterator[tuple[str, str]]:
 
 
 def parse_report(text: str, study_id: str | None = None) -> dict[str, str | None]:
-    """The report's indication, comparison, findings and impression; None where absent, white space made single.
+    """The report's indication, comparison, findings and impression, white space made single, and the latter two raw (RAW);
+    None where absent.
 
     Args:
         study_id: MIMIC-CXR study (digits), for reports that have a rule of their own.
@@ -80,7 +83,14 @@ def parse_report(text: str, study_id: str | None = None) -> dict[str, str | None
         sections["findings"] = "".join(rest)
     for name, other in rules()["stand_ins"].items():
         sections.setdefault(name, sections.get(other, ""))
-    return {name: single_spaced(sections.get(name)) for name in SECTIONS}
+    report = {name: single_spaced(sections.get(name)) for name in SECTIONS}
+    return report | {raw: raw_section(sections.get(name)) for name, raw in RAW.items()}
+
+
+def raw_section(text: str | None) -> str | None:
+    """A free-text section as ReXrank's files have it: line breaks kept, without white space at the lines' ends and the
+    text's; None where nothing is left."""
+    return "\n".join(line.strip() for line in text.strip().splitlines()) or None if isinstance(text, str) else None
 
 
 def single_spaced(text: str | None) -> str | None:

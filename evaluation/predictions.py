@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.headings import findings_of
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
 from evaluation.errors import EvaluationError
 
@@ -22,7 +23,6 @@ from evaluation.errors import EvaluationError
 # ReXrank's boards: both sections, a missing one printed as the word None, and findings with findings.
 SECTIONS = ("available", "findings_impression", "findings")
 _ABSENT = {"", "none", "none.", "nan"}
-_HEADING = re.compile(r"\b(findings|impression)\s*:", re.IGNORECASE)
 
 
 @dataclass
@@ -34,6 +34,9 @@ class Problems:
     duplicate: list[str] = field(default_factory=list)  # a key that the file holds twice: the last one counts
     null: list[str] = field(default_factory=list)  # null or NaN: scored as an empty report
     empty: list[str] = field(default_factory=list)  # "" or white space: scored as it is
+    no_findings: list[str] = field(
+        default_factory=list
+    )  # findings are compared, it has none: scored as an empty report
     not_text: list[str] = field(default_factory=list)  # a number, a list …: scored as an empty report
     no_reference: list[str] = field(
         default_factory=list
@@ -115,16 +118,9 @@ def reference_text(study: Mapping[str, Any], sections: str) -> str | None:
 def candidate_text(prediction: str, sections: str) -> str:
     """The part of a prediction that is compared: all of it, or its findings where only findings are compared.
 
-    Findings are what follows `Findings:` up to `Impression:`; text without headings is taken whole.
+    Headings are read as `data_prep.headings` says; text without headings is taken whole. What has no findings is empty.
     """
-    if sections != "findings":
-        return prediction
-    marks = list(_HEADING.finditer(prediction))
-    for i, mark in enumerate(marks):
-        if mark.group(1).lower() == "findings":
-            end = marks[i + 1].start() if i + 1 < len(marks) else len(prediction)
-            return prediction[mark.end() : end].strip()
-    return prediction[: marks[0].start()].strip() if marks else prediction
+    return findings_of(prediction) if sections == "findings" else prediction
 
 
 def studies_of_file(file: PredictionFile) -> list[dict[str, Any]]:
@@ -195,7 +191,8 @@ def pair(
 ) -> tuple[list[dict[str, Any]], Problems]:
     """Studies with their candidate, by study id and never by position, and what was unusual.
 
-    Each returned row is the study with `reference`, `candidate` and `status` (ok, missing, null, empty, not_text).
+    Each returned row is the study with `reference`, `candidate` and `status` (ok, missing, null, empty,
+    no_findings, not_text).
     """
     problems = Problems(duplicate=list(file.duplicates))
     known = {study["study_id"] for study in studies}
@@ -210,11 +207,12 @@ def pair(
             problems.no_reference.append(key)
             continue
         status, prediction = _prediction(file.entries.get(key))
+        candidate = candidate_text(prediction, sections)
+        if status == "ok" and not candidate.strip():
+            status = "no_findings"
         if status != "ok":
             getattr(problems, status).append(key)
-        rows.append(
-            {**study, "reference": reference, "candidate": candidate_text(prediction, sections), "status": status}
-        )
+        rows.append({**study, "reference": reference, "candidate": candidate, "status": status})
     if not rows:
         raise EvaluationError(f"{file.path}: no study has a reference with sections={sections}; choose others")
     if len(problems.missing) == len(rows):
