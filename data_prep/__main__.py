@@ -5,6 +5,7 @@
     python -m data_prep phantom --institution harbor --seed 7 --out data/phantom_harbor
     python -m data_prep merge data/mimic           # after every --shard i/n has run
     python -m data_prep check data/mimic           # validate a prepared folder
+    python -m data_prep sections --source DIR --mapping mapping.yaml --show 20   # how a custom source's reports are cut
 
 Each data set has its own page: the docstring of data_prep/sources/<source>.py, printed by `--help` of that data set.
 Exit status: 0 done (or already done), 2 a mistake that the one line on stderr names, 130 interrupted, 143 ended by SIGTERM.
@@ -84,6 +85,14 @@ def parser() -> argparse.ArgumentParser:
     phantom.add_argument("--source", help=argparse.SUPPRESS)  # phantoms have none; `make data` always passes one
     phantom.add_argument("--force", action="store_true", help="draw again what is already there")
     phantom.set_defaults(run=run_phantom)
+    cut = commands.add_parser("sections", help="show how a custom source's reports are cut into sections")
+    cut.add_argument("--source", type=Path, required=True, help="the folder that holds the table")
+    cut.add_argument("--mapping", type=Path, required=True, help="YAML: which column is what, and how reports are cut")
+    cut.add_argument(
+        "--show", type=int, default=20, metavar="N", help="reports to print, drawn at random (default: 20)"
+    )
+    cut.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
+    cut.set_defaults(run=run_sections)
     check = commands.add_parser("check", help="validate a prepared folder")
     check.add_argument("folder", type=Path)
     check.add_argument(
@@ -211,6 +220,13 @@ def run_check(arguments: argparse.Namespace) -> None:
     from data_prep.check import check_folder
 
     print(check_folder(arguments.folder, arguments.images))
+
+
+def run_sections(arguments: argparse.Namespace) -> None:
+    """Show how reports are cut."""
+    from data_prep.cutting import show_sections
+
+    print(show_sections(arguments.source, arguments.mapping, arguments.show, arguments.seed))
 
 
 def run_merge(arguments: argparse.Namespace) -> None:

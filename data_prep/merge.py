@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from data_prep import prepare as preparing
 from data_prep.folder import CARD, changed, parts_of, read_images, write_images
 from data_prep.priors import none
-from data_prep.sections import SECTIONS
 from data_prep.source import SourceError, one_line
 from data_prep.study import STUDY_SCHEMA, table_paths
-from data_prep.texts import BATCH, Texts
+from data_prep.texts import BATCH, KEPT, Texts
 
 
 def merge_shards(folder: Path, force: bool = False) -> None:
@@ -79,8 +78,8 @@ def _studies(path: Path, texts: Texts) -> Iterator[pd.DataFrame]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH, columns=[n for n in STUDY_SCHEMA.names if n != "prior_report"]):
-                frame = batch.drop_columns(list(SECTIONS)).to_pandas()
-                yield frame.join(texts.add(batch.select(list(SECTIONS)).to_pylist()))
+                frame = batch.drop_columns(list(KEPT)).to_pandas()
+                yield frame.join(texts.add(batch.select(list(KEPT)).to_pylist()))
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{path}: not a readable study table ({one_line(error)}); make the part again with --force"

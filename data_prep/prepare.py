@@ -59,7 +59,7 @@ from data_prep.sources import SOURCES
 from data_prep.splits import check_leakage, set_aside_validation
 from data_prep.study import ALL_SPLITS, SPLITS, STUDY_SCHEMA, TEST_REST, report_text, write_study_batches
 from data_prep.test_files import use_test_files, without_test_file
-from data_prep.texts import BATCH, Texts, give_back
+from data_prep.texts import BATCH, KEPT, Texts, give_back
 
 # What a card says beside counts and what the folder was made from.
 ABOUT = (
@@ -382,7 +382,9 @@ def write_tables(
 
 def to_table(studies: pd.DataFrame, texts: Texts) -> pa.Table:
     """Some studies and their reports as a study table."""
-    sections = pd.DataFrame(texts.get(studies["text"].to_numpy()), columns=SECTIONS, index=studies.index, dtype=object)
+    sections = pd.DataFrame(
+        texts.get(studies["text"].to_numpy(), KEPT), columns=KEPT, index=studies.index, dtype=object
+    )
     priors = (dict(zip(SECTIONS, prior, strict=True)) for prior in texts.get(studies["prior_text"].to_numpy()))
     reports = [report_text(prior["findings"], prior["impression"]) or None for prior in priors]
     studies = studies.join(sections).assign(prior_report=reports)

@@ -87,6 +87,12 @@ def parse_report(text: str, study_id: str | None = None) -> dict[str, str | None
     return report | {raw: raw_section(sections.get(name)) for name, raw in RAW.items()}
 
 
+def with_raw(report: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Sections as a table or a file has them, single-spaced, with those of RAW as they are."""
+    single = {name: single_spaced(report.get(name)) for name in SECTIONS}
+    return single | {raw: report[name] if single[name] else None for name, raw in RAW.items()}
+
+
 def raw_section(text: str | None) -> str | None:
     """A free-text section as ReXrank's files have it: line breaks kept, without white space at the lines' ends and the
     text's; None where nothing is left."""

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.files import whole_file
+from data_prep.sections import RAW
 
 SPLITS = ("train", "validation", "test")
 # What is left of the source's test patients where `test` is what a ReXrank file lists: their priors, and else used for
@@ -31,6 +32,9 @@ STUDY_SCHEMA = pa.schema(
         pa.field("comparison", pa.string()),
         pa.field("findings", pa.string()),
         pa.field("impression", pa.string()),
+        # As the source has them, with line breaks; findings and impression are the same, white space made single.
+        pa.field("findings_raw", pa.string()),
+        pa.field("impression_raw", pa.string()),
         pa.field("prior_study_id", pa.string()),
         pa.field("prior_image", pa.string()),  # path inside the prepared folder
         pa.field("prior_report", pa.string()),  # form of `report_text`
@@ -75,7 +79,8 @@ def table_paths(folder: Path) -> list[Path]:
 
 
 def study_table(studies: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Study records (mappings with the schema's keys; absent nullable keys become null) as a checked table.
+    """Study records (mappings with the schema's keys; absent nullable keys become null, an absent raw section its section)
+    as a checked table.
 
     Raises:
         StudyError: an unknown key, a missing required value, a wrong type, a repeated study, a study without a report.
@@ -87,7 +92,12 @@ def study_table(studies: Iterable[Mapping[str, Any]]) -> pa.Table:
             raise StudyError(f"study {row.get('study_id')!r} has unknown column(s) {', '.join(unknown)}")
     try:
         table = pa.Table.from_pylist(
-            [{name: row.get(name) for name in STUDY_SCHEMA.names} for row in rows], STUDY_SCHEMA
+            [
+                {name: row.get(name) for name in STUDY_SCHEMA.names}
+                | {raw: row.get(raw) or row.get(name) for name, raw in RAW.items()}
+                for row in rows
+            ],
+            STUDY_SCHEMA,
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise StudyError(f"a study has a value of the wrong type: {error}") from error
@@ -120,6 +130,10 @@ def check_studies(table: pa.Table, where: str = "study table") -> None:
         ("sex", _not_one_of(column("sex"), SEXES), "expected F, M or null"),
         ("encounter", pc.less(column("encounter"), 1), "the first is 1"),
         ("findings", pc.and_(_blank(column("findings")), _blank(column("impression"))), "and no impression either"),
+        *(
+            (raw, pc.and_(_blank(column(name)), pc.invert(_blank(column(raw)))), f"but no {name}")
+            for name, raw in RAW.items()
+        ),
         ("prior_study_id", pc.equal(column("prior_study_id"), column("study_id")), "which is itself"),
     )
     for name, broken, expected in rules:
@@ -178,6 +192,10 @@ def read_studies(folder: Path | str, split: str) -> pa.Table:
         raise StudyError(
             f"{path} is not a readable Parquet file ({error}); prepare the data again with FORCE=1"
         ) from error
+    for raw in RAW.values():
+        # Of a folder prepared before raw sections were kept. Training needs none; evaluation says what to do about it.
+        if raw not in table.column_names:
+            table = table.append_column(STUDY_SCHEMA.field(raw), pa.nulls(len(table), pa.string()))
     check_studies(table, str(path))
     if table.num_rows == 0:
         raise StudyError(

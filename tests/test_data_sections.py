@@ -31,6 +31,8 @@ def test_the_four_sections_with_single_spaces() -> None:
         "comparison": "None.",
         "findings": "The lungs are clear. No effusion.",
         "impression": "1. No acute process.",
+        "findings_raw": "The lungs are clear.  No\neffusion.",
+        "impression_raw": "1. No acute process.",
     }
 
 
@@ -74,6 +76,8 @@ def test_the_last_paragraph_counts_only_where_findings_and_impression_are_absent
         "comparison": None,
         "findings": "The lungs are clear.",
         "impression": None,
+        "findings_raw": "The lungs are clear.",
+        "impression_raw": None,
     }
     with_impression = parse_report(text + " \n IMPRESSION: Normal.\n")
     assert with_impression["findings"] is None
@@ -109,6 +113,15 @@ def test_reports_with_a_rule_of_their_own() -> None:
     assert parse_report(text, "1")["findings"] is None
     assert parse_report("x" * 400, "50525523")["findings"] == "x" * 148
     assert parse_report(" FINDINGS: not these\n", "58235663")["findings"] is None
+
+
+def test_raw_sections_keep_the_line_breaks_that_rexrank_scores() -> None:
+    report = parse_report(
+        " FINDINGS: \n The lungs are clear.\n There is  no effusion.\r\n \n IMPRESSION: \n No change.\n"
+    )
+    assert report["findings_raw"] == "The lungs are clear.\nThere is  no effusion."
+    assert report["findings"] == "The lungs are clear. There is no effusion."
+    assert report["impression_raw"] == "No change."
 
 
 def test_nothing_of_the_text_is_lost_between_sections() -> None:

@@ -20,8 +20,8 @@ import pandas as pd
 from data_prep.demographics import age_of, races, sexes
 from data_prep.priors import none
 from data_prep.rejects import NO_FRONTAL, VIEW_UNKNOWN, reject_frame
-from data_prep.sections import single_spaced
-from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, find_one, inside
+from data_prep.sections import with_raw
+from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, blank_to_none, find_one, inside
 from data_prep.tables import iterate_csv
 from data_prep.texts import Texts
 
@@ -121,15 +121,15 @@ def read(root: Path, options: Options) -> Found:
 
 
 def _with_texts(rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
-    """`rows` of the table with the sections, single-spaced, moved to `texts`."""
+    """`rows` of the table with the sections moved to `texts`."""
     columns = [name for name in rows if name.startswith("section_")]
     sections = pd.DataFrame(
-        {name: [single_spaced(text) for text in none(rows[name])] for name in columns}, dtype=object
+        {name: [text if blank_to_none(text) else None for text in none(rows[name])] for name in columns}, dtype=object
     )
     history = sections["section_clinical_history"]
     sections["section_indication"] = history.where(history.notna(), sections["section_history"])
     named = sections.rename(columns=lambda name: name.removeprefix("section_"))
-    return rows.drop(columns=columns).join(texts.add(named.to_dict("records")))
+    return rows.drop(columns=columns).join(texts.add(map(with_raw, named.to_dict("records"))))
 
 
 def image_paths(paths: pd.Series, root: Path) -> pd.Series:

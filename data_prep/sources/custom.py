@@ -28,6 +28,13 @@ mapping.yaml:
     title: Chest radiographs of our hospital
     licence: internal
     credentialed: true             # default: reports may not be sent to third parties
+    sections:                      # how free text is cut (headings.py); all keys: data_prep/heading_rules.yaml
+      headings: {findings: [Befund], impression: [Beurteilung]}   # added to those that are known
+      ignored: [report]            # known ones that are no headings here
+      joint: findings              # or impression: what takes the text under FINDINGS AND IMPRESSION
+      addenda: leave_out           # or append
+
+    python -m data_prep sections --source DIR --mapping mapping.yaml --show 20   # reports as they are cut, before training
 
 Several rows of one study are its images; the first frontal one by row order is the key image. The report is that row's; where
 it has none, that of the study's first row that has one, and so for date, sex, age, race and split. Words for views, sex and
@@ -47,9 +54,10 @@ import pandas as pd
 import yaml
 
 from data_prep.demographics import age_of, races, sexes, unknown_words
+from data_prep.headings import HeadingRules, HeadingRulesError, parse_free_text, read_rules
 from data_prep.priors import none
 from data_prep.rejects import NO_FRONTAL, NO_IMAGE, NOT_IN_SPLIT, VIEW_UNKNOWN, reject_frame
-from data_prep.sections import SECTIONS, parse_report, single_spaced
+from data_prep.sections import SECTIONS, with_raw
 from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, inside
 from data_prep.splits import random_split
 from data_prep.study import SPLITS, VIEWS
@@ -70,6 +78,7 @@ KEYS = (
     "title",
     "licence",
     "credentialed",
+    "sections",
 )
 SEVERAL = ("study_id", "patient_id")  # what several columns can make up together
 SHARES = (0.8, 0.1, 0.1)
@@ -109,7 +118,7 @@ def read(root: Path, options: Options) -> Found:
     images = options.images or root
     texts, frames, read = Texts(), [], 0
     for table in iterate_table(path, list(dict.fromkeys(name for names in columns.values() for name in names)), form):
-        frames.append(_with_reports(_raw_rows(table, mapping, path, read), texts))
+        frames.append(_with_reports(_raw_rows(table, mapping, path, read), texts, mapping["sections"]))
         read += len(table)
     rows = pd.concat(frames, ignore_index=True)
     del frames
@@ -192,13 +201,13 @@ def _meaning(cell: str | None, meanings: Mapping[str, str | None]) -> str | None
     return meanings.get(" ".join(cell.casefold().split()), cell)
 
 
-def _with_reports(rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
+def _with_reports(rows: pd.DataFrame, texts: Texts, rules: HeadingRules) -> pd.DataFrame:
     """`rows` with the reports, cut into sections, moved to `texts`, and a number that tells reports apart."""
     report_columns = ["report", *SECTIONS]
     # A study's images repeat its report: each text is cut once.
     keys = list(zip(*(none(rows[name]) for name in report_columns), strict=True))
     distinct = list(dict.fromkeys(keys))
-    cut = texts.add(_sections(dict(zip(report_columns, key, strict=True))) for key in distinct)
+    cut = texts.add(_sections(dict(zip(report_columns, key, strict=True)), rules) for key in distinct)
     places = {key: number for number, key in enumerate(distinct)}
     at = np.array([places[key] for key in keys], dtype=np.int64)
     cut["report_hash"] = [hash(key) for key in distinct]
@@ -207,15 +216,11 @@ def _with_reports(rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
     return rows.drop(columns=report_columns).reset_index(drop=True).astype(words).join(own)
 
 
-def _sections(report: Mapping[str, str | None]) -> dict[str, str | None]:
+def _sections(report: Mapping[str, str | None], rules: HeadingRules) -> dict[str, str | None]:
     """A report's sections; a section's own column goes before the free text."""
-    free = free_text_sections(with_line_ends(report["report"])) if report["report"] else {}
-    return {name: single_spaced(with_line_ends(report[name])) or free.get(name) for name in SECTIONS}
-
-
-def free_text_sections(text: str) -> dict[str, str | None]:
-    """The sections of a free text; one that has no heading is all findings."""
-    return parse_report(text)
+    free = parse_free_text(with_line_ends(report["report"]), rules) if report["report"] else {}
+    own = with_raw({name: with_line_ends(report[name]) for name in SECTIONS})
+    return {**free, **{name: text for name, text in own.items() if text}}
 
 
 def with_line_ends(text: str | None) -> str | None:
@@ -377,6 +382,22 @@ def _without_key_image(rows: pd.DataFrame) -> list[pd.DataFrame]:
     ]
 
 
+def iterate_reports(root: Path, mapping: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Study and free text of each row of the table that has one, a study's repeated text once.
+
+    Raises:
+        SourceError: the mapping names no column of free text, or the table is not what it should be.
+    """
+    if "report" not in mapping["columns"]:
+        raise SourceError("the mapping names no report column: its sections are the table's own and are not cut")
+    seen: set[int] = set()
+    for rows in iterate_rows(root, mapping, ("study_id", "report")):
+        for study, text in zip(rows["study_id"], rows["report"], strict=True):
+            if text and (key := hash((study, text))) not in seen:
+                seen.add(key)
+                yield study.replace(_TOGETHER, "_"), with_line_ends(text)
+
+
 def read_mapping(path: Path | None) -> dict[str, Any]:
     """The checked mapping: `columns` as lists, the words of `values` as text.
 
@@ -428,6 +449,10 @@ def read_mapping(path: Path | None) -> dict[str, Any]:
         )
     if not isinstance(mapping.get("credentialed", True), bool):
         raise SourceError(f"{path}: credentialed must be true or false")
+    try:
+        mapping["sections"] = read_rules(mapping.get("sections", {}))
+    except HeadingRulesError as error:
+        raise SourceError(f"{path}: {error}") from error
     return mapping
 
 

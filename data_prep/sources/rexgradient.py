@@ -18,7 +18,7 @@ import pandas as pd
 
 from data_prep.demographics import age_of, sexes
 from data_prep.rejects import NO_FRONTAL, NO_IMAGE, NO_PATIENT, VIEW_UNKNOWN, reject_frame
-from data_prep.sections import SECTIONS, single_spaced
+from data_prep.sections import SECTIONS, with_raw
 from data_prep.source import Found, Options, SourceError, find_optional, found_frame, iterate_json, require_keys
 from data_prep.tables import as_text, is_nothing
 from data_prep.texts import Texts
@@ -66,7 +66,7 @@ def read(root: Path, options: Options) -> Found:
                     **row,
                     "view": view,
                     "image_source": image,
-                    **{name: single_spaced(entry.get(name.title())) for name in SECTIONS},
+                    **with_raw({name: entry.get(name.title()) for name in SECTIONS}),
                     "study_datetime": entry.get("StudyDate"),
                     "sex": entry.get("PatientSex"),
                     "age": age_of(entry.get("PatientAge")),

@@ -3,7 +3,7 @@
     python -m data_prep rexrank --source ReXRank_MIMICCXR_test.json --images MIMIC-CXR-JPG/files --out data/rexrank_mimic
 
 --images is ReXrank's image root (MIMIC-CXR: `files`; CheXpert Plus: `PNG`; IU X-ray: `images`). All studies go into the test
-split (those of a validation file into validation), with ReXrank's own key image and texts, word for word. The table's
+split (those of a validation file into validation), with ReXrank's own key image and texts: findings_raw and impression_raw are the file's sections to the byte. The table's
 `dataset` is the data set that the file is of, so that its rules (who may see the text) hold.
 """
 
@@ -18,6 +18,7 @@ import pandas as pd
 
 from data_prep.demographics import age_of, race
 from data_prep.rejects import NO_IMAGE, reject_frame
+from data_prep.sections import RAW
 from data_prep.source import Found, Options, SourceError, blank_to_none, found_frame, read_json, require_keys
 from data_prep.study import ids_fingerprint
 from data_prep.texts import Texts
@@ -107,8 +108,8 @@ def study_row(study_id: str, study: Mapping[str, Any], dataset: str, split: str)
         "split": split,
         "view": view,
         "image_source": str(image) if image else None,
-        "findings": blank_to_none(study.get("section_findings")),
-        "impression": blank_to_none(study.get("section_impression")),
+        **{name: blank_to_none(study.get(f"section_{name}")) for name in RAW},
+        **{raw: study.get(f"section_{name}") for name, raw in RAW.items()},
         "indication": parts["indication"],
         "comparison": parts["comparison"],
         "sex": sex if sex in ("F", "M") else None,
