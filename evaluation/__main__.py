@@ -57,6 +57,7 @@ def _baseline(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
+    from evaluation.predictions import ReferenceForm
     from evaluation.score import METRICS, OPTIONAL_METRICS, score_file
     from evaluation.scorers import open_scorers
 
@@ -80,6 +81,7 @@ def _score(options: argparse.Namespace) -> None:
                 split=options.split,
                 dataset=options.dataset,
                 sections=options.sections,
+                form=ReferenceForm(options.reference_form, options.missing_section),
                 resamples=options.resamples,
                 seed=options.seed,
                 force=options.force,
@@ -220,7 +222,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     from evaluation.baselines import BASELINES
     from evaluation.engines import ENGINES
-    from evaluation.predictions import SECTIONS
+    from evaluation.predictions import REFERENCE_FORMS, SECTIONS
 
     parser = _Parser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
@@ -273,6 +275,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--dataset", help="the data set's name, where neither --data nor the file says it")
     made.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl and scores.json")
     made.add_argument("--sections", default="available", choices=SECTIONS, help="which sections are compared")
+    made.add_argument(
+        "--reference_form",
+        default="raw",
+        choices=REFERENCE_FORMS["text"],
+        help="raw: line breaks kept, as ReXrank scores",
+    )
+    made.add_argument(
+        "--missing_section", default="None", choices=REFERENCE_FORMS["missing_section"], help="what stands for one"
+    )
     made.add_argument("--backend", default="real", choices=("real", "offline"))
     made.add_argument("--weights_dir", type=Path, default=Path("weights"))
     made.add_argument(

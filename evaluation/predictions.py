@@ -16,13 +16,37 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.headings import findings_of
+from data_prep.sections import RAW, single_spaced
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
 from evaluation.errors import EvaluationError
 
 # Which sections are compared. `available`: those the reference has, the form models are trained on. The other two are
 # ReXrank's boards: both sections, a missing one printed as the word None, and findings with findings.
 SECTIONS = ("available", "findings_impression", "findings")
+REFERENCE_FORMS = {"text": ("raw", "single_spaced"), "missing_section": ("None", "None.")}
 _ABSENT = {"", "none", "none.", "nan"}
+
+
+@dataclass(frozen=True)
+class ReferenceForm:
+    """How references are written. The defaults are those of ReXrank's evaluation script, whose BLEU splits at spaces only.
+
+    Args:
+        text: `raw`, the sections as the source has them, with line breaks; `single_spaced`, every run of white space one
+            space, as models are trained.
+        missing_section: what stands for a missing section where both are compared: `None` (ReXrank's script) or `None.`
+            (the `report` field of ReXrank's files). Which made the board's numbers is not known.
+    """
+
+    text: str = "raw"
+    missing_section: str = "None"
+
+    def __post_init__(self) -> None:
+        for name, choices in REFERENCE_FORMS.items():
+            if getattr(self, name) not in choices:
+                raise EvaluationError(
+                    f"{'reference_form' if name == 'text' else name} is {getattr(self, name)!r}; choose {' or '.join(choices)}"
+                )
 
 
 @dataclass
@@ -103,15 +127,27 @@ def section(value: Any) -> str | None:
     return value
 
 
-def reference_text(study: Mapping[str, Any], sections: str) -> str | None:
-    """The text that a candidate is compared with, or None where this study cannot be compared (no such section)."""
-    findings, impression = section(study.get("findings")), section(study.get("impression"))
+def reference_text(
+    study: Mapping[str, Any],
+    sections: str,
+    form: ReferenceForm = ReferenceForm(),
+) -> str | None:
+    """The text that a candidate is compared with, or None where this study cannot be compared (no such section).
+
+    A study without raw sections (one of a file, which has no others) gives its sections as they are.
+    """
+    texts = {name: study.get(raw) or study.get(name) for name, raw in RAW.items()}
+    if form.text == "single_spaced":
+        texts = {name: single_spaced(text) for name, text in texts.items()}
+    findings, impression = section(texts["findings"]), section(texts["impression"])
     if sections == "findings":
         return findings
     if sections == "findings_impression":
-        return (
-            f"Findings: {findings or 'None.'} Impression: {impression or 'None.'}" if findings or impression else None
-        )
+        if not (findings or impression):
+            return None
+        # ReXrank's script prints a section as it is, were it the word None itself.
+        printed = {n: t if isinstance(t, str) and t.strip() else form.missing_section for n, t in texts.items()}
+        return f"Findings: {printed['findings']} Impression: {printed['impression']}"
     return report_text(findings, impression) or None
 
 
@@ -136,8 +172,8 @@ def studies_of_file(file: PredictionFile) -> list[dict[str, Any]]:
             "patient_id": str(patient) if patient else re.sub(r"(_study.*|_IM-.*)$", "", key),
             "dataset": str(entry.get("dataset") or "file"),
             "split": str(entry.get("split") or "test"),
-            "findings": section(entry.get("section_findings")),
-            "impression": section(entry.get("section_impression")),
+            **{name: section(entry.get(f"section_{name}")) for name in RAW},
+            **{raw: entry.get(f"section_{name}") for name, raw in RAW.items()},
             "indication": section(_context_part(text, "Indication")),
             "comparison": section(_context_part(text, "Comparison")),
             "image": entry.get("key_image_path") if isinstance(entry.get("key_image_path"), str) else None,
@@ -156,7 +192,7 @@ def studies_of_data(folder: Path | str, split: str) -> list[dict[str, Any]]:
 
 def rexrank_entry(study: Mapping[str, Any], prediction: str | None = None) -> dict[str, Any]:
     """One study as an entry of a ReXrank file; without `prediction`, as one of a test file."""
-    findings, impression = section(study.get("findings")), section(study.get("impression"))
+    findings, impression = (section(study.get(raw) or study.get(name)) for name, raw in RAW.items())
     context = "".join(
         f"{name.capitalize()}: {study[name]} " for name in ("indication", "comparison") if study.get(name)
     ).strip()
@@ -187,7 +223,10 @@ def inside(root: Path, name: str) -> Path:
 
 
 def pair(
-    studies: Sequence[Mapping[str, Any]], file: PredictionFile, sections: str
+    studies: Sequence[Mapping[str, Any]],
+    file: PredictionFile,
+    sections: str,
+    form: ReferenceForm = ReferenceForm(),
 ) -> tuple[list[dict[str, Any]], Problems]:
     """Studies with their candidate, by study id and never by position, and what was unusual.
 
@@ -198,11 +237,16 @@ def pair(
     known = {study["study_id"] for study in studies}
     if len(known) != len(studies):
         raise EvaluationError("the references hold a study id twice; score each data set on its own")
+    if form.text == "raw" and any(s.get(n) and s.get(raw, s) is None for s in studies for n, raw in RAW.items()):
+        raise EvaluationError(
+            "the prepared data hold no raw sections (an earlier version made them), which ReXrank's references are; prepare "
+            "them again with FORCE=1, or score with --reference_form single_spaced"
+        )
     problems.extra = [key for key in file.entries if key not in known]
     rows = []
     for study in studies:
         key = study["study_id"]
-        reference = reference_text(study, sections)
+        reference = reference_text(study, sections, form)
         if reference is None:
             problems.no_reference.append(key)
             continue

@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.compare import read_result
 from evaluation.material import Material
 from evaluation.names import F1_MEANING, meaning, shown_name, shown_number, split_number
+from evaluation.references import form_table
 from evaluation.statistics import MIN_PATIENTS, PERMUTATIONS
 from evaluation.tables import Table, listed
 
@@ -46,12 +47,14 @@ def notices(m: Material, unusual: int) -> list[str]:
 
 def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
     """Words, tables and data cards of the section."""
-    scored, generated, skipped = [], [], {}
+    scored, generated, skipped, forms = [], [], {}, []
     for model in m.run.models:
         for dataset, folder in m.run.folders[model].items():
             result = read_result(folder)
             sha = result["made_by"]["predictions_sha256"][:FINGERPRINT]
             scored.append([shown_name(model), dataset, result.get("command", ""), sha])
+            if form := result["made_by"].get("reference_form"):
+                forms += [[shown_name(model), dataset, *row] for row in form_table(form)]
             path = folder / "generation.json"
             if path.is_file():
                 made_by = json.loads(path.read_text(encoding="utf-8"))["made_by"]
@@ -70,6 +73,9 @@ def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
     if skipped:
         rows = [[shown_number(name), reason] for name, reason in skipped.items()]
         tables.append(Table(["not scored", "why"], rows))
+    if forms:
+        columns = ["model", "data set", "references", "for a missing section", "references that differ", "BLEU-2"]
+        tables.append(Table(columns, forms, folded="BLEU-2 of the same reports against references of other forms"))
     tables += [
         Table(["model", "data set", "command", "predictions (sha256)"], scored, folded="Scoring commands"),
         Table(["model", "data set", "settings"], generated, folded="Generation settings"),

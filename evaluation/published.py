@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation.references import unlike_the_board
+
 METRICS = ("bleu2", "bertscore", "sembscore", "radgraph", "1/radcliq_v1", "ratescore")
 _PATH = Path(__file__).with_name("published.csv")
 
@@ -30,7 +32,7 @@ def read_published() -> list[dict[str, Any]]:
 def comparable(result: Mapping[str, Any], dataset: str) -> tuple[list[dict[str, Any]], str]:
     """Published rows that a scores.json may stand beside, and why there are none where there are none.
 
-    The same kind means: the same data set, its ReXrank test split (by its number of studies), the sections of one of
+    The same kind means: references in the form of ReXrank's script (`references.unlike_the_board`), the same data set, its ReXrank test split (by its number of studies), the sections of one of
     ReXrank's boards, and real backends. RexGradient's board is on a private set, so its public split never qualifies.
     """
     made_by = result["made_by"]
@@ -39,6 +41,8 @@ def comparable(result: Mapping[str, Any], dataset: str) -> tuple[list[dict[str, 
         return [], "no published numbers for this data set"
     if made_by["scorers"]["backend"] != "real":
         return [], "these scores come from offline stand-ins, which are not the published metrics"
+    if reason := unlike_the_board(made_by):
+        return [], reason
     boards = [row for row in rows if row["sections"] == made_by["sections"]]
     if not boards:
         return [], "ReXrank's boards compare findings_impression or findings; score with one of these --sections"

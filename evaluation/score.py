@@ -28,7 +28,8 @@ from evaluation import statistics, temporal
 from evaluation.errors import EvaluationError
 from evaluation.graphs import MarkedEntity, marked_graphs
 from evaluation.names import split_number
-from evaluation.predictions import Problems, pair, read_predictions, studies_of_data, studies_of_file
+from evaluation.predictions import Problems, ReferenceForm, pair, read_predictions, studies_of_data, studies_of_file
+from evaluation.references import described as references_described
 from evaluation.statistics import Statistic
 from recipes.errors import RecipeError, read_json
 from rewards.chexprompt.governance import JudgeError
@@ -558,6 +559,7 @@ def score_file(
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
     force: bool = False,
+    form: ReferenceForm = ReferenceForm(),  # noqa: B008 (it is frozen)
 ) -> dict[str, Any]:
     """Score a prediction file against a prepared split, a ReXrank test file, or the references that it holds itself.
 
@@ -571,6 +573,7 @@ def score_file(
     source = {"predictions_sha256": file.fingerprint, "sections": sections}
     command = (
         f"python -m evaluation score --predictions {predictions} --sections {sections} --backend {scorers.backend}"
+        f" --reference_form {form.text} --missing_section {form.missing_section}"
     )
     truth = None
     if data:
@@ -585,7 +588,8 @@ def score_file(
         source |= {"references": reference_file.path.name, "references_sha256": reference_file.fingerprint}
     if dataset:
         studies = [{**study, "dataset": dataset} for study in studies]
-    rows, problems = pair(studies, file, sections)
+    rows, problems = pair(studies, file, sections, form)
+    source["reference_form"] = references_described(rows, sections, form)
     out.mkdir(parents=True, exist_ok=True)
     if scorers.judge is not None:
         command += f" --judge {scorers.judge.settings.judge_base_url} --judge_model {scorers.judge.model}"

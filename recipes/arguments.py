@@ -134,6 +134,13 @@ class EvaluationArguments:
         default="available",
         metadata={"help": "available (those the reference has), findings_impression or findings (ReXrank's boards)."},
     )
+    reference_form: str = field(
+        default="raw", metadata={"help": "raw: references keep their line breaks, as ReXrank scores; or single_spaced."}
+    )
+    missing_section: str = field(
+        default="None",
+        metadata={"help": "What stands for a missing section: None (ReXrank's script) or None. (its files)."},
+    )
     longitudinal: bool = field(
         default=True, metadata={"help": "Show the prior image and report where a study has them."}
     )

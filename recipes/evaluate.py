@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from evaluation.baselines import write_baseline
 from evaluation.engines import GenerationSettings
 from evaluation.generate import Task, generate
+from evaluation.predictions import ReferenceForm
 from evaluation.score import OPTIONAL_METRICS, score_file
 from evaluation.scorers import open_scorers
 from launch.provenance import write_run
@@ -38,7 +39,7 @@ def main() -> None:
     if not datasets:
         raise RecipeError("no data set to evaluate on; set datasets, or DATASET=… on the make command line")
     data_dir = Path(evaluation.data_dir)
-    settings = generation_settings(evaluation)
+    settings, form = generation_settings(evaluation), reference_form(evaluation)
     judge_settings = asdict(judge) if judge.judge_base_url else None
     with open_scorers(
         evaluation.reward_backend,
@@ -70,6 +71,7 @@ def main() -> None:
                     data=data,
                     split=split,
                     sections=evaluation.sections,
+                    form=form,
                     force=evaluation.force,
                 )
     for path in map(Path, models.values()):
@@ -84,6 +86,11 @@ def available_split(data: Path, split: str, validation: str) -> str:
         announce(f"{data.name}: no {split} studies in {path}; evaluating on its {validation} split")
         return validation
     return split
+
+
+def reference_form(evaluation: EvaluationArguments) -> ReferenceForm:
+    """How references are written, from a recipe's evaluation settings."""
+    return ReferenceForm(evaluation.reference_form, evaluation.missing_section)
 
 
 def generation_settings(evaluation: EvaluationArguments) -> GenerationSettings:

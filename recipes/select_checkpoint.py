@@ -28,7 +28,7 @@ from launch.provenance import write_run
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.checkpoint_files import model_damage
 from recipes.errors import RecipeError, read_json, run_command
-from recipes.evaluate import generation_settings
+from recipes.evaluate import generation_settings, reference_form
 from recipes.models import model_fingerprint
 from recipes.stage import announce, quiet_logs, saved_checkpoints
 from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
@@ -146,7 +146,9 @@ def rate(
         limit = evaluation.validation_studies
         generate(Task(str(model), data, split, folder, settings, evaluation.batch_size, limit), evaluation.force)
         studies = studies_of_data(data, split)[:limit]
-        rows, _ = pair(studies, read_predictions(folder / "predictions.json"), evaluation.sections)
+        rows, _ = pair(
+            studies, read_predictions(folder / "predictions.json"), evaluation.sections, reference_form(evaluation)
+        )
         candidates += [row["candidate"] for row in rows]
         references += [row["reference"] for row in rows]
         patients += [(dataset, row["patient_id"]) for row in rows]

@@ -127,7 +127,7 @@ def test_reference_forms():
     assert reference_text(both, "available") == "Findings: Clear. Impression: Normal."
     only = {"findings": "Clear.", "impression": None}
     assert reference_text(only, "available") == "Findings: Clear."
-    assert reference_text(only, "findings_impression") == "Findings: Clear. Impression: None."
+    assert reference_text(only, "findings_impression") == "Findings: Clear. Impression: None"
     assert reference_text({"findings": "None.", "impression": "Normal."}, "findings") is None
 
 
@@ -140,12 +140,25 @@ def test_a_study_without_the_compared_section_is_listed(tmp_path):
     assert len(rows) == len(studies) - 1
 
 
+def test_a_candidate_without_findings_is_counted_where_findings_are_compared(tmp_path):
+    studies = make_studies(2)
+    reports = {study["study_id"]: "Findings: A." for study in studies}
+    reports[studies[1]["study_id"]] = "Impression: Normal."
+    file = read_predictions(write_predictions(tmp_path / "p.json", studies, reports))
+    rows, problems = pair(studies, file, "findings")
+    assert problems.no_findings == [studies[1]["study_id"]]
+    assert [(row["candidate"], row["status"]) for row in rows[:2]] == [("A.", "ok"), ("", "no_findings")]
+    assert pair(studies, file, "findings_impression")[1].no_findings == []
+
+
 def test_findings_of_a_candidate():
     assert candidate_text("Findings: A b. Impression: C.", "findings") == "A b."
     assert candidate_text("FINDINGS : A b.", "findings") == "A b."
     assert candidate_text("A b. Impression: C.", "findings") == "A b."
     assert candidate_text("A b.", "findings") == "A b."
     assert candidate_text("Impression: C.", "findings") == ""
+    assert candidate_text("FINDINGS AND IMPRESSION: A b.", "findings") == "A b."
+    assert candidate_text("A. Other findings: none.", "findings") == "A. Other findings: none."
     assert candidate_text("Findings: A. Impression: C.", "available") == "Findings: A. Impression: C."
 
 

@@ -373,7 +373,9 @@ def test_published_numbers_only_beside_their_own_kind():
     assert unirg["1/radcliq_v1"] == 1.108
 
     def result(backend="real", sections="findings_impression", studies=2347):
-        return {"studies": studies, "made_by": {"sections": sections, "scorers": {"backend": backend}}}
+        form = {"text": "raw", "missing_section": "None"}
+        made_by = {"sections": sections, "scorers": {"backend": backend}, "reference_form": form}
+        return {"studies": studies, "made_by": made_by}
 
     assert comparable(result(), "mimic")[0] == mimic
     for other, dataset, reason in (
@@ -555,7 +557,16 @@ def test_every_unusual_prediction_is_listed_counted_and_scored_as_an_empty_repor
     path.write_text("\ufeff" + json.dumps(entries)[:-1] + ", " + again[1:], encoding="utf-8")
     run_here(["score", "--predictions", str(path), "--data", str(data), "--out", str(tmp_path / "out"), "--backend", "offline", "--resamples", "50"])  # fmt: skip
     result = json.loads((tmp_path / "out" / "scores.json").read_text())
-    wanted = {"missing": 1, "extra": 1, "duplicate": 1, "null": 2, "empty": 1, "not_text": 1, "no_reference": 0}
+    wanted = {
+        "missing": 1,
+        "extra": 1,
+        "duplicate": 1,
+        "null": 2,
+        "empty": 1,
+        "not_text": 1,
+        "no_findings": 0,
+        "no_reference": 0,
+    }
     assert result["counts"] == wanted
     assert result["listed"]["null"] == [ids[1], ids[2]]
     assert result["studies"] == 24

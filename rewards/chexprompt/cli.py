@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from rewards.chexprompt import client as chat
 from rewards.chexprompt.agreement import agreement, print_agreement
 from rewards.chexprompt.cache import FILE_NAME, cache_stats, export_cache, prune_cache
 from rewards.chexprompt.governance import JudgeError
@@ -30,6 +31,11 @@ from rewards.chexprompt.ratings import (
     write_ratings,
 )
 
+# Causes that the next run need not meet.
+TRANSIENT = {
+    *(chat.RATE_LIMIT, chat.SERVER_ERROR, chat.TIMEOUT, chat.UNREACHABLE, chat.CONNECTION, chat.BAD_RESPONSE),
+    *(chat.BAD_ANSWER, chat.TRUNCATED, chat.BATCH_DEADLINE),
+}
 PAIRS_AT_ONCE = 4096  # handed to the judge together: bounds memory, large enough to keep the endpoint busy
 
 
@@ -156,11 +162,12 @@ def _judge(arguments: argparse.Namespace) -> None:
             write_atomically(arguments.out.with_suffix(".summary.json"), json.dumps(details, indent=1) + "\n")
             print(print_table(table, judge.name, causes))
     if causes:
-        print(
-            f"error: {sum(causes.values())} of {len(pairs)} pairs were not judged (see failure in {arguments.out}); run the "
-            "same command again to ask for them",
-            file=sys.stderr,
-        )
+        told = f"error: {sum(causes.values())} of {len(pairs)} pairs were not judged (see failure in {arguments.out})"
+        if set(causes) & TRANSIENT:
+            told += "; run the same command again to ask for them"
+        elif judge.reasons:
+            told += f": {', '.join(judge.reasons)}; change the judge_ settings that are named"
+        print(told, file=sys.stderr)
         sys.exit(1)
 
 

@@ -11,8 +11,9 @@ import email.utils
 import json
 import logging
 import math
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +32,15 @@ UNREACHABLE = "host unreachable"
 CONNECTION = "connection dropped"
 BAD_RESPONSE = "malformed response"
 BAD_ANSWER = "malformed answer"
+WRAPPED_ANSWER = "answer in a code fence or after </think> (judge_answer_wrappers: true takes it)"
+UNKNOWN_FINISH = "unknown finish_reason"
 TRUNCATED = "truncated answer"
 REFUSED = "answer refused"
 BAD_REQUEST = "request refused"
 WRONG_KEY = "wrong key"
 WRONG_MODEL = "wrong model"
 BUDGET = "budget reached"
+QUOTA = "quota used up"
 BATCH_DEADLINE = "batch deadline"
 CACHE = "cache not writable"
 
@@ -52,6 +56,16 @@ SLOT_SPACING = 0.002
 CHARACTERS_PER_TOKEN = 3.0
 
 
+# What servers call an answer that is whole (OpenAI, vLLM: stop; Together: eos; TGI: eos_token; Anthropic: the other two),
+# one that was cut, one that was withheld, and a fault of theirs.
+FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
+CUT = ("length", "max_tokens")
+WITHHELD = ("content_filter", "safety", "refusal", "recitation")
+BROKEN_OFF = ("error", "abort", "cancelled")
+# Codes of an account that has nothing left, which OpenAI sends with the status of a rate limit.
+QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "insufficient_funds")
+
+
 class CallError(Exception):
     """A request without a usable answer.
 
@@ -59,13 +73,15 @@ class CallError(Exception):
         cause: one of the constants of this module.
         again: whether asking again may help.
         status: the HTTP status, if there was one.
+        detail: what more can be told of it without text of a report or a server: names of fields, codes; or empty.
     """
 
-    def __init__(self, cause: str, again: bool = True, status: int | None = None):
+    def __init__(self, cause: str, again: bool = True, status: int | None = None, detail: str = ""):
         super().__init__(cause)
         self.cause = cause
         self.again = again
         self.status = status
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -218,8 +234,9 @@ class ChatClient:
                 return None
             raise
 
-    async def complete(self, body: dict[str, Any]) -> Answer:
-        """One attempt at one chat completion; `body` is the request of the chat completions API.
+    async def complete(self, body: dict[str, Any], longest_answer: int = 0) -> Answer:
+        """One attempt at one chat completion; `body` is the request of the chat completions API, `longest_answer` the tokens
+        to reserve where it sets no limit.
 
         The caller holds one of `slots`, so that what it decides while waiting for one is not out of date when it asks.
 
@@ -227,7 +244,10 @@ class ChatClient:
             CallError: no answer with a text, with the cause.
         """
         characters = sum(len(message["content"]) for message in body["messages"])
-        reserved = (math.ceil(characters / CHARACTERS_PER_TOKEN), body.get("max_completion_tokens", 0))
+        reserved = (
+            math.ceil(characters / CHARACTERS_PER_TOKEN),
+            body.get("max_completion_tokens") or body.get("max_tokens") or longest_answer,
+        )
         while (pause := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(pause)
         self.spending.reserve(*reserved)
@@ -236,7 +256,9 @@ class ChatClient:
             await self._requests.wait()
             await self._tokens.wait(sum(reserved))
             spent = reserved  # from here on the server may charge, whatever becomes of the answer
-            response = await self._send(self._client.post("/chat/completions", body=body, cast_to=httpx2.Response))
+            response = await self._send(
+                self._client.post("/chat/completions", body=body, cast_to=httpx2.Response), body
+            )
             reply = _json(response)
             spent = _usage(reply) or reserved
             return Answer(_text(reply), *spent)
@@ -252,7 +274,7 @@ class ChatClient:
         """Close the connections."""
         await self._client.close()
 
-    async def _send(self, request: Any) -> httpx2.Response:
+    async def _send(self, request: Any, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         """Await a request; every way in which it can fail becomes a `CallError`."""
         try:
             return await asyncio.wait_for(request, self.timeout)
@@ -271,6 +293,9 @@ class ChatClient:
                 if seconds > LONG_WAIT and self._not_before < time.monotonic():
                     log.warning("%s asks to wait for %.0f seconds (status %d)", self._client.base_url, seconds, status)
                 self._not_before = max(self._not_before, time.monotonic() + seconds)
+            code, fields = _refusal(error.response, body)
+            if status == 402 or code in QUOTA_CODES:
+                raise CallError(QUOTA, again=False, status=status) from None
             if status in (401, 403):
                 raise CallError(WRONG_KEY, again=False, status=status) from None
             if status == 404:
@@ -280,7 +305,10 @@ class ChatClient:
             if status in (408, 409) or status >= 500:
                 raise CallError(SERVER_ERROR, status=status) from None
             # A redirect is not followed; asking again would not change it.
-            raise CallError(BAD_REQUEST if status >= 400 else BAD_RESPONSE, again=False, status=status) from None
+            detail = f"status {status}" + (f", code {code}" if code else "")
+            detail += f"; the server names {', '.join(fields)}" if fields else ""
+            cause = BAD_REQUEST if status >= 400 else BAD_RESPONSE
+            raise CallError(cause, again=False, status=status, detail=detail) from None
         except openai.OpenAIError:
             raise CallError(BAD_RESPONSE) from None
 
@@ -302,13 +330,35 @@ def _text(reply: dict[str, Any]) -> str:
         text, reason, refusal = choice["message"]["content"], choice["finish_reason"], choice["message"].get("refusal")
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CallError(BAD_RESPONSE) from None
-    if reason == "length":
+    reason = reason.lower() if isinstance(reason, str) else None
+    if reason in CUT:
         raise CallError(TRUNCATED)
-    if refusal or reason == "content_filter":
+    if refusal or reason in WITHHELD:
         raise CallError(REFUSED)
-    if reason != "stop" or not (text is None or isinstance(text, str)):
+    if reason is None or not (text is None or isinstance(text, str)):
         raise CallError(BAD_RESPONSE)
+    if reason in BROKEN_OFF:
+        raise CallError(SERVER_ERROR)
+    if reason not in FINISHED:
+        detail = f"{reason} is none of {', '.join(FINISHED)}" if re.fullmatch(r"[a-z_]{1,40}", reason) else ""
+        raise CallError(UNKNOWN_FINISH, again=False, detail=detail)
     return text or ""
+
+
+def _refusal(response: httpx2.Response, body: Mapping[str, Any] | None) -> tuple[str, list[str]]:
+    """The code that an error response has, and which fields of the request it names. Its other words are not told: they may
+    repeat a report."""
+    try:
+        text = response.text
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return "", []
+    error = answer.get("error", answer) if isinstance(answer, dict) else {}
+    codes = [error.get(key) for key in ("code", "type")] if isinstance(error, dict) else []
+    named = [code.lower() for code in codes if isinstance(code, str) and re.fullmatch(r"[A-Za-z_]{1,40}", code)]
+    code = next((code for code in named if code in QUOTA_CODES), named[0] if named else "")
+    fields = [key for key in body or {} if re.search(rf"(?<![\w]){re.escape(key)}(?!\w)", text) and key != "messages"]
+    return code, fields
 
 
 def _usage(reply: dict[str, Any]) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ from rewards.chexprompt.cache import JudgeCache, sha256
 from rewards.chexprompt.client import Answer, CallError, ChatClient, Spending
 from rewards.chexprompt.governance import JudgeError, check_sources, host_of, is_loopback
 from rewards.chexprompt.judgement import Judgement
-from rewards.chexprompt.parse import RESPONSE_FORMAT, AnswerError, parse_answer
+from rewards.chexprompt.parse import RESPONSE_FORMAT, AnswerError, WrappedAnswerError, parse_answer
 from rewards.chexprompt.rubric import load_prompt
 from rewards.offline import judge_server
 
@@ -82,7 +82,12 @@ class JudgeSettings:
     judge_temperature: float | None = _key(0.0, "Sampling temperature; null leaves it out (some models refuse it).")
     judge_max_tokens: int = _key(256, "Longest answer in tokens; one that was cut counts as malformed.")
     judge_extra_body: str | None = _key(
-        None, 'More fields of the request as JSON, e.g. {"chat_template_kwargs": {"enable_thinking": false}}.'
+        None,
+        'More fields of the request as JSON, e.g. {"chat_template_kwargs": {"enable_thinking": false}}; null leaves one of '
+        'the request\'s own out: {"max_completion_tokens": null, "max_tokens": 256}.',
+    )
+    judge_answer_wrappers: bool = _key(
+        False, "Take an answer in a code fence or after </think>, for models that cannot be told to leave these out."
     )
     judge_answer_format: str = _key(
         "auto", "`json` (JSON schema), `list`, or `auto`: json until the endpoint refuses it."
@@ -146,6 +151,7 @@ class Judge:
         spending: calls, tokens and money so far.
         failures: pairs left unjudged so far, by cause.
         retries: requests that had to be repeated so far, by cause.
+        reasons: why requests were refused or answers not taken, with status and names of fields, so far.
         cached: pairs answered from the cache, or as a copy of another pair of the same batch, so far.
         stopped: why no further call is made (wrong key, wrong model, budget reached), or None.
     """
@@ -159,12 +165,16 @@ class Judge:
             self._extra_body = json.loads(settings.judge_extra_body or "{}")
         except json.JSONDecodeError as error:
             raise JudgeError(f"judge_extra_body is not JSON ({error.msg} at character {error.pos + 1})") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JudgeError(str(error)) from error
         if not isinstance(self._extra_body, dict) or _OWN_FIELDS & set(self._extra_body):
             raise JudgeError(
                 f'judge_extra_body must be a JSON object such as {{"seed": 1}}, without {", ".join(sorted(_OWN_FIELDS))}'
             )
+        for name in ("max_completion_tokens", "max_tokens"):
+            limit = self._extra_body.get(name)
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise JudgeError(f"judge_extra_body: {name} is {limit!r}; it must be a whole number above 0, or null")
         self.name = f"chexprompt[{model}]"
         self.prompt_version = self.prompt.version
         sampling = {
@@ -190,6 +200,7 @@ class Judge:
         )
         self.failures: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
         self.cached = 0
         self.stopped: str | None = None
         self._stopped_cause = ""
@@ -340,15 +351,20 @@ class Judge:
                     if self.stopped is not None:
                         return JudgeResult(None, self._stopped_cause)
                     answer = await self._ask(reference, candidate, again)
-                judgement = parse_answer(answer.text)
+                judgement = parse_answer(answer.text, self.settings.judge_answer_wrappers)
+            except WrappedAnswerError:
+                cause, again = chat.WRAPPED_ANSWER, True
+                continue
             except AnswerError:
                 cause, again = chat.BAD_ANSWER, True
                 continue
             except CallError as error:
                 cause = error.cause
                 again = again or cause == chat.TRUNCATED
-                if cause in (chat.WRONG_KEY, chat.WRONG_MODEL, chat.BUDGET):
+                if cause in (chat.WRONG_KEY, chat.WRONG_MODEL, chat.BUDGET, chat.QUOTA):
                     self._stop(cause)
+                if error.detail:
+                    self._tell(f"{cause}: {error.detail}")
                 if error.again:
                     continue
                 return JudgeResult(None, cause)
@@ -363,15 +379,15 @@ class Judge:
 
     async def _ask(self, reference: str, candidate: str, again: bool) -> Answer:
         """One attempt at one pair, in the answer format that the endpoint is known to support."""
-        answer_format = self.answer_format
+        answer_format, longest = self.answer_format, self.settings.judge_max_tokens
         try:
-            answer = await self._chat().complete(self._body(reference, candidate, answer_format, again))
+            answer = await self._chat().complete(self._body(reference, candidate, answer_format, again), longest)
         except CallError as error:
             # Endpoints without structured output refuse the request (400 or 422). Whether that was the reason shows when
             # the same pair is asked for the list.
             if error.cause != chat.BAD_REQUEST or answer_format != "json" or self._json_works:
                 raise
-            answer = await self._chat().complete(self._body(reference, candidate, "list", again))
+            answer = await self._chat().complete(self._body(reference, candidate, "list", again), longest)
             if self.answer_format == "json":
                 log.warning("%s does not support JSON schema output: asking for the list format", self.base_url)
                 self.answer_format = "list"
@@ -391,7 +407,7 @@ class Judge:
             body["temperature"] = self.settings.judge_temperature
         if answer_format == "json":
             body["response_format"] = RESPONSE_FORMAT
-        return body | self._extra_body
+        return {name: value for name, value in (body | self._extra_body).items() if value is not None}
 
     def _chat(self) -> ChatClient:
         """The client of the running event loop; connections cannot move between loops."""
@@ -416,6 +432,14 @@ class Judge:
             self._stopped_cause = cause
             log.error("judge stopped: %s", self.stopped)
 
+    def _tell(self, reason: str) -> None:
+        """Log a reason why requests fail the first time that it occurs; all are in `reasons`."""
+        if reason not in self.reasons:
+            log.warning(
+                "%s: %s; see judge_extra_body, judge_temperature and judge_answer_format", self.base_url, reason
+            )
+        self.reasons[reason] += 1
+
     def _explain(self, cause: str) -> str:
         """One line for a cause that the user can mend."""
         variable = self.settings.judge_api_key_env
@@ -428,6 +452,8 @@ class Judge:
             "starts the rule-based stand-in)",
             chat.TIMEOUT: f"the judge at {self.base_url} did not answer within {self.settings.judge_timeout:g} seconds; see "
             "that its server is up and idle enough, or raise judge_timeout",
+            chat.QUOTA: f"the account at {self.base_url} has no quota or credit left; add some, or ask another judge; answers "
+            "so far are in the cache",
             chat.BUDGET: f"the judge's budget is reached ({self.spending}); raise judge_budget_calls, judge_budget_tokens "
             "or judge_budget_dollars to go on; answers so far are in the cache",
         }.get(cause, f"the judge at {self.base_url} cannot be asked: {cause}")

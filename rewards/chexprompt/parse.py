@@ -47,6 +47,14 @@ class AnswerError(ValueError):
     """An answer that is not in the fixed format; the message says how, without quoting it (it may hold report text)."""
 
 
+class WrappedAnswerError(AnswerError):
+    """An answer in the fixed format, but in a code fence or after `</think>`."""
+
+
+# What models put around an answer: reasoning that ends in </think> (its beginning may be part of the prompt), a code fence.
+_WRAPPERS = re.compile(r"(?:.*</think>)?\s*(?:```[a-z]*[ \t]*\n(?P<fenced>.*?)\n[ \t]*```|(?P<plain>.*))\s*", re.DOTALL)
+
+
 def format_list(judgement: Judgement) -> str:
     """The list format: two headings, each followed by six lettered counts."""
     lines = []
@@ -66,18 +74,34 @@ def format_json(judgement: Judgement) -> str:
     )
 
 
-def parse_answer(text: str) -> Judgement:
+def parse_answer(text: str, wrappers: bool = False) -> Judgement:
     """Counts from an answer in either format.
+
+    Args:
+        wrappers: take an answer that stands in a code fence or after `</think>` as if it stood alone.
 
     Both are read strictly: white space aside, nothing may precede, follow or be missing, so an answer that quotes a
     report, argues, or was cut short is refused as a whole, never half read.
 
     Raises:
+        WrappedAnswerError: it is wrapped, and right otherwise.
         AnswerError: the answer is empty or in neither format.
     """
     text = text.strip()
     if not text:
         raise AnswerError("empty answer")
+    match = _WRAPPERS.fullmatch(text)
+    inside = ((match["fenced"] or match["plain"] or "") if match else "").strip()
+    if wrappers or inside == text:
+        return _parse(inside)
+    try:
+        return _parse(text)
+    except AnswerError:
+        _parse(inside)  # raises where the wrapper is not all that is wrong
+        raise WrappedAnswerError("the answer is in a code fence or after </think>") from None
+
+
+def _parse(text: str) -> Judgement:
     return _parse_json(text) if text.startswith("{") else _parse_list(text)
 
 

@@ -47,7 +47,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         JudgeError: the file cannot be read, or a line is no JSON object. Lines are not quoted: they may hold reports.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise JudgeError(f"{path} cannot be read: {reason}") from error
@@ -57,7 +57,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise JudgeError(f"{path}, line {number}: not JSON; each line must be one JSON object") from error
         if not isinstance(row, dict):
             raise JudgeError(f"{path}, line {number}: not a JSON object")
