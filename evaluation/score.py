@@ -36,7 +36,7 @@ from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS, TOP_FIVE, Labeler, binary_labels
-from rewards.metric import Metric
+from rewards.metric import Metric, MetricError
 from rewards.radcliq import PARTS, RadCliQ
 from rewards.radgraph import RadGraphF1
 
@@ -251,7 +251,7 @@ async def _score_rows(
             scorers.judge.check_sources({row["dataset"] for row in todo})
             await scorers.judge.check()
         await _score_chunks(todo, scorers, truth, file, bar)
-    except JudgeError as error:
+    except (JudgeError, MetricError) as error:
         raise EvaluationError(str(error)) from error
 
 

@@ -38,6 +38,7 @@ from trl import ModelConfig
 from data_prep.files import write_json
 from recipes.checkpoint_files import check_weight_files
 from recipes.errors import RecipeError, read_json
+from recipes.finite import check_finite_weights
 from recipes.lora import merge_in_place
 from recipes.merge_check import compared
 
@@ -89,6 +90,7 @@ def check_model_folder(path: str) -> None:
     looks_local = folder.is_absolute() or path.startswith((".", "outputs", "weights")) or path.count("/") != 1
     if folder.is_dir():
         check_weight_files(folder)
+        check_finite_weights(folder)
         if is_adapter(path):
             if not (folder / "adapter_model.safetensors").is_file():
                 raise RecipeError(f"{path} has an adapter_config.json and no adapter_model.safetensors; save it again")

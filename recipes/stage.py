@@ -54,6 +54,7 @@ from recipes.checkpoint_files import (
 from recipes.data import Studies, check_images, load_studies
 from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError, read_json
+from recipes.finite import StopNotFinite
 from recipes.gradients import EveryTensorLearns
 from recipes.hub import Upload, open_upload
 from recipes.keys import check_packages
@@ -560,6 +561,7 @@ def run_training(
     on_signal = SaveOnSignal()
     trainer.add_callback(on_signal)
     trainer.add_callback(RecordCheckpoints(keep_optimizer_states))
+    trainer.add_callback(StopNotFinite(trainer))
     trainer.add_callback(RoomForCheckpoint())
     trainer.add_callback(EveryTensorLearns())
     trainer.train(resume_from_checkpoint=checkpoint)

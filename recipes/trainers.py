@@ -20,6 +20,7 @@ from trl import GRPOConfig, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from recipes.errors import RecipeError
+from recipes.finite import WatchedSteps
 from recipes.float32_head import float32_head
 from recipes.gradients import let_vision_adapters_learn
 from recipes.models import note_base
@@ -39,7 +40,7 @@ class _SeedEachEpoch(TrainerCallback):
         self.generator.manual_seed(args.seed + int(state.epoch or 0))
 
 
-class _Resumable:
+class _Resumable(WatchedSteps):
     """Mixin: a sampler with a generator of its own, and checkpoints whose last file is `trainer_state.json`.
 
     Attributes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rewards.engine import EngineSettings, TextModel
 from rewards.metric import Metric
-from rewards.weights import fingerprint, load_pretrained, require
+from rewards.weights import fingerprint, load_pretrained, load_pretrained_model, require
 
 MODEL = "distilroberta-base"
 LAYER = 5
@@ -47,7 +47,7 @@ class RobertaVectors(TextModel[Tensor]):
         super().__init__(fingerprint(files), settings)
         # bert-score 0.3.13 asks for a space before the first word, which current transformers takes only here.
         self.tokenizer = load_pretrained(AutoTokenizer, folder, add_prefix_space=True)
-        self.encoder = settings.encoder(load_pretrained(AutoModel, folder, use_safetensors=True), LAYER)
+        self.encoder = settings.encoder(load_pretrained_model(AutoModel, folder), LAYER)
 
     def prepare(self, texts: list[str]) -> tuple[list[list[int]], list[int]]:
         # CXR-Report-Metric collapses spaces, bert-score strips; both before tokenising.

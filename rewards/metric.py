@@ -40,6 +40,7 @@ class Metric(ABC):
 
         Raises:
             ValueError: the two lists differ in length (the message says both).
+            MetricError: a score is missing, or no finite number.
         """
         if len(candidates) != len(references):
             raise ValueError(f"{self.name}: {len(candidates)} candidates but {len(references)} references")
@@ -47,8 +48,9 @@ class Metric(ABC):
             return np.zeros(0, dtype=np.float32)
         scores = np.asarray(self.score(list(candidates), list(references)), dtype=np.float32)
         if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
-            raise ValueError(
-                f"{self.name}: backend {self.backend} gave {scores.shape} scores, not {len(candidates)} finite ones"
+            raise MetricError(
+                f"{self.name}: backend {self.backend} gave {np.isfinite(scores).sum()} finite scores for {len(candidates)} "
+                "pairs; its weights are damaged: fetch them again (make weights)"
             )
         return scores
 

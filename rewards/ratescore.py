@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from rewards.engine import EngineSettings, TextModel
 from rewards.metric import Metric
-from rewards.weights import RATESCORE_MODELS, WeightsError, fingerprint, load_pretrained, require
+from rewards.weights import RATESCORE_MODELS, WeightsError, fingerprint, load_pretrained, load_pretrained_model, require
 
 NER_MODEL, SYNONYM_MODEL = RATESCORE_MODELS
 # The package's cuts: `run_ner` and `process_embedding`.
@@ -72,7 +72,7 @@ class SentenceEntities(TextModel[tuple[Entity, ...]]):
         folder, digest = _model_files(weights_dir, NER_MODEL)
         super().__init__(digest, settings)
         self.tokenizer = load_pretrained(AutoTokenizer, folder)
-        model = load_pretrained(AutoModelForTokenClassification, folder, use_safetensors=True)
+        model = load_pretrained_model(AutoModelForTokenClassification, folder)
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         known = {f"{place}-{kind}" for kind, _ in affinities(self.package) for place in "BI"} | {"O"}
         if unknown := sorted(set(self.labels) - known):
@@ -127,7 +127,7 @@ class EntityVectors(TextModel[np.ndarray]):
         folder, digest = _model_files(weights_dir, SYNONYM_MODEL)
         super().__init__(digest, settings)
         self.tokenizer = load_pretrained(AutoTokenizer, folder)
-        self.encoder = settings.encoder(load_pretrained(AutoModel, folder, use_safetensors=True))
+        self.encoder = settings.encoder(load_pretrained_model(AutoModel, folder))
 
     def prepare(self, texts: list[str]) -> tuple[list[list[int]], list[int]]:
         ids = self.tokenizer(texts, truncation=True, max_length=_ENTITY_TOKENS)["input_ids"]

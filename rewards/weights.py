@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import shutil
 import tarfile
 import tempfile
@@ -125,7 +126,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
-    """`kind.from_pretrained(folder)` of a transformers class, from local files alone; weights from safetensors only.
+    """`kind.from_pretrained(folder)` of a transformers configuration or tokenizer, from local files alone.
 
     Raises:
         WeightsError: a file of it is missing or damaged.
@@ -141,6 +142,21 @@ def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
         raise WeightsError(
             f"{folder} cannot be loaded ({reason}); remove it and fetch it again: make weights"
         ) from error
+
+
+def load_pretrained_model(kind: Any, folder: Path) -> Any:
+    """As `load_pretrained` for a model, whose weights come from safetensors only.
+
+    Raises:
+        WeightsError: also where tensors of the model are not in the files: transformers would draw them at random. A pooler
+            is not looked for; no metric uses one.
+    """
+    model, found = load_pretrained(kind, folder, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(key for key in found["missing_keys"] if not re.search(r"(^|\.)pooler\.", key)):
+        raise WeightsError(
+            f"{folder} lacks {len(missing)} tensors of its model ({missing[0]}, …); remove it and fetch it again: make weights"
+        )
+    return model
 
 
 def radgraph_folder(folder: Path, model: str) -> Path:

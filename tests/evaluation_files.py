@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from data_prep.study import study_table, write_studies
-from evaluation.predictions import rexrank_entry
+from evaluation.predictions import reference_text, rexrank_entry
 from rewards.conditions import CONDITIONS
 
 SENTENCES = {
@@ -84,7 +84,8 @@ def write_predictions(path: Path, studies: list[dict[str, Any]], reports: Mappin
     entries = {}
     for study in studies:
         entry = rexrank_entry({**dict.fromkeys(("comparison",)), **study})
-        entry["model_prediction"] = entry["report"] if reports is None else reports[study["study_id"]]
+        reference = reference_text(study, "findings_impression")
+        entry["model_prediction"] = reference if reports is None else reports[study["study_id"]]
         entries[study["study_id"]] = entry
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries), encoding="utf-8")
