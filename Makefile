@@ -16,13 +16,26 @@ RUN     ?= $(RECIPE)$(V)$(if $(filter demo,$(RECIPE)),$(if $(DATASET),-$(DATASET
 DATA    ?= data$(if $(filter demo,$(RECIPE)),$(if $(filter-out 1,$(SEED)),/seed$(SEED)))
 OUT     := outputs/$(RUN)
 
+# What becomes part of a path is a name: RUN=../data would have `make clean` remove the data, RUN= all of outputs/.
+DIGITS  := 0 1 2 3 4 5 6 7 8 9
+LETTERS := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z
+without = $(if $(2),$(call without,$(subst $(firstword $(2)),,$(1)),$(wordlist 2,$(words $(2)),$(2))),$(1))
+named   = $(if $(or $(filter-out 1,$(words $($(1)))),$(filter .% -%,$($(1))),$(call without,$($(1)),$(LETTERS) $(DIGITS) - _ .)),\
+          $(error $(or $(2),$(1))=$($(1)) is no name; it is one word of letters, digits, - _ and . that does not begin with - or .))
+$(foreach variable,RECIPE $(if $(VARIANT),VARIANT) $(if $(NAME),NAME) $(if $(STAGE_NAME),STAGE_NAME),$(call named,$(variable)))
+$(foreach word,$(DATASET),$(call named,word,DATASET))
+$(if $(or $(filter-out 1,$(words $(SEED))),$(call without,$(SEED),$(DIGITS))),$(error SEED=$(SEED) is no seed; it is a whole number, 0 or more))
+$(if $(wildcard recipes/$(RECIPE)/*.yaml),,$(error RECIPE=$(RECIPE) is not there (recipes/$(RECIPE)/*.yaml); there are \
+  $(sort $(patsubst recipes/%/,%,$(dir $(wildcard recipes/*/sft*.yaml))))))
+$(call named,RUN)
+
 SYSTEM_PYTHON ?= python3
 PYTHON  := .venv/bin/python
 STAGE    = $(PYTHON) -m launch.stage --run $(OUT)
 FORCED  := $(if $(FORCE),--force)
 YAML    := recipes/$(RECIPE)
-stage_yaml = $(or $(wildcard $(YAML)/$(1)$(V).yaml),$(error VARIANT=$(VARIANT) has no $(1) of its own (no $(YAML)/$(1)$(V).yaml); \
-             there are $(sort $(basename $(notdir $(wildcard $(YAML)/sft_*.yaml $(YAML)/rl_step?_*.yaml))))))
+stage_yaml = $(or $(wildcard $(YAML)/$(1)$(V).yaml),$(error $(if $(VARIANT),VARIANT=$(VARIANT) has no $(1) of its own,RECIPE=$(RECIPE) \
+             has no $(1)) (no $(YAML)/$(1)$(V).yaml); there are $(sort $(basename $(notdir $(wildcard $(YAML)/sft$(if $(VARIANT),_)*.yaml $(YAML)/rl_step?$(if $(VARIANT),_)*.yaml))))))
 
 # The demo trains with one process a core; a real run with one a GPU (GPUS=8 of each of NODES=1). launch.start checks first.
 PROCESSES ?= $(if $(filter demo,$(RECIPE)),2,1)
@@ -71,7 +84,7 @@ lint: setup ## ruff check and format
 	.venv/bin/ruff format --check .
 
 clean: ## remove this run's outputs (data and weights stay)
-	rm -rf $(OUT)
+	rm -rf "$(OUT)"
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 

@@ -219,7 +219,12 @@ def read_run(root: Path) -> Run:
     for path in sorted((root / "eval").glob("*/*/scores.json")):
         folders.setdefault(path.parent.name, {})[path.parent.parent.name] = path.parent
     if not folders:
-        raise EvaluationError(f"nothing in {root}/eval has been scored; run: make eval RECIPE={root.name}")
+        if not root.is_dir():
+            runs = ", ".join(sorted(path.name for path in root.parent.glob("*/") if (path / "eval").is_dir())) or "none"
+            raise EvaluationError(f"there is no run {root}; runs with an evaluation: {runs}")
+        raise EvaluationError(
+            f"nothing in {root}/eval has been scored; run: make eval RUN={root.name}, with the RECIPE that trained it"
+        )
     ablations: dict[str, dict[str, Path]] = {}
     for path in sorted((root / "ablations").glob("*/eval/*/*/scores.json")):
         name, model = path.parents[3].name, path.parent.name

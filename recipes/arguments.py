@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -17,6 +18,7 @@ from trl import GRPOConfig, SFTConfig, TrlParser
 
 from recipes.errors import RecipeError
 from recipes.keys import check_keys
+from recipes.values import check_values
 
 REWARD_BACKENDS = ("real", "offline")
 
@@ -358,6 +360,9 @@ def _divide_batch(wanted: int, training: SFTConfig | GRPOConfig, rollouts: Rollo
 
 
 class _RecipeParser(TrlParser):
+    where = "command line"
+    flags: Sequence[str] = ()
+
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         # TRL refuses a generation without whole groups of rollouts before `set_global_batch` can say how large it is; until
         # then it has as many steps as a group has rollouts, which fits any batch.
@@ -365,6 +370,7 @@ class _RecipeParser(TrlParser):
         keys = ("global_batch_size", "steps_per_generation", "generation_batch_size")
         if "num_generations" in given and [getattr(given, key, None) is None for key in keys] == [False, True, True]:
             given.steps_per_generation = given.num_generations
+        check_values(vars(given), self.dataclass_types, self.where, self.flags)
         return given, rest
 
 
@@ -377,7 +383,9 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     path = _config_path(arguments)
     parser = _RecipeParser(dataclass_types)
+    parser.flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     if path:
+        parser.where = path
         _check_yaml(path, {action.dest for action in parser._actions} | {"env"})
     message = io.StringIO()
     try:

@@ -72,6 +72,46 @@ def test_nodes_are_planned_with_or_without_gpus() -> None:
     assert "--judge_gpus 4 --server_gpus 2" in commands("plan", "JUDGE_GPUS=4", "SERVER_GPUS=2")
 
 
+@pytest.mark.parametrize("run", ["../data", "", "a/b", "a b", ".", "..", "-rf", "x;y", "outputs*", "a\tb"])
+@pytest.mark.parametrize("target", ["clean", "sft", "report"])
+def test_a_run_is_one_folder_below_outputs_whatever_the_target(target: str, run: str) -> None:
+    made = make("-o", "setup", target, f"RUN={run}")
+    assert made.returncode == 2
+    assert "is no name; it is one word of letters, digits, - _ and ." in made.stderr
+    assert "rm -rf" not in made.stdout
+
+
+def test_names_of_runs_that_are_names_are_taken() -> None:
+    assert 'rm -rf "outputs/my_run-2.b"' in commands("clean", "RUN=my_run-2.b")
+    assert 'rm -rf "outputs/demo-phantom_summit-seed3"' in commands(
+        "clean", "RECIPE=demo", "DATASET=phantom_summit", "SEED=3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("RECIPE=typo", "RECIPE=typo is not there (recipes/typo/*.yaml); there are demo unirg_cxr"),
+        ("SEED=-1", "SEED=-1 is no seed"),
+        ("SEED=1.5", "SEED=1.5 is no seed"),
+        ("SEED=", "SEED= is no seed"),
+        ("VARIANT=../x", "VARIANT=../x is no name"),
+        ("DATASET=../x", "DATASET=../x is no name"),
+    ],
+)
+def test_a_wrong_word_on_the_command_line_is_one_line(word: str, message: str) -> None:
+    made = make("sft", word)
+    assert made.returncode == 2
+    assert message in made.stderr
+    assert len(made.stderr.strip().splitlines()) == 1
+
+
+def test_a_stage_that_a_recipe_lacks_is_named_by_the_recipe() -> None:
+    made = make("sft", "RECIPE=ablations")
+    assert made.returncode == 2
+    assert "RECIPE=ablations has no sft (no recipes/ablations/sft.yaml)" in made.stderr
+
+
 def test_a_variant_that_a_stage_lacks_is_one_line_that_names_those_there_are() -> None:
     made = make("sft", "VARIANT=no")
     assert made.returncode == 2
