@@ -17,6 +17,7 @@ from typing import Any
 
 from data_prep.headings import findings_of
 from data_prep.sections import RAW, single_spaced
+from data_prep.sources.rexrank import patient_of
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
 from evaluation.errors import EvaluationError
 
@@ -165,11 +166,9 @@ def studies_of_file(file: PredictionFile) -> list[dict[str, Any]]:
     for key, entry in file.entries.items():
         study: dict[str, Any] = dict.fromkeys(STUDY_SCHEMA.names)
         text = entry.get("context") if isinstance(entry.get("context"), str) else ""
-        patient = entry.get("subject_id") or entry.get("patient_id")
         study |= {
             "study_id": key,
-            # CheXpert Plus names a study patient…_study…, IU CXR<uid>_…; elsewhere a study is its own patient.
-            "patient_id": str(patient) if patient else re.sub(r"(_study.*|_IM-.*)$", "", key),
+            "patient_id": _patient(key, entry),
             "dataset": str(entry.get("dataset") or "file"),
             "split": str(entry.get("split") or "test"),
             **{name: section(entry.get(f"section_{name}")) for name in RAW},
@@ -276,6 +275,24 @@ def _prediction(entry: Mapping[str, Any] | None) -> tuple[str, str]:
     if not isinstance(value, str):
         return "not_text", ""
     return ("ok", value) if value.strip() else ("empty", "")
+
+
+def _patient(key: str, entry: Mapping[str, Any]) -> str:
+    """The patient of a study of a file: as the entry says, or as its key or image path does (MIMIC-CXR's
+    `/p10/p10000032/s…`); else the study is its own patient."""
+    if named := next(
+        (entry[name] for name in ("patient_id", "subject_id", "PatientID") if _known(entry.get(name))), None
+    ):
+        return str(named)
+    if (patient := patient_of(key, entry)) != key:
+        return patient
+    paths = [entry.get("key_image_path"), *(entry.get("image_path") or [])]
+    found = (re.search(r"(?:^|/)p(\d{8})/", path) for path in paths if isinstance(path, str))
+    return next((match[1] for match in found if match), key)
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value == value and str(value).strip() != ""  # NaN is unlike itself
 
 
 def _context_part(text: str, name: str) -> str | None:

@@ -61,9 +61,18 @@ _NO_PRIOR = re.compile(
     r"\b(?:comparisons?|priors?)\b\W{0,3}(?:none|not available|unavailable|no(?:ne)?\b)",
     re.IGNORECASE,
 )
-_NEGATED = re.compile(
-    r"\b(?:no|without|not|nor)\b(?:\s+(?!longer\b|change\b|significant change\b)[\w-]+){0,3}\s*$", re.IGNORECASE
+# A denial reaches some words on (`no definite evidence of a new …`), and over a list to what follows its last or (`no
+# effusion, pneumothorax, or new …`), but not past a word that begins something else (`no pneumothorax after new tube …`).
+_DENIAL = re.compile(
+    r"\b(?:no|without|not|nor|neither|denies|negative for|free of|absence of)\b(?!\s+longer\b)", re.IGNORECASE
 )
+_ELSE = re.compile(
+    r"\b(?:but|however|although|though|except|aside|apart|which|while|whereas|and|after|following|since|despite|given|from|"
+    r"with|is|are|was|were|has|have|had)\b",
+    re.IGNORECASE,
+)
+_NEAR = re.compile(r"(?:\s+(?!changes?\b)[\w-]+){0,6}\s*", re.IGNORECASE)
+_LAST_OF_LIST = re.compile(r".*\b(?:or|nor)(?:\s+[\w-]+){0,2}\s*", re.IGNORECASE | re.DOTALL)
 
 
 def label_by_rules(reports: Sequence[str], has_prior: Sequence[bool | None]) -> np.ndarray:
@@ -98,9 +107,17 @@ def _category(report: str) -> int:
     for name, pattern in _WORDS.items():
         for match in re.finditer(pattern, report, re.IGNORECASE):
             sentence = re.split(r"[.;:]", report[: match.start()])[-1]
-            if not _NEGATED.search(sentence):  # "no new opacity" is no new development
+            if not _denied(sentence):  # "no new opacity" is no new development
                 return CATEGORIES.index(name)
     return CATEGORIES.index("no change")
+
+
+def _denied(before: str) -> bool:
+    """Whether what follows `before`, the beginning of its sentence, is denied by it."""
+    between = before[cues[-1].end() :] if (cues := list(_DENIAL.finditer(before))) else None
+    if between is None or _ELSE.search(between):
+        return False
+    return bool(_NEAR.fullmatch(between) or _LAST_OF_LIST.fullmatch(between))
 
 
 async def label_by_judge(
@@ -139,16 +156,12 @@ async def label_by_judge(
 
 
 async def _ask(client: ChatClient, judge: Judge, report: str, cache: _Cache) -> None:
-    body = {
-        "model": judge.model,
-        "messages": [
+    body = judge.request(
+        [
             {"role": "system", "content": PROMPT},
             {"role": "user", "content": json.dumps(report, ensure_ascii=False)},
-        ],
-        "max_completion_tokens": judge.settings.judge_max_tokens,
-    }
-    if judge.settings.judge_temperature is not None:
-        body["temperature"] = judge.settings.judge_temperature
+        ]
+    )
     for attempt in range(1 + judge.settings.judge_max_retries):
         if attempt:
             await asyncio.sleep(judge.settings.judge_backoff * 2 ** (attempt - 1))

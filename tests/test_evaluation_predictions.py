@@ -51,6 +51,22 @@ def test_context_of_each_rexrank_source_is_read(tmp_path):
     assert (iu["patient_id"], iu["indication"], iu["comparison"]) == ("CXR2279", "Seizure.", None)
 
 
+def test_studies_of_one_patient_are_his_in_every_sources_files(tmp_path):
+    entries = {
+        "pGRD0007_aACC1_s1.2.3": {},
+        "pGRD0007_aACC2_s1.2.4": {},
+        "patient64620_study2": {},
+        "CXR2279_IM-0865": {},
+        "50051329": {"image_path": ["/p10/p10000032/s50051329/a.jpg"]},
+        "50051330": {"subject_id": 10000032},
+        "other-1": {"PatientID": "x7"},
+        "other-2": {"patient_id": float("nan")},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    patients = [study["patient_id"] for study in studies_of_file(read_predictions(tmp_path / "p.json"))]
+    assert patients == ["GRD0007", "GRD0007", "patient64620", "CXR2279", "10000032", "10000032", "x7", "other-2"]
+
+
 def test_every_unusual_prediction_is_listed_and_none_is_dropped(tmp_path):
     studies = make_studies(4)
     ids = [study["study_id"] for study in studies]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_weights import write_ratescore
+from safetensors.torch import load_file, save_file
 from synthetic_reports import reports
 
 from rewards.engine import EngineSettings
@@ -142,6 +143,16 @@ def test_what_is_missing_or_does_not_fit_is_named_with_its_mend(weights: Path, t
     config.write_text(config.read_text().replace("B-ANATOMY", "B-PERSON"))
     with pytest.raises(WeightsError, match=r"labels B-PERSON, which RaTEScore does not know"):
         load_metrics(["ratescore"], "real", copy)
+    other = tmp_path / "tensors"
+    shutil.copytree(weights, other)
+    for name in ("RaTE-NER-Deberta", "BioLORD-2023-C"):
+        file = other / name / "model.safetensors"
+        tensors = load_file(file)
+        gone = next(key for key in tensors if "encoder.layer.0." in key)
+        save_file({key: value for key, value in tensors.items() if key != gone}, file, {"format": "pt"})
+        with pytest.raises(WeightsError, match=rf"{name} lacks 1 tensors of its model"):
+            load_metrics(["ratescore"], "real", other)
+        save_file(tensors, file, {"format": "pt"})
     (copy / "BioLORD-2023-C" / "model.safetensors").write_bytes(b"broken")
     config.write_text(json.dumps(json.loads(config.read_text().replace("B-PERSON", "B-ANATOMY"))))
     with pytest.raises(WeightsError, match=r"BioLORD-2023-C cannot be loaded .*fetch it again: make weights"):

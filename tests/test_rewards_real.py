@@ -19,6 +19,7 @@ from random_weights import (
     radgraph_oracle,
     write_weights,
 )
+from safetensors.torch import load_file, save_file
 from synthetic_reports import grpo_batch, reports
 
 from rewards.bertscore import BertScore, RobertaVectors
@@ -27,6 +28,7 @@ from rewards.conditions import CONDITIONS, TOP_FIVE, binary_labels
 from rewards.encoder import PackedEncoder, PaddedEncoder
 from rewards.engine import DiskCache, EngineSettings, MemoryCache, token_batches
 from rewards.label_f1 import label_f1
+from rewards.metric import MetricError
 from rewards.radgraph import Entity, radgraph_f1
 from rewards.radgraph_model import RadGraphModel
 from rewards.registry import load_labeler, load_metrics
@@ -509,6 +511,32 @@ def test_a_damaged_encoder_folder_is_named_with_its_mend(weights: Path, tmp_path
         (copy / name).write_bytes(content[: min(len(content) // 2, 300)])  # a transfer that broke off
         with pytest.raises(WeightsError, match=rf"{name.split('/')[0]} cannot be loaded .*make weights"):
             load_metrics([metric], "real", copy)
+
+
+def test_a_bertscore_model_without_some_tensors_is_refused_and_one_without_a_pooler_taken(
+    weights: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "weights"
+    shutil.copytree(weights, copy)
+    file = copy / "distilroberta-base" / "model.safetensors"
+    tensors = load_file(file)
+    for gone in ("encoder.layer.2.", "embeddings.LayerNorm.bias"):
+        save_file({name: value for name, value in tensors.items() if gone not in name}, file, {"format": "pt"})
+        with pytest.raises(WeightsError, match=r"distilroberta-base lacks \d+ tensors of its model \(.*make weights"):
+            load_metrics(["bertscore"], "real", copy)
+    save_file({name: value for name, value in tensors.items() if "pooler." not in name}, file, {"format": "pt"})
+    assert load_metrics(["bertscore"], "real", copy)["bertscore"]([PLAIN], [PLAIN])[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_scores_that_are_no_numbers_are_one_line_that_names_the_weights(weights: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "weights"
+    shutil.copytree(weights, copy)
+    file = copy / "distilroberta-base" / "model.safetensors"
+    tensors = load_file(file)
+    next(value for name, value in tensors.items() if "layer.0." in name).fill_(float("nan"))
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(MetricError, match=r"bertscore: backend real gave 0 finite scores for 1 pairs; .*make weights"):
+        load_metrics(["bertscore"], "real", copy)["bertscore"]([PLAIN], ["Another text."])
 
 
 def test_radgraph_config_without_its_parts_is_refused(weights: Path, tmp_path: Path) -> None:

@@ -398,15 +398,17 @@ class Judge:
 
     def _body(self, reference: str, candidate: str, answer_format: str, again: bool) -> dict[str, Any]:
         """The request for one pair."""
+        body = self.request(self.prompt.messages(reference, candidate, answer_format, again))
+        return body | ({"response_format": RESPONSE_FORMAT} if answer_format == "json" else {})
+
+    def request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+        """A chat request of these messages by this judge's settings; what judge_extra_body makes null is left out."""
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": self.prompt.messages(reference, candidate, answer_format, again),
+            "messages": messages,
             "max_completion_tokens": self.settings.judge_max_tokens,
+            "temperature": self.settings.judge_temperature,
         }
-        if self.settings.judge_temperature is not None:
-            body["temperature"] = self.settings.judge_temperature
-        if answer_format == "json":
-            body["response_format"] = RESPONSE_FORMAT
         return {name: value for name, value in (body | self._extra_body).items() if value is not None}
 
     def _chat(self) -> ChatClient:
