@@ -28,6 +28,8 @@ LARGEST_FILE = 1 << 30  # bytes; no film has so many
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, Image.DecompressionBombError)
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a half image must be a reject, not a grey half
 
+# Our choice: far from any film, and far within the 1:200 beyond which Qwen3-VL's processor refuses an image in training.
+SMALLEST_SIDE, LONGEST_SHAPE = 16, 20
 MISSING, UNREAD, BROKEN, FLAT = "missing", "unread", "broken", "flat"
 
 
@@ -186,11 +188,20 @@ def to_grey(image: Image.Image, settings: ImageSettings | None = None) -> Image.
 
 
 def resize(image: Image.Image, settings: ImageSettings) -> Image.Image:
-    """The grey image at its target size; letterboxed with black where the mode says so."""
+    """The grey image at its target size; letterboxed with black where the mode says so.
+
+    Raises:
+        ImageError: it has the shape of no film.
+    """
     return _letterboxed(_scaled(image, settings), settings)
 
 
 def _scaled(image: Image.Image, settings: ImageSettings) -> Image.Image:
+    width, height = image.size
+    if min(width, height) < SMALLEST_SIDE or max(width, height) > LONGEST_SHAPE * min(width, height):
+        raise ImageError(
+            f"{width} × {height} pixels; a film has {SMALLEST_SIDE} a side or more, and no side {LONGEST_SHAPE} times the other"
+        )
     size = target_size(*image.size, settings)
     if image.size == size:
         return image

@@ -221,7 +221,9 @@ def read_run(root: Path) -> Run:
     if not folders:
         if not root.is_dir():
             runs = ", ".join(sorted(path.name for path in root.parent.glob("*/") if (path / "eval").is_dir())) or "none"
-            raise EvaluationError(f"there is no run {root}; runs with an evaluation: {runs}")
+            raise EvaluationError(
+                f"nothing in {root} has been scored: there is no such run; those with an evaluation: {runs}"
+            )
         raise EvaluationError(
             f"nothing in {root}/eval has been scored; run: make eval RUN={root.name}, with the RECIPE that trained it"
         )

@@ -90,6 +90,15 @@ def test_an_image_of_one_value_is_refused_with_its_figures(tmp_path: Path, pixel
         prepared(tmp_path / "x.png", ImageSettings(20))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (15, 200), (2000, 40), (40, 2000)])
+def test_an_image_that_has_no_films_shape_is_refused_with_its_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "strip.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, size[::-1], dtype=np.uint8)).save(path)
+    for settings in (ImageSettings(), ImageSettings(mode="letterbox")):
+        with pytest.raises(ImageError, match=f"{size[0]} × {size[1]} pixels"):
+            prepared(path, settings)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
     upright = gradient()
