@@ -303,7 +303,11 @@ class MonitorArguments:
         },
     )
     rollouts_logged: int = field(
-        default=16, metadata={"help": "Rollouts kept at each log in <stage>/rollouts/ as Parquet; 0 for none."}
+        default=16,
+        metadata={
+            "help": "Rollouts kept at each log in <stage>/rollouts/ as Parquet: step-* the best and the worst of each study, so "
+            "many at most, groups-* all of two studies; 0 for none."
+        },
     )
 
     def __post_init__(self) -> None:

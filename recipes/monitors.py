@@ -23,7 +23,7 @@ from data_prep.files import write_json
 from recipes.arguments import MonitorArguments, RewardArguments
 from recipes.disk_space import require_room_for_checkpoint
 from recipes.errors import RecipeError
-from recipes.rollouts import best_and_worst, groups, write_rollouts
+from recipes.rollouts import best_and_worst, groups, whole_groups, write_rollouts
 from recipes.stage import announce, finite, leave_together, over_processes
 from rewards.composite import CompositeReward
 from rewards.conditions import NEGATIVE, POSITIVE, Labeler
@@ -352,8 +352,11 @@ class RolloutMonitors(TrainerCallback):
     def _keep_sample(self, step: int) -> None:
         if self.settings.rollouts_logged and self.latest is not None and self.latest is not self.kept:
             self.kept = self.latest
-            rows = best_and_worst(self.latest, self.settings.rollouts_logged)
-            write_rollouts(self.output_dir / "rollouts" / f"step-{step:06d}.parquet", self.latest, rows)
+            folder, latest = self.output_dir / "rollouts", self.latest
+            write_rollouts(
+                folder / f"step-{step:06d}.parquet", latest, best_and_worst(latest, self.settings.rollouts_logged)
+            )
+            write_rollouts(folder / f"groups-{step:06d}.parquet", latest, whole_groups(latest))
 
     def _trip(self, monitor: Monitor, value: float, limit: float, state: TrainerState) -> None:
         name = monitor.limit.removeprefix("monitor_max_").removeprefix("monitor_min_")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from rewards.grpo_reward import Rollouts
 
+WHOLE_GROUPS = 2  # studies of which every rollout is kept at a log
 PART = "part/"  # prefix of the columns that hold the reward's parts
 
 _COLUMNS = [
@@ -85,6 +86,11 @@ def best_and_worst(rollouts: Rollouts, limit: int) -> list[int]:
         if len(rows) >= limit:
             break
     return rows[:limit]
+
+
+def whole_groups(rollouts: Rollouts) -> list[int]:
+    """Row numbers of all rollouts of the first studies: a rollout's advantage is against these, and can be checked by them."""
+    return [row for group in groups(rollouts)[:WHOLE_GROUPS] for row in group]
 
 
 def groups(rollouts: Rollouts) -> list[list[int]]:

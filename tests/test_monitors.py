@@ -194,6 +194,17 @@ def test_the_sample_holds_the_best_and_the_worst_of_each_study() -> None:
     assert len(best_and_worst(seen, 1)) == 1
 
 
+def test_whole_groups_are_kept_so_that_advantages_can_be_checked(tmp_path: Path) -> None:
+    totals = [0.5, None, 0.9, 0.1, 0.2, 0.3, 0.4, 0.7, 1.0, 1.0, 1.0, 1.0]
+    watched = monitors(tmp_path, rollouts_logged=2)
+    watched.observe(rollouts(list("abcdefghijkl"), totals=totals))
+    watched._keep_sample(5)
+    kept = pq.read_table(tmp_path / "rollouts" / "groups-000005.parquet").to_pylist()
+    assert [row["reward"] for row in kept] == totals[:8]  # two studies, every rollout, the failed one too
+    assert [row["study_id"] for row in kept] == ["s0"] * 4 + ["s1"] * 4
+    assert len(read_rollouts(tmp_path)) == 2
+
+
 def test_rollouts_survive_the_way_through_parquet(tmp_path: Path) -> None:
     seen = rollouts(["a b", "c", "d", "e"], prior=PRIOR, totals=[0.5, None, 0.25, 0.75])
     write_rollouts(tmp_path / "rollouts" / "step-000005.parquet", seen, [0, 1])
