@@ -1,4 +1,5 @@
-"""Guards for GRPO with vLLM and images: three faults of TRL 1.16 that raise nothing, each mended or made to raise.
+"""Guards for GRPO with vLLM and images: three faults of TRL 1.16 that raise nothing, each mended or made to raise; and one
+request a study.
 
 1. Colocated vLLM gets prompts whose image tokens are expanded already, and expands them again: the sampler sees other
    prompts than the trainer. Mended: each run of image tokens becomes one before vLLM sees it.
@@ -6,11 +7,15 @@
    an older policy are used. Mended: the encoder cache is reset at each sync.
 3. vLLM may sample an image token into a report. Mended: `logit_bias` forbids it.
 
+Colocated vLLM gets a request for each rollout, and reads, hashes and processes the same films for each. Here it gets one for
+each study that asks for all of its rollouts, as TRL itself does with a server.
+
 What these do not catch shows as `sampling/sampling_logp_difference/mean`; `monitor_max_logp_difference` stops the run.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import urllib.error
 import urllib.request
@@ -19,9 +24,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from transformers import Qwen3VLProcessor
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from recipes.errors import RecipeError
+from recipes.shared_prompts import SharedPrompts
 
 FORBIDDEN = -100.0  # logit bias, OpenAI's "never"
 
@@ -68,8 +74,35 @@ def collapse_image_tokens(prompt_ids: Sequence[int], image_token_id: int) -> lis
     return collapsed
 
 
-def mend_vllm(trainer: GRPOTrainer) -> None:
-    """Mend faults 1 and 2 on a trainer's `vllm_generation`.
+def ask_once_a_study(
+    generate: Callable[..., list[Any]],
+    rollouts: int,
+    prompts: Sequence[dict[str, Any]],
+    sampling_params: Any,
+    **kwargs: Any,
+) -> list[Any]:
+    """`LLM.generate` for prompts of which each `rollouts` neighbours are one study's: one request a study; one output a
+    prompt, as if each had been asked for alone.
+
+    Raises:
+        ValueError: neighbours that are not one study's.
+    """
+    studies = prompts[::rollouts]
+    for row, prompt in enumerate(prompts):
+        if prompt["prompt_token_ids"] != studies[row // rollouts]["prompt_token_ids"]:
+            raise ValueError(f"prompt {row} is not of the study whose {rollouts} rollouts it stands among")
+    several = sampling_params.clone()
+    several.n = rollouts
+    outputs = []
+    for answered in generate(studies, sampling_params=several, **kwargs):
+        for rollout in answered.outputs:
+            outputs.append(copy.copy(answered))
+            outputs[-1].outputs = [rollout]
+    return outputs
+
+
+def mend_vllm(trainer: SharedPrompts) -> None:
+    """Mend faults 1 and 2 on a trainer's `vllm_generation`, and ask it once a study.
 
     Raises:
         RecipeError: this vLLM has no way to reset its encoder cache.
@@ -77,15 +110,23 @@ def mend_vllm(trainer: GRPOTrainer) -> None:
     generation = trainer.vllm_generation
     if generation.mode == "colocate":
         image_token_id = trainer.processing_class.image_token_id
-        generate = generation.generate
+        generate, engine = generation.generate, generation.llm
 
         @functools.wraps(generate)
-        def generate_collapsed(prompts: list[list[int]], images: Any, *args: Any, **kwargs: Any) -> Any:
+        def generate_mended(
+            prompts: list[list[int]], images: Any, num_generations: int, *args: Any, **kwargs: Any
+        ) -> Any:
             if images is not None:
                 prompts = [collapse_image_tokens(ids, image_token_id) for ids in prompts]
-            return generate(prompts, images, *args, **kwargs)
+            engine.generate = (
+                functools.partial(ask_once_a_study, ask, num_generations) if trainer.share_prompts else ask
+            )
+            try:
+                return generate(prompts, images, num_generations, *args, **kwargs)
+            finally:
+                engine.generate = ask
 
-        generation.generate = generate_collapsed
+        generation.generate = generate_mended
     if generation.mode == "server" and not trainer.accelerator.is_main_process:
         return
     reset = _encoder_cache_reset(generation)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from trl import GRPOConfig
 
 from recipes.errors import RecipeError
 from recipes.models import load_processor
-from recipes.vllm_guards import check_vllm, collapse_image_tokens, forbid_image_tokens, mend_vllm
+from recipes.vllm_guards import ask_once_a_study, check_vllm, collapse_image_tokens, forbid_image_tokens, mend_vllm
 
 IMAGE = 99
 
@@ -35,6 +37,7 @@ def trainer_with(engine: Engine, main: bool = True) -> SimpleNamespace:
     return SimpleNamespace(
         vllm_generation=engine,
         processing_class=SimpleNamespace(image_token_id=IMAGE),
+        share_prompts=True,
         accelerator=SimpleNamespace(is_main_process=main),
     )
 
@@ -42,7 +45,7 @@ def trainer_with(engine: Engine, main: bool = True) -> SimpleNamespace:
 def colocated() -> Engine:
     engine = Engine("colocate")
     reset = SimpleNamespace(reset_encoder_cache=lambda: engine.asked.append(("reset",)))
-    engine.llm = SimpleNamespace(llm_engine=reset)
+    engine.llm = SimpleNamespace(llm_engine=reset, generate=None)
     return engine
 
 
@@ -58,6 +61,45 @@ def test_colocated_vllm_gets_prompts_that_it_can_expand_itself() -> None:
     engine.generate(prompts=[[1, IMAGE, IMAGE, 2]], images=[["picture"]], num_generations=4)
     engine.generate(prompts=[[1, 1, 2]], images=None, num_generations=4)
     assert engine.asked == [("generate", [[1, IMAGE, 2]], [["picture"]], 4), ("generate", [[1, 1, 2]], None, 4)]
+
+
+@dataclass
+class Sampling:
+    """As vLLM's SamplingParams."""
+
+    n: int = 1
+    seed: int | None = 7
+
+    def clone(self) -> Sampling:
+        return replace(self)
+
+
+def answers(asked: list, prompts: list[dict], sampling_params: Sampling, use_tqdm: bool) -> list[SimpleNamespace]:
+    """As vLLM's LLM.generate."""
+    asked.append((prompts, sampling_params, use_tqdm))
+    return [
+        SimpleNamespace(
+            prompt_token_ids=prompt["prompt_token_ids"], outputs=[f"{row}.{n}" for n in range(sampling_params.n)]
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def test_a_study_is_one_request_for_all_of_its_rollouts() -> None:
+    asked: list = []
+    rows = [{"prompt_token_ids": [study], "multi_modal_data": {"image": str(study)}} for study in (3, 3, 3, 4, 4, 4)]
+    given = Sampling()
+    outputs = ask_once_a_study(partial(answers, asked), 3, rows, sampling_params=given, use_tqdm=False)
+    assert asked == [([rows[0], rows[3]], Sampling(n=3), False)]
+    assert given.n == 1
+    assert [output.prompt_token_ids for output in outputs] == [[3]] * 3 + [[4]] * 3
+    assert [output.outputs for output in outputs] == [["0.0"], ["0.1"], ["0.2"], ["1.0"], ["1.1"], ["1.2"]]
+
+
+def test_rollouts_of_two_studies_are_never_asked_for_as_one() -> None:
+    rows = [{"prompt_token_ids": ids} for ids in ([3], [4])]
+    with pytest.raises(ValueError, match="prompt 1 is not of the study"):
+        ask_once_a_study(partial(answers, []), 2, rows, sampling_params=Sampling(), use_tqdm=False)
 
 
 def test_every_sync_of_weights_is_followed_by_a_reset_of_the_encoder_cache() -> None:
