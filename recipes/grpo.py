@@ -75,6 +75,7 @@ def main() -> None:
         extra = {
             "studies": len(studies),
             "reward": describe(composite),
+            "seconds_by_part": {part: round(seconds, 2) for part, seconds in trainer.times.total.items()},
             "batches_with_unscored_rollouts": unscored.count,
         }
         finish_stage(trainer, name, opened.settings, extra)

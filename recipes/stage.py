@@ -62,6 +62,7 @@ from recipes.lora import check_lora_targets
 from recipes.model_card import write_model_card
 from recipes.models import check_model_folder, check_tensors, is_adapter, merge_adapter, model_fingerprint
 from recipes.removal import remove_own
+from recipes.step_times import PREFIX as SECONDS
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")
 # Settings that do not change what is learned: a finished stage is not "made with other settings" for these.
@@ -633,6 +634,8 @@ class StageProgress(TrainerCallback):
             if key.startswith("reward_parts/") and value is not None
         ]
         line = f"{self.stage} step {state.global_step}/{state.max_steps} · " + " · ".join(numbers + parts)
+        spent = {key.removeprefix(SECONDS): value for key, value in logs.items() if key.startswith(SECONDS)}
+        parts += [f"{part} {seconds:.1f} s" for part, seconds in spent.items() if seconds >= 0.05]
         memory = peak_gpu_memory_mib()
         gpu = f" · GPU {memory['reserved'] / 1024:.1f} GiB" if memory else ""
         print(f"{line} · {format_seconds(left)} left{gpu}", flush=True)

@@ -27,6 +27,7 @@ from recipes.models import note_base
 from recipes.shared_prompts import SharedPrompts
 from recipes.small_steps import mark_dtype
 from recipes.vllm_adapter_sync import send_merged_copies
+from recipes.step_times import READ, TimedParts
 from recipes.vllm_guards import mend_vllm
 
 
@@ -141,7 +142,7 @@ class ReportTrainer(_Resumable, SFTTrainer):
         super().log(logs, start_time)
 
 
-class RolloutTrainer(_Resumable, SharedPrompts):
+class RolloutTrainer(_Resumable, TimedParts, SharedPrompts):
     """GRPOTrainer that a kill does not disturb, that opens each image once a generation, and whose colocated vLLM sees
     the images that the policy sees.
 
@@ -172,7 +173,9 @@ class RolloutTrainer(_Resumable, SharedPrompts):
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        batch = super()._generate_and_score_completions(self._rows(inputs))
+        with self.times.part(READ):
+            rows = self._rows(inputs)
+        batch = super()._generate_and_score_completions(rows)
         for check in self.generation_checks:
             check(self)
         return batch

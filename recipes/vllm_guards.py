@@ -118,9 +118,9 @@ def mend_vllm(trainer: SharedPrompts) -> None:
         ) -> Any:
             if images is not None:
                 prompts = [collapse_image_tokens(ids, image_token_id) for ids in prompts]
-            engine.generate = (
-                functools.partial(ask_once_a_study, ask, num_generations) if trainer.share_prompts else ask
-            )
+            ask = engine.generate
+            if trainer.share_prompts:
+                engine.generate = functools.partial(ask_once_a_study, ask, num_generations)
             try:
                 return generate(prompts, images, num_generations, *args, **kwargs)
             finally:

@@ -240,3 +240,14 @@ def test_an_image_is_processed_once_a_generation_and_held_once(processed, tiny_b
     held = {films.untyped_storage().data_ptr(): films.untyped_storage().nbytes() for films in buffered}
     assert sum(held.values()) == sum({films.data_ptr(): films.nbytes for films in buffered}.values())
     assert len({films.data_ptr() for films in buffered}) == len(set(seen.study_ids))
+
+
+def test_times_of_the_parts_of_an_update_are_logged_and_do_not_overlap(tiny_base, phantom_data, tmp_path) -> None:
+    run = grpo_run(tmp_path / "run", tiny_base, phantom_data, max_steps=2, beta=0.1, save_strategy="no")
+    generated, reused = run.log
+    parts = {"read", "generate", "score", "log-probabilities", "update"}
+    assert {key.removeprefix("seconds/") for key in generated if key.startswith("seconds/")} == parts
+    assert {key.removeprefix("seconds/") for key in reused if key.startswith("seconds/")} == {"update"}
+    total = run.trainer.times.total
+    assert sum(total.values()) <= run.trainer.state.log_history[-1]["train_runtime"]
+    assert sum(entry["seconds/update"] for entry in run.log) == pytest.approx(total["update"])
