@@ -1,6 +1,9 @@
 """What this project adds to a GRPO step: rewards' plumbing, monitors, kept rollouts. Prints one JSON object.
 
-    python -m benchmarks.bench_train [--minutes 8] [--steps 8]
+    python -m benchmarks.bench_train [--minutes 8] [--steps 8] [--parts shared_prompts step overlap]
+
+shared_prompts: a forward and backward pass with each study handled once, beside TRL's row for each rollout, at the paper's
+  shape (benchmarks/shared_prompts.py): CPU seconds, memory, and how far log-probabilities and gradients are apart.
 
 step: the demo's step 1 on the untrained tiny model, against a bare TRL script with the same metrics. Both arms train from the
   same seed and sample the same rollouts, which is checked; rounds of one training each alternate in their order (AB, BA,
@@ -37,6 +40,7 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
+from benchmarks import shared_prompts
 from data_prep.sources.phantom import prepare
 from recipes.arguments import parse_recipe, set_global_batch
 from recipes.data import load_studies, rollout_dataset
@@ -50,6 +54,7 @@ from rewards.composite import CompositeReward, CompositeScores
 from rewards.grpo_reward import completion_text
 
 DATASET = "phantom_prairie"
+PARTS = ("shared_prompts", "step", "overlap")
 MIN_ROUNDS = 3
 RESAMPLES = 2000
 
@@ -239,6 +244,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="updates a training; the first is not counted")
     parser.add_argument("--minutes", type=float, default=8, help=f"time for rounds; {MIN_ROUNDS} at least")
     parser.add_argument("--judge_delay", type=float, default=0.5, help="seconds")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     quiet_logs()
@@ -248,8 +254,13 @@ def main() -> None:
         with contextlib.redirect_stdout(nowhere):
             prepare(folder / DATASET, "prairie", seed=5, studies={"train": 64, "validation": 8, "test": 8})
             save_tiny_model(training_texts([DATASET], str(folder)), folder / "base", vocabulary_size=700)
-        result = {"step": compare(folder, arguments.steps, arguments.minutes)}
-        result["overlap"] = overlap(folder, arguments.judge_delay)
+        result = {}
+        if "shared_prompts" in arguments.parts:
+            result["shared_prompts"] = shared_prompts.measure()
+        if "step" in arguments.parts:
+            result["step"] = compare(folder, arguments.steps, arguments.minutes)
+        if "overlap" in arguments.parts:
+            result["overlap"] = overlap(folder, arguments.judge_delay)
     print(json.dumps(result, indent=1))
 
 

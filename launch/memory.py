@@ -28,6 +28,7 @@ _LOGIT_TOKENS, _LOGIT_BYTES = 256, 16
 _STATES_SHARE = 0.8
 # Share of its memory that vLLM needs beside weights and cache: activations of the profiling run, CUDA graphs.
 _VLLM_OVERHEAD = 1.5 * GIB
+_CHANNELS, _FRAMES = 3, 2  # of a patch of an image
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class Batch:
     """What one forward and backward pass on one GPU sees.
 
     Attributes:
-        tokens: of a row, images, prompt and report together.
+        tokens: of a row, images, prompt and report together (with shared prompts: all reports of a study).
         images: of a row.
         image_pixels: a side.
+        masked: attention takes a mask of pairs of tokens, as shared prompts do.
     """
 
     rows: int
     tokens: float
     images: float = 0
     image_pixels: int = 512
+    masked: bool = False
 
 
 def training_memory(
@@ -129,12 +132,21 @@ def activation_bytes(arch: Architecture, batch: Batch, bytes_each: int, checkpoi
     text_layer = tokens * text_layer_bytes(arch, bytes_each)
     vision_layer = patches * vision_layer_bytes(arch, bytes_each)
     logits = min(tokens, _LOGIT_TOKENS) * arch.vocab_size * _LOGIT_BYTES
+    if batch.masked:  # as truth values, and as what sdpa adds to the scores
+        logits += batch.rows * batch.tokens**2 * (1 + bytes_each)
     if not checkpointing:
         in_work = 2 * max(text_layer, vision_layer)
         return arch.num_hidden_layers * text_layer + arch.vision_depth * vision_layer + in_work + logits
     kept = tokens * arch.num_hidden_layers * arch.hidden_size * bytes_each
     kept += patches * arch.vision_depth * arch.vision_hidden_size * bytes_each
     return kept + 2 * max(text_layer, vision_layer) + logits
+
+
+def film_bytes(arch: Architecture, pixels: int) -> float:
+    """Bytes of one image as TRL holds it on the device between the updates of a generation: its patches in float32, each
+    frame twice, for which Qwen3-VL's vision tower was made."""
+    patches = (pixels / arch.vision_patch_size) ** 2
+    return patches * _CHANNELS * _FRAMES * arch.vision_patch_size**2 * 4
 
 
 def text_layer_bytes(arch: Architecture, bytes_each: int) -> float:

@@ -24,6 +24,7 @@ from launch.machine import format_bytes
 from launch.memory import (
     PARALLEL,
     Batch,
+    film_bytes,
     generation_memory,
     serving_memory,
     share_for_training,
@@ -81,6 +82,7 @@ class Assumptions:
     max_concurrent: int = 256  # sequences that vLLM decodes at once on one GPU
     reward_seconds: float = 0.002  # of one GPU, for the metrics of one rollout (an H100, float32: benchmarks/gpu.json)
     image_bytes: int = 160_000  # of a prepared image
+    image_seconds: float = 0.026  # of one core, for the model's image processor (512 pixels a side, measured)
     judge_rubric_tokens: int = 2_600  # instructions and examples, the same in each call
     judge_answer_tokens: int = 60
     judge_parameters: float = 32.8e9  # Qwen3-32B
@@ -94,6 +96,7 @@ class StagePlan:
 
     Attributes:
         hours: wall time, the judge's included.
+        hours_of: of them, each part's.
         gpu_hours: of all GPUs that are held for so long: those that train, a vLLM server's, the judge's.
         judge_hours: wall time of the judge's calls on its own GPUs; 0 where it has none here.
     """
@@ -111,6 +114,7 @@ class StagePlan:
     fits: bool = True
     gpu_hours: float = 0
     hours: float = 0
+    hours_of: dict[str, float] = field(default_factory=dict)
     hours_by: str = "assumed utilisation"
     judge: str = ""
     judge_calls: int = 0
@@ -348,13 +352,17 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     )
     rows_seen = plan.steps * rows
     completion = min(size.report, training.max_completion_length) if grpo else size.report
-    plan.tokens_trained = rows_seen * (size.prompt + completion)
+    together = rollouts_of_a_row(training, find(parsed, "RolloutArguments").share_prompts) if grpo else 1
+    # A shared prompt's last token stands before each report.
+    plan.tokens_trained = rows_seen * (size.prompt / together + completion + (together > 1))
     adapter = arch.lora_parameters(model.lora_r, model.lora_target_modules) if model.use_peft else 0
+    longest_report = training.max_completion_length if grpo else 2 * size.report
     batch = Batch(  # at its largest: every row a study with a prior
-        rows=training.per_device_train_batch_size,
-        tokens=math.ceil(size.longest + (training.max_completion_length if grpo else 2 * size.report)),
+        rows=math.ceil(training.per_device_train_batch_size / together),
+        tokens=math.ceil(size.longest + together * (longest_report + (together > 1))),
         images=size.most_images,
         image_pixels=image_pixels(arch, target.assume),
+        masked=together > 1,
     )
     half = model.dtype != "float32" and not model.use_peft
     reference = grpo and training.beta > 0 and not model.use_peft
@@ -384,30 +392,53 @@ def plan_training(path: Path, target: Target) -> StagePlan:
             f"{target.parallel}: float32 weights do not fit, so bfloat16 ones take steps that are rounded at random, right on "
             "average; zero2, zero3 and fsdp2 keep a float32 copy"
         )
+    if grpo:
+        held = training.per_device_train_batch_size * training.steps_per_generation / together
+        plan.memory["films"] = held * size.images * film_bytes(arch, image_pixels(arch, target.assume))
     plan.peak = sum(plan.memory.values())
     trained = adapter / arch.parameters if adapter else 1.0
-    flops = _flops_per_token(arch.parameters, bool(training.gradient_checkpointing), trained) * plan.tokens_trained
+    checkpointing = bool(training.gradient_checkpointing)
+    # What a mask hides is computed all the same, and a shared row is long.
+    hidden = (
+        4 * arch.num_hidden_layers * arch.attention_width * (size.prompt + together * (completion + 1)) * (together > 1)
+    )
+    update = _flops_per_token(arch.parameters, checkpointing, trained) + hidden * (3 + checkpointing)
+    flops = {"update": update * plan.tokens_trained}
     if grpo:
         plan.rollouts = rows_seen // training.num_iterations  # the steps that reuse a generation each take a part of it
         plan.tokens_generated = plan.rollouts * completion
-        flops += 2 * arch.parameters * plan.tokens_trained * (1 + (training.beta > 0))  # old and reference log-probs
+        flops["old log-probabilities"] = (2 * arch.parameters + hidden) * plan.tokens_trained / training.num_iterations
+        if training.beta > 0:
+            flops["reference log-probabilities"] = flops["old log-probabilities"]
     utilisation, plan.hours_by = training_utilisation(target, "grpo" if grpo else "sft")
-    seconds = flops / (target.kind.flops * utilisation) if target.gpus else 0.0
-    wall = seconds / processes
+    seconds = {}
+    if target.gpus:
+        seconds = {part: each / (target.kind.flops * utilisation) / processes for part, each in flops.items()}
     if grpo and target.gpus:
         if training.use_vllm and training.vllm_mode == "server":
             plan.server_gpus = 1 if target.server_gpus is None else target.server_gpus
-        wall += _generation_seconds(plan, arch, size, training, target) / (plan.server_gpus or processes)
+        seconds["generation"] = _generation_seconds(plan, arch, size, training, target) / (
+            plan.server_gpus or processes
+        )
+        # TRL asks its processor twice for every rollout.
+        films = plan.rollouts * size.images * (1 / training.num_generations if together > 1 else 2)
+        seconds["films"] = films * target.assume.image_seconds / processes
         if find(parsed, "RewardArguments").reward_backend == "real":
-            wall += plan.rollouts * target.assume.reward_seconds / processes
-    plan.hours = wall / 3600
+            seconds["rewards"] = plan.rollouts * target.assume.reward_seconds / processes
+    plan.hours_of = {part: each / 3600 for part, each in seconds.items()}
+    plan.hours = sum(plan.hours_of.values())
     plan.gpu_hours = plan.hours * (processes + plan.server_gpus)
     if grpo and find(parsed, "RewardArguments").weight_chexprompt:
         _judge(plan, size, find(parsed, "JudgeSettings"), target, processes)
     _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states, trained_in)
     if target.gpus:
-        _fit(plan, arch, training, model, target, grpo)
+        _fit(plan, arch, training, model, target, grpo, together > 1)
     return plan
+
+
+def rollouts_of_a_row(training: Any, share_prompts: bool) -> int:
+    """Rollouts that a row of a device's batch holds: a study's, as far as they are in one batch."""
+    return min(training.num_generations, training.per_device_train_batch_size) if share_prompts else 1
 
 
 def adapter_bytes(parameters: int, parallel: str, gpus: int) -> float:
@@ -512,6 +543,7 @@ def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target, processe
             f"for it (JUDGE_GPUS={2 * plan.judge_gpus}), or a smaller one"
         )
     plan.hours += plan.judge_hours
+    plan.hours_of["judge"] = plan.judge_hours
     plan.gpu_hours = plan.hours * (processes + plan.server_gpus + plan.judge_gpus)
 
 
@@ -565,7 +597,9 @@ def _checkpoints(
         )
 
 
-def _fit(plan: StagePlan, arch: Architecture, training: Any, model: Any, target: Target, grpo: bool) -> None:
+def _fit(
+    plan: StagePlan, arch: Architecture, training: Any, model: Any, target: Target, grpo: bool, share_prompts: bool
+) -> None:
     """Whether it fits, and otherwise what to change, in the order of what costs least."""
     memory = target.kind.memory
     if grpo and training.use_vllm and training.vllm_mode == "colocate":
@@ -578,7 +612,7 @@ def _fit(plan: StagePlan, arch: Architecture, training: Any, model: Any, target:
                 f"the model ({format_bytes(parts['weights'])}): raise vllm_gpu_memory_utilization or "
                 "vllm_tensor_parallel_size, or use vllm_mode: server"
             )
-        lasting = ("weights", "gradients", "optimiser", "adapter", "reference", "reward models", "overhead")
+        lasting = ("films", "weights", "gradients", "optimiser", "adapter", "reference", "reward models", "overhead")
         held = sum(plan.memory.get(name, 0.0) for name in lasting)
         # Asleep, vLLM gives its share back while the trainer works; awake, it meets the trainer's lasting part only.
         trainer = held if training.vllm_enable_sleep_mode else plan.peak
@@ -594,6 +628,8 @@ def _fit(plan: StagePlan, arch: Architecture, training: Any, model: Any, target:
         plan.advice.append("gradient_checkpointing: true")
     if target.parallel in ("ddp", "single") and target.gpus > 1:
         plan.advice.append("shard the model and its optimiser: PARALLEL=zero3 (or fsdp2)")
+    if plan.memory.get("films", 0) > 0.1 * memory and not share_prompts:
+        plan.advice.append("share_prompts: true holds a study's films once, not once a rollout")
     if training.per_device_train_batch_size > 1 and plan.memory["activations"] > 0.1 * memory:
         plan.advice.append("a smaller per_device_train_batch_size (the global batch stays)")
     if grpo and training.use_vllm and training.vllm_mode == "colocate":
@@ -716,6 +752,8 @@ def table(plans: Sequence[StagePlan], target: Target) -> str:
             lines.append(
                 f"  time     {hours(plan.hours)} ({plan.gpu_hours:,.{0 if plan.gpu_hours >= 10 else 1}f} GPU hours, by {plan.hours_by})"
             )
+        if len(plan.hours_of) > 1:
+            lines.append("           " + ", ".join(f"{part} {hours(each)}" for part, each in plan.hours_of.items()))
         if plan.judge_calls:
             price = f", ${plan.judge_dollars:,.0f}" if plan.judge_dollars is not None else ""
             lines.append(

@@ -633,9 +633,9 @@ class StageProgress(TrainerCallback):
             for key, value in logs.items()
             if key.startswith("reward_parts/") and value is not None
         ]
-        line = f"{self.stage} step {state.global_step}/{state.max_steps} · " + " · ".join(numbers + parts)
         spent = {key.removeprefix(SECONDS): value for key, value in logs.items() if key.startswith(SECONDS)}
         parts += [f"{part} {seconds:.1f} s" for part, seconds in spent.items() if seconds >= 0.05]
+        line = f"{self.stage} step {state.global_step}/{state.max_steps} · " + " · ".join(numbers + parts)
         memory = peak_gpu_memory_mib()
         gpu = f" · GPU {memory['reserved'] / 1024:.1f} GiB" if memory else ""
         print(f"{line} · {format_seconds(left)} left{gpu}", flush=True)

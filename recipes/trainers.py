@@ -26,8 +26,8 @@ from recipes.gradients import let_vision_adapters_learn
 from recipes.models import note_base
 from recipes.shared_prompts import SharedPrompts
 from recipes.small_steps import mark_dtype
-from recipes.vllm_adapter_sync import send_merged_copies
 from recipes.step_times import READ, TimedParts
+from recipes.vllm_adapter_sync import send_merged_copies
 from recipes.vllm_guards import mend_vllm
 
 
