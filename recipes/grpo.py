@@ -74,6 +74,7 @@ def main() -> None:
         monitors.raise_if_tripped()
         extra = {
             "studies": len(studies),
+            "studies_twice_an_epoch": opened.repeated,
             "reward": describe(composite),
             "seconds_by_part": {part: round(seconds, 2) for part, seconds in trainer.times.total.items()},
             "batches_with_unscored_rollouts": unscored.count,

@@ -31,7 +31,7 @@ def main() -> None:
     announce(f"sft: {len(studies):,} studies of {', '.join(data.datasets)}; starting from {model.model_name_or_path}")
     trainer = build_trainer(data, model, training, studies)
     run_training(trainer, "sft", checkpoint, stage.keep_optimizer_states)
-    finish_stage(trainer, "sft", opened.settings, {"studies": len(studies)})
+    finish_stage(trainer, "sft", opened.settings, {"studies": len(studies), "studies_twice_an_epoch": opened.repeated})
     if opened.upload:
         opened.upload.push()
 

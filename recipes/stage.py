@@ -58,9 +58,17 @@ from recipes.finite import StopNotFinite
 from recipes.gradients import EveryTensorLearns
 from recipes.hub import Upload, open_upload
 from recipes.keys import check_packages
+from recipes.lengths import counted_once, fitting
 from recipes.lora import check_lora_targets
 from recipes.model_card import write_model_card
-from recipes.models import check_model_folder, check_tensors, is_adapter, merge_adapter, model_fingerprint
+from recipes.models import (
+    check_model_folder,
+    check_tensors,
+    is_adapter,
+    load_processor,
+    merge_adapter,
+    model_fingerprint,
+)
 from recipes.removal import remove_own
 from recipes.step_times import PREFIX as SECONDS
 
@@ -154,12 +162,14 @@ class Stage:
         studies: what it trains on, as `load_studies` gives them.
         settings: all that decides what is learned, as `stage_settings` gives it.
         upload: where its model is pushed to once it is trained; None for nowhere.
+        repeated: studies that an epoch has twice, so that its last generation, or batch of all processes, is full.
     """
 
     output_dir: Path
     studies: Studies
     settings: dict[str, Any]
     upload: Upload | None = None
+    repeated: int = 0
 
     @property
     def name(self) -> str:
@@ -201,11 +211,15 @@ def open_stage(
     check_lora_targets(model, getattr(training, "use_vllm", False))
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
     data_sha256 = in_first_process(lambda: data_fingerprint(data.datasets, data.data_dir, data.train_split))
+    fit = in_first_process(lambda: _fitting(studies, data, model, training, data_sha256))
+    if len(fit) < len(studies):
+        studies = Studies(studies.table.take(fit))
+    repeated = check_rows(len(studies), training)
     parts = [part for part in (data, rollouts, *others, model, training) if part is not None]
-    settings = stage_settings(model.model_name_or_path, data_sha256, *parts)
+    settings = stage_settings(model.model_name_or_path, data_sha256, *parts) | {"studies_trained_on": len(studies)}
     check_report_to(training)
     upload = open_upload(training, studies.sources, model.model_name_or_path, stage.hub_allow_datasets)
-    opened = Stage(Path(training.output_dir), studies, settings, upload)
+    opened = Stage(Path(training.output_dir), studies, settings, upload, repeated)
     # A finished stage is only read; one that is to be made is this process's alone until it ends.
     if stage.force or not is_finished(opened.output_dir, settings):
         in_first_process(lambda: hold_folder(opened.output_dir))
@@ -216,6 +230,36 @@ def open_stage(
     if upload:
         upload.push()
     return None
+
+
+def _fitting(
+    studies: Studies, data: DataArguments, model: ModelConfig, training: SFTConfig | GRPOConfig, data_sha256: str
+) -> list[int]:
+    """Row numbers of the studies whose prompt and report fit; says how long the longest is, and what is left out."""
+    processor = load_processor(model.model_name_or_path, revision=model.model_revision)
+    folder = Path(training.output_dir).parent / "lengths"
+    lengths = counted_once(studies, processor, data.longitudinal, data.context, data_sha256, folder)
+    rows, line = fitting(studies.table.column("study_id").to_pylist(), lengths, training)
+    print(f"{Path(training.output_dir).name}: {line}", flush=True)
+    return rows
+
+
+def check_rows(studies: int, training: SFTConfig | GRPOConfig) -> int:
+    """How many studies an epoch has twice: those that fill GRPO's last generation, or the last rows of all processes.
+
+    Raises:
+        RecipeError: there are fewer studies than a generation or a batch of all processes takes.
+    """
+    at_once = training.per_device_train_batch_size * training.world_size
+    if isinstance(training, GRPOConfig):
+        prompts = at_once * training.steps_per_generation // training.num_generations
+        if studies < prompts:
+            raise RecipeError(
+                f"{studies:,} studies are fewer than the {prompts:,} of a generation ({at_once * training.steps_per_generation:,} "
+                f"completions, {training.num_generations} a study); lower global_batch_size or updates_per_generation"
+            )
+        return -studies % prompts
+    return 0 if training.dataloader_drop_last or training.world_size == 1 else -studies % at_once
 
 
 def in_first_process(function: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ And a checkpoint is marked whole once every process has written its part.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,31 @@ class _SeedEachEpoch(TrainerCallback):
         self.generator.manual_seed(args.seed + int(state.epoch or 0))
 
 
+class WholeEpochs(RepeatSampler):
+    """TRL's sampler, with every study in every epoch: the last generation is filled from another order of the others.
+
+    TRL leaves out the studies that do not fill it, up to 511 at the paper's size.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        order = self._order()
+        if missing := -len(order) % self.batch_size:
+            last = set(order[len(order) - len(order) % self.batch_size :])
+            order += [row for row in self._order() if row not in last][:missing]
+        for start in range(0, len(order), self.batch_size):
+            for _ in range(self.repeat_count):
+                for row in order[start : start + self.batch_size]:
+                    yield from [row] * self.mini_repeat_count
+
+    def _order(self) -> list[int]:
+        rows = self.num_samples
+        return torch.randperm(rows, generator=self.generator).tolist() if self.shuffle else list(range(rows))
+
+    def __len__(self) -> int:
+        chunks = -(-self.num_samples // self.batch_size)
+        return chunks * self.batch_size * self.mini_repeat_count * self.repeat_count
+
+
 class _Resumable(WatchedSteps):
     """Mixin: a sampler with a generator of its own, and checkpoints whose last file is `trainer_state.json`.
 
@@ -56,6 +81,8 @@ class _Resumable(WatchedSteps):
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, RepeatSampler):
+            sampler.__class__ = WholeEpochs
         if isinstance(sampler, (RepeatSampler, LengthGroupedSampler)):
             sampler.generator = torch.Generator()
             self.add_callback(_SeedEachEpoch(sampler.generator))
