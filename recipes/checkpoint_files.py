@@ -15,7 +15,7 @@ from recipes.errors import RecipeError, read_json
 MANIFEST = "manifest.json"  # of a checkpoint: its files, their bytes and sha256; written last
 # What a checkpoint holds for training to go on, by transformers, FSDP and DeepSpeed; the model is not among it.
 OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
-OTHER_STATE = ("scheduler.pt", "scaler.pt", "rng_state*.pth", "latest", "zero_to_fp32.py")
+OTHER_STATE = ("scheduler.pt", "scaler.pt", "rng_state*.pth", "latest", "zero_to_fp32.py", "*.rollouts")
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "model*.bin")
 _LENGTH_BYTES = 8  # at the start of a safetensors file: how long its JSON header is
 

@@ -23,8 +23,9 @@ from recipes.errors import RecipeError
 from recipes.finite import WatchedSteps
 from recipes.float32_head import float32_head
 from recipes.gradients import let_vision_adapters_learn
+from recipes.kept_generation import FILMS, NAME, ROWS, keep_generation, kept_generation
 from recipes.models import note_base
-from recipes.shared_prompts import SharedPrompts
+from recipes.shared_prompts import Films, SharedPrompts, join_films, split_films, take
 from recipes.small_steps import mark_dtype
 from recipes.step_times import READ, TimedParts
 from recipes.vllm_adapter_sync import send_merged_copies
@@ -170,12 +171,14 @@ class ReportTrainer(_Resumable, SFTTrainer):
 
 
 class RolloutTrainer(_Resumable, TimedParts, SharedPrompts):
-    """GRPOTrainer that a kill does not disturb, that opens each image once a generation, and whose colocated vLLM sees
-    the images that the policy sees.
+    """GRPOTrainer that a kill does not disturb, not even inside a generation, that opens each image once a generation, and
+    whose colocated vLLM sees the images that the policy sees.
 
     Attributes:
         generation_checks: called with the trainer once a generation is scored, before an update uses it.
     """
+
+    _resumed_from: str | None = None  # the checkpoint that this run goes on from
 
     def __init__(self, *others: Any, args: GRPOConfig, **kwargs: Any) -> None:
         in_float32, args.cast_lm_head_to_fp32 = args.cast_lm_head_to_fp32, False
@@ -202,7 +205,7 @@ class RolloutTrainer(_Resumable, TimedParts, SharedPrompts):
             return super()._generate_and_score_completions(inputs)
         with self.times.part(READ):
             rows = self._rows(inputs)
-        batch = super()._generate_and_score_completions(rows)
+        batch = super()._generate_and_score_completions(rows) | {ROWS: list(inputs)}
         for check in self.generation_checks:
             check(self)
         return batch
@@ -216,7 +219,54 @@ class RolloutTrainer(_Resumable, TimedParts, SharedPrompts):
         # TRL counts its micro-steps from 0 after a resume; the place within a generation must be that of the data.
         if self.model.training and self._buffered_inputs is None:
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            if self._inside_a_generation and self._resumed_from:
+                self._buffered_inputs = self._kept_inputs()
         return super()._prepare_inputs(generation_batch)
+
+    # ---- checkpoints inside a generation -----------------------------------------------------------------------------
+
+    @property
+    def _inside_a_generation(self) -> bool:
+        updates = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        return self.state.global_step % max(updates, 1) != 0
+
+    def _generation_file(self, checkpoint: str) -> Path:
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return Path(checkpoint) / NAME.format(process=process, processes=processes)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self._inside_a_generation and self._buffered_inputs is not None:
+            keep_generation(self._generation_file(output_dir), self._buffered_inputs)
+        super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        self._resumed_from = checkpoint
+
+    def _kept_inputs(self) -> list[dict[str, Any]] | None:
+        """The micro-batches of the generation in which the checkpoint lies; None where it was saved by other processes."""
+        path = self._generation_file(self._resumed_from)
+        if not path.is_file():
+            if self.accelerator.is_main_process:
+                print(
+                    f"{path.parent}: its rollouts are of another number of processes; they are made again", flush=True
+                )
+            return None
+        batch = {name: self._prepare_input(value) for name, value in kept_generation(path).items()}
+        films = self._films_of(batch[ROWS])
+        batch[FILMS] = Films(films) if self.share_prompts else torch.cat(films)
+        by_rollout = split_films(batch)
+        parts = torch.arange(len(films)).chunk(self.args.steps_per_generation)
+        return [join_films(take(by_rollout, rows)) for rows in parts]
+
+    def _films_of(self, rows: Sequence[int]) -> list[torch.Tensor]:
+        """The patches of each rollout's films, float [patches, width]; rollouts of one study share theirs."""
+        patches = {}
+        for row in dict.fromkeys(rows):
+            images = self.train_dataset[row]["images"]
+            made = self.processing_class.image_processor(images=images, return_tensors="pt")[FILMS]
+            patches[row] = self._prepare_input(torch.as_tensor(made))
+        return [patches[row] for row in rows]
 
 
 class UnscoredRows(logging.Filter):

@@ -1,8 +1,6 @@
 """A run that is killed or told to stop goes on where it was, and ends where it would have ended.
 
-What cannot be bit-equal: a checkpoint inside a generation that is used for several updates (`save_steps` not a multiple
-of `updates_per_generation`, or a signal). Its rollouts are sampled again from the policy of the checkpoint. Nor a run with a
-vLLM server, whose generator no checkpoint holds.
+What cannot be bit-equal: a run with a vLLM server, whose generator no checkpoint holds.
 """
 
 from __future__ import annotations
@@ -105,16 +103,40 @@ def test_a_grpo_run_resumed_between_generations_is_the_uninterrupted_run(
     assert same_weights(out / "checkpoint-4", before / "checkpoint-4")
 
 
-def test_a_grpo_run_resumed_inside_a_generation_keeps_to_its_studies(
-    step_1: Run, tiny_base: Path, phantom_data: Path, tmp_path: Path
+@pytest.mark.parametrize("share_prompts", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_grpo_run_resumed_inside_a_generation_is_the_uninterrupted_run(
+    share_prompts: bool, step_1: Run, tiny_base: Path, phantom_data: Path, tmp_path: Path
 ) -> None:
-    """Its rollouts are new, but no study is skipped or seen twice: generations stay in step with the data."""
+    """Its rollouts, their scores and old log-probabilities come with the checkpoint; films do not."""
+    settings = {"share_prompts": share_prompts, "per_device_train_batch_size": 4}
+    whole = tmp_path / "whole"
+    unbroken = step_1
+    if not share_prompts:
+        unbroken = grpo_run(whole, tiny_base, phantom_data, **settings)
+    else:
+        settings, whole = {}, Path(step_1.trainer.args.output_dir)
+    out = tmp_path / "rl_step1"
+    first = grpo_run(out, tiny_base, phantom_data, max_steps=1, save_steps=1, **settings)
+    assert first.seen[0].study_ids == unbroken.seen[0].study_ids
+    (kept,) = (out / "checkpoint-1").glob("*.rollouts")
+    assert kept.stat().st_size < 100_000  # 8 micro-batches of films would be 2 MB
+    resumed = grpo_run(out, tiny_base, phantom_data, checkpoint=str(out / "checkpoint-1"), **settings)
+    assert [seen.study_ids for seen in resumed.seen] == [unbroken.seen[1].study_ids]  # the first is not made again
+    assert resumed.losses == unbroken.losses
+    assert same_weights(out / "checkpoint-4", whole / "checkpoint-4")
+    assert not list((out / "checkpoint-2").glob("*.rollouts"))  # between generations there is nothing to keep
+
+
+def test_rollouts_of_another_number_of_processes_are_made_again_and_it_says_so(
+    tiny_base: Path, phantom_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     out = tmp_path / "rl_step1"
     first = grpo_run(out, tiny_base, phantom_data, max_steps=1, save_steps=1)
-    assert first.seen[0].study_ids == step_1.seen[0].study_ids
-    resumed = grpo_run(out, tiny_base, phantom_data, checkpoint=str(out / "checkpoint-1"), max_steps=3)
-    assert [seen.study_ids for seen in resumed.seen] == [seen.study_ids for seen in step_1.seen]
-    assert [seen.step for seen in resumed.seen] == [1, 2]
+    (kept,) = (out / "checkpoint-1").glob("*.rollouts")
+    kept.rename(kept.with_name("generation_0_of_2.rollouts"))
+    resumed = grpo_run(out, tiny_base, phantom_data, checkpoint=str(out / "checkpoint-1"), max_steps=2)
+    assert "its rollouts are of another number of processes; they are made again" in capsys.readouterr().out
+    assert [seen.study_ids for seen in resumed.seen] == [first.seen[0].study_ids]  # still in step with the data
 
 
 def test_rollouts_made_again_cost_no_judge_call_and_no_forward_pass_of_a_metric(
