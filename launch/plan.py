@@ -381,6 +381,8 @@ def plan_training(path: Path, target: Target) -> StagePlan:
         trained_in=trained_in,
         reward_models=grpo and find(parsed, "RewardArguments").reward_backend == "real",
     )
+    if bits := 4 * model.load_in_4bit or 8 * model.load_in_8bit:
+        plan.memory["weights"] = quantised_bytes(arch, bits, bool(model.use_bnb_nested_quant))
     if adapter:
         plan.memory["adapter"] = adapter_bytes(adapter, target.parallel, processes)
     elif trained_in == "float32":
@@ -439,6 +441,17 @@ def plan_training(path: Path, target: Target) -> StagePlan:
 def rollouts_of_a_row(training: Any, share_prompts: bool) -> int:
     """Rollouts that a row of a device's batch holds: a study's, as far as they are in one batch."""
     return min(training.num_generations, training.per_device_train_batch_size) if share_prompts else 1
+
+
+def quantised_bytes(arch: Architecture, bits: int, nested: bool) -> float:
+    """Bytes of a base that bitsandbytes holds in 4 or 8 bits: its linear layers so, embeddings and head in 16.
+
+    In 4 bits each block of 64 weights has a float32 scale; nested, an 8-bit one, and a float32 for 256 of those (Dettmers et
+    al. 2023, QLoRA, section 3). In 8 bits each row has a float32 scale, which is nothing beside it.
+    """
+    embeddings = arch.vocab_size * arch.hidden_size * (1 if arch.tie_word_embeddings else 2)
+    scales = ((1 + 4 / 256) / 64 if nested else 4 / 64) if bits == 4 else 0.0
+    return (arch.parameters - embeddings) * (bits / 8 + scales) + 2 * embeddings
 
 
 def adapter_bytes(parameters: int, parallel: str, gpus: int) -> float:

@@ -24,6 +24,15 @@ def let_vision_adapters_learn(model: nn.Module, training: TrainingArguments) -> 
         patches.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
 
 
+def keep_adapters_in_float32(model: nn.Module) -> None:
+    """Adapters of a quantised base in float32, in which small steps are kept; TRL has them in bfloat16."""
+    quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    if quantised and is_peft_model(model):
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+
+
 class EveryTensorLearns(TrainerCallback):
     """Raises `RecipeError` at the first update of a run if a trainable tensor took part in no backward pass.
 

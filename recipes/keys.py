@@ -209,6 +209,11 @@ def check_keys(parts: Sequence[Any]) -> None:
         _check_grpo(training)
         if model is not None and model.use_peft:
             _switch_dropout_off(model)
+            if training.use_vllm and (model.load_in_4bit or model.load_in_8bit):
+                raise RecipeError(
+                    "use_vllm: true with load_in_4bit or load_in_8bit: vLLM holds no quantised base that follows an adapter; set "
+                    "use_vllm: false, or train the 16-bit base (VARIANT=lora)"
+                )
 
 
 def _changed(part: Any, names: Any) -> list[str]:

@@ -22,7 +22,7 @@ from trl.trainer.utils import RepeatSampler
 from recipes.errors import RecipeError
 from recipes.finite import WatchedSteps
 from recipes.float32_head import float32_head
-from recipes.gradients import let_vision_adapters_learn
+from recipes.gradients import keep_adapters_in_float32, let_vision_adapters_learn
 from recipes.kept_generation import FILMS, NAME, ROWS, keep_generation, kept_generation
 from recipes.models import note_base
 from recipes.shared_prompts import Films, SharedPrompts, join_films, split_films, take
@@ -79,6 +79,7 @@ class _Resumable(WatchedSteps):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         let_vision_adapters_learn(self.model, self.args)
+        keep_adapters_in_float32(self.model)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)

@@ -183,6 +183,14 @@ def test_normalized_parts_are_trls_normalize_then_sum() -> None:
 # ---- variants of the paper's recipe ----------------------------------------------------------------------------------
 
 LORA = {"use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "learning_rate"}
+QLORA = LORA | {"load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"}
+BY_TRANSFORMERS = {
+    "use_vllm",
+    "vllm_mode",
+    "vllm_gpu_memory_utilization",
+    "vllm_max_model_length",
+    "vllm_enable_sleep_mode",
+}
 WHERE = {"output_dir", "model_name_or_path"}
 
 
@@ -192,6 +200,9 @@ WHERE = {"output_dir", "model_name_or_path"}
         ("sft_lora", "sft", LORA),
         ("rl_step1_lora", "rl_step1", LORA),
         ("rl_step2_lora", "rl_step2", LORA),
+        ("sft_qlora", "sft", QLORA | {"per_device_train_batch_size"}),
+        ("rl_step1_qlora", "rl_step1", QLORA | BY_TRANSFORMERS),
+        ("rl_step2_qlora", "rl_step2", QLORA | BY_TRANSFORMERS),
         ("rl_step1_completions", "rl_step1", {"batch_counts", "save_steps"}),
         ("rl_step2_completions", "rl_step2", {"batch_counts", "save_steps"}),
         ("sft_no_priors", "sft", {"longitudinal"}),
@@ -209,7 +220,7 @@ def test_a_variant_differs_from_the_recipe_by_what_its_name_says(variant: str, o
 
 def test_a_variant_starts_from_its_own_stages() -> None:
     folder = REPOSITORY / "recipes" / "unirg_cxr"
-    for variant in ("lora", "no_priors"):
+    for variant in ("lora", "qlora", "no_priors"):
         step1, step2 = (yaml.safe_load((folder / f"rl_step{n}_{variant}.yaml").read_text()) for n in (1, 2))
         assert step1["model_name_or_path"] == f"outputs/unirg_cxr_{variant}/sft/final"
         assert step2["model_name_or_path"] == f"outputs/unirg_cxr_{variant}/rl_step1/best"

@@ -20,6 +20,7 @@ from launch.machine import format_bytes
 from launch.memory import Batch, text_layer_bytes, training_memory, vision_layer_bytes
 from launch.models import ARCHITECTURES, Architecture, checkpoint_bytes
 from launch.plan import (
+    GPUS,
     PUBLISHED_STUDIES,
     PUBLISHED_TEST,
     Assumptions,
@@ -31,6 +32,7 @@ from launch.plan import (
     parse,
     plan_recipe,
     plan_training,
+    quantised_bytes,
     read_assumptions,
     recipe_files,
     table,
@@ -379,6 +381,18 @@ def test_adapters_are_float32_with_gradients_and_both_moments():
     assert adapter_bytes(100, "zero2", 8) == 400 + 150
     plan = plan_training(REPOSITORY / "recipes/unirg_cxr/sft_lora.yaml", target(1, parallel="single"))
     assert plan.memory["adapter"] == 16 * ARCHITECTURES["Qwen3-VL-8B-Instruct"].lora_parameters(64, targets)
+
+
+def test_a_base_in_4_bits_fits_a_24_gb_gpu_by_sft_and_a_48_gb_one_by_rl():
+    arch = ARCHITECTURES["Qwen3-VL-8B-Instruct"]
+    embeddings = 2 * arch.vocab_size * arch.hidden_size
+    assert quantised_bytes(arch, 8, False) == arch.parameters - embeddings + 2 * embeddings
+    assert quantised_bytes(arch, 4, False) > quantised_bytes(arch, 4, True) > (arch.parameters - embeddings) / 2
+    for stage, gpu in (("sft", "rtx4090"), ("rl_step1", "l40s"), ("rl_step2", "l40s")):
+        plan = plan_training(REPOSITORY / f"recipes/unirg_cxr/{stage}_qlora.yaml", target(1, gpu, parallel="single"))
+        assert plan.memory["weights"] == quantised_bytes(arch, 4, True)
+        assert plan.peak < GPUS[gpu].memory, stage
+    assert 5.5 < quantised_bytes(arch, 4, True) / 2**30 < 6.5
 
 
 def test_what_keeps_small_steps_is_said_and_counted():
