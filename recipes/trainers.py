@@ -180,6 +180,7 @@ class RolloutTrainer(_Resumable, TimedParts, SharedPrompts):
     """
 
     _resumed_from: str | None = None  # the checkpoint that this run goes on from
+    _buffered_inputs: list[dict[str, Any]] | None = None  # micro-batches of the generation in use
 
     def __init__(self, *others: Any, args: GRPOConfig, **kwargs: Any) -> None:
         in_float32, args.cast_lm_head_to_fp32 = args.cast_lm_head_to_fp32, False
@@ -236,7 +237,7 @@ class RolloutTrainer(_Resumable, TimedParts, SharedPrompts):
         return Path(checkpoint) / NAME.format(process=process, processes=processes)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        if self._inside_a_generation and self._buffered_inputs is not None:
+        if self._buffered_inputs is not None and self._inside_a_generation:
             keep_generation(self._generation_file(output_dir), self._buffered_inputs)
         super()._save_rng_state(output_dir)
 

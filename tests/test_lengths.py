@@ -13,7 +13,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import RepeatSampler
 
 from recipes import grpo, sft
-from recipes.data import completion_dataset, load_studies
+from recipes.data import Studies, completion_dataset, load_studies
 from recipes.errors import RecipeError
 from recipes.lengths import count_tokens, counted_once
 from recipes.models import load_processor
@@ -41,7 +41,7 @@ def test_they_are_counted_once(tiny_base: Path, phantom_data: Path, tmp_path: Pa
     studies, processor = load_studies(["phantom_prairie"], phantom_data, "train"), load_processor(str(tiny_base))
     first = counted_once(studies, processor, True, True, "sha", tmp_path)
     monkeypatch.setattr("recipes.lengths.count_tokens", lambda *given: pytest.fail("counted again"))
-    assert counted_once(studies[:5], processor, True, True, "sha", tmp_path) == first[:5]
+    assert counted_once(Studies(studies.table.slice(0, 5)), processor, True, True, "sha", tmp_path) == first[:5]
     with pytest.raises(pytest.fail.Exception):
         counted_once(studies, processor, False, True, "sha", tmp_path)  # other prompts
 
