@@ -98,6 +98,7 @@ data: setup ## prepare a data set: DATASET=mimic SOURCE=/path/to/it [ARGS="--rex
 # A run that is not the recipe's own (another data set, seed or RUN name) keeps its stages in its own folder.
 OTHER  := $(filter-out outputs/$(RECIPE)$(V),$(OUT))
 TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
+RATED_ON := $(if $(DATASET),--validation_datasets $(DATASET))
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
 COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true) $(if $(DETERMINISTIC),--full_determinism true)
 JUDGE   = $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) $(if $(JUDGE_MODEL),--judge_model $(JUDGE_MODEL))
@@ -121,7 +122,7 @@ sft: setup base ## supervised fine-tuning
 
 rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint by 1/RadCliQ-v1
 	@$(STAGE) --stage rl_step1 --title "RL step 1: GRPO on the RadCliQ-weighted reward" --done $(OUT)/rl_step1/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(WEIGHED) $(TRAINED_ON) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(WEIGHED) $(TRAINED_ON) $(RATED_ON) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step1 --model_name_or_path $(OUT)/sft/final) $(ARGS)
 	@$(MAKE) --no-print-directory select STAGE_NAME=rl_step1
 
@@ -138,7 +139,7 @@ endif
 
 rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
 	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(TRAINED_ON) $(JUDGE) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(TRAINED_ON) $(RATED_ON) $(JUDGE) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best) $(ARGS)
 
 MODELS ?=

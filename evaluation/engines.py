@@ -83,10 +83,19 @@ def transformers_writer(model: str, settings: GenerationSettings) -> Writer:
     """Greedy generation with transformers, on a GPU where there is one."""
     import torch
 
-    from recipes.models import end_tokens, load_model_and_processor
+    from recipes.models import load_model_and_processor
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, processor = load_model_and_processor(model, settings.dtype, device)
+    return writer_of(network, processor, settings, device)
+
+
+def writer_of(network: Any, processor: Any, settings: GenerationSettings, device: Any) -> Writer:
+    """Greedy generation with a model that is loaded, with its `generation_config` neutral (`generate_neutrally`)."""
+    import torch
+
+    from recipes.models import end_tokens
+
     end = set(end_tokens(processor))
 
     def write(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:

@@ -72,7 +72,7 @@ def generate(task: Task, force: bool = False, processes: int | None = None) -> d
         EvaluationError: an unreadable image, or results of other settings in `task.out` (force replaces them).
         RecipeError, StudyError: no such model or data.
     """
-    studies, settings, made_by = _planned(task)
+    studies, settings, made_by = planned(task)
     with folder_lock(task.out):
         return load_finished(task.out, made_by, force) or _generate(task, studies, settings, made_by, processes)
 
@@ -106,7 +106,7 @@ def generate_shard(task: Task, shard: int, shards: int) -> None:
     Raises:
         EvaluationError: as `generate`; also where the model or the data changed since the other parts.
     """
-    studies, settings, made_by = _planned(task)
+    studies, settings, made_by = planned(task)
     if load_finished(task.out, made_by, force=False, replace_changed=False):
         return
     studies = studies[shard::shards]
@@ -121,7 +121,7 @@ def generate_shard(task: Task, shard: int, shards: int) -> None:
     )
 
 
-def _planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict[str, Any]]:
+def planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict[str, Any]]:
     """The studies, the settings with their engine decided, and what decides the reports."""
     from recipes.models import check_model_folder, model_fingerprint  # loads torch: only where a model is needed
 

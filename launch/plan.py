@@ -83,6 +83,8 @@ class Assumptions:
     reward_seconds: float = 0.002  # of one GPU, for the metrics of one rollout (an H100, float32: benchmarks/gpu.json)
     image_bytes: int = 160_000  # of a prepared image
     image_seconds: float = 0.026  # of one core, for the model's image processor (512 pixels a side, measured)
+    validation_studies: int = 1_024  # of a data set (paper, Dataset Details)
+    disk_bandwidth: float = 1e9  # bytes a second that a checkpoint is read with
     judge_rubric_tokens: int = 2_600  # instructions and examples, the same in each call
     judge_answer_tokens: int = 60
     judge_parameters: float = 32.8e9  # Qwen3-32B
@@ -124,6 +126,7 @@ class StagePlan:
     judge_gpus: int = 0
     judge_hours: float = 0
     server_gpus: int = 0
+    saves: int = 0
     checkpoints: int = 0
     checkpoint_bytes: float = 0
     advice: list[str] = field(default_factory=list)
@@ -432,7 +435,9 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     plan.gpu_hours = plan.hours * (processes + plan.server_gpus)
     if grpo and find(parsed, "RewardArguments").weight_chexprompt:
         _judge(plan, size, find(parsed, "JudgeSettings"), target, processes)
-    _checkpoints(plan, training, model, arch, find(parsed, "StageArguments").keep_optimizer_states, trained_in)
+    _checkpoints(plan, training, model, arch, stage, trained_in)
+    if grpo and stage.keep_best and plan.checkpoints and target.gpus:
+        _validation(plan, stage, training, target, processes, arch, size)
     if target.gpus:
         _fit(plan, arch, training, model, target, grpo, together > 1)
     return plan
@@ -587,27 +592,56 @@ def _judge_seconds(plan: StagePlan, size: Sizes, in_flight: int, target: Target)
 
 
 def _checkpoints(
-    plan: StagePlan, training: Any, model: Any, arch: Architecture, whole: int | None, trained_in: str | None
+    plan: StagePlan, training: Any, model: Any, arch: Architecture, stage: Any, trained_in: str | None
 ) -> None:
-    """`whole`: how many of the newest keep their optimiser state; None for all. `trained_in`: as `weights_trained_in`."""
+    """Disk of the checkpoints and of the final model. `trained_in`: as `weights_trained_in`."""
     if str(training.save_strategy) == "no":
         return
     every = training.save_steps if training.save_steps >= 1 else max(1, round(training.save_steps * plan.steps))
-    written = max(1, math.ceil(plan.steps / every))
-    plan.checkpoints = min(written, training.save_total_limit) if training.save_total_limit else written
+    plan.saves = max(1, math.ceil(plan.steps / every))
+    limit = stage.keep_best + 1 if stage.keep_best else training.save_total_limit or plan.saves
+    plan.checkpoints = min(plan.saves, limit)
+    keep = stage.keep_optimizer_states
     # For a moment one more is whole: the older ones are trimmed once the newest is written.
-    whole = plan.checkpoints if whole is None else min(whole + 1, plan.checkpoints)
+    whole = plan.checkpoints if keep is None else min(keep + (not stage.keep_best), plan.checkpoints)
     dtype = "float32" if trained_in == "float32" else model.dtype
     settings = {"dtype": dtype, "use_peft": model.use_peft, "save_only_model": training.save_only_model}
     weights_only = checkpoint_bytes(arch.parameters, settings | {"save_only_model": True})
     each = checkpoint_bytes(arch.parameters, settings)
     final = checkpoint_bytes(arch.parameters, {"dtype": dtype, "save_only_model": True})  # an adapter is merged
     plan.checkpoint_bytes = whole * each + (plan.checkpoints - whole) * weights_only + final
+    if stage.keep_best:
+        # Once there is a final model, the newest checkpoint keeps its model alone.
+        plan.checkpoint_bytes = max(plan.checkpoint_bytes - final, plan.checkpoints * weights_only + final)
+        every_one = (plan.saves - whole) * weights_only + whole * each + final
+        plan.notes.append(
+            f"disk: {plan.checkpoints} of {plan.saves} checkpoints stay, {format_bytes(plan.checkpoint_bytes)} (all of them: "
+            f"{format_bytes(every_one)}), and {format_bytes(each)} more for a moment, while one is written"
+        )
     if whole > 10 and not training.save_only_model:
         plan.advice.append(
             f"{whole} checkpoints with optimiser state take {format_bytes(whole * each)}; keep that of the newest only "
             "(keep_optimizer_states), keep fewer (save_total_limit) or save them further apart (save_steps)"
         )
+
+
+def _validation(
+    plan: StagePlan, stage: Any, training: Any, target: Target, processes: int, arch: Architecture, size: Sizes
+) -> None:
+    """Hours of rating each checkpoint while training, instead of loading each one afterwards."""
+    each = target.assume.validation_studies * len(stage.validation_datasets or plan.datasets)
+    if stage.validation_studies is not None:
+        each = min(each, stage.validation_studies * len(stage.validation_datasets or plan.datasets))
+    rollout = _generation_seconds(plan, arch, size, training, target) / max(plan.rollouts, 1)
+    wall = plan.saves * each * rollout / (plan.server_gpus or processes)
+    loading = plan.saves * 2 * arch.parameters / target.assume.disk_bandwidth
+    plan.hours_of["validation"] = wall / 3600
+    plan.hours += wall / 3600
+    plan.gpu_hours += wall / 3600 * (processes + plan.server_gpus + plan.judge_gpus)
+    plan.notes.append(
+        f"validation: {plan.saves} × {each:,} greedy reports while training, {hours(wall / 3600)}; afterwards, on one GPU, it "
+        f"would be {hours((wall * processes + loading) / 3600)}, each model loaded anew"
+    )
 
 
 def _fit(

@@ -239,6 +239,7 @@ def train(
     options = ["--config", str(path), *common_options(arguments)]
     if arguments.only_dataset:
         options += ["--datasets", arguments.only_dataset, "--dataset_weights", "1"]
+        options += ["--validation_datasets", arguments.only_dataset]
     if stage != "sft":
         options += [*weights_options(arguments), *judge_options(arguments)]
     module = "recipes.sft" if stage == "sft" else "recipes.grpo"

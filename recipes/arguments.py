@@ -194,6 +194,27 @@ class StageArguments:
             "Default: all."
         },
     )
+    keep_best: int | None = field(
+        default=None,
+        metadata={
+            "help": "RL stages: checkpoints kept beside the newest, the best by 1/RadCliQ-v1 of greedy validation reports, which "
+            "the policy writes at each save. Default: all are kept, none is rated while training."
+        },
+    )
+    validation_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "With keep_best: data sets whose validation studies it rates on. Default: datasets."},
+    )
+    validation_split: str = field(default="validation", metadata={"help": "With keep_best: their split."})
+    validation_studies: int | None = field(
+        default=None, metadata={"help": "With keep_best: only this many studies of each of them."}
+    )
+    validation_sections: str = field(
+        default="available", metadata={"help": "With keep_best: as `sections` in eval.yaml, which make select reads."}
+    )
+    validation_batch_size: int = field(
+        default=16, metadata={"help": "With keep_best: studies generated at once where transformers generates."}
+    )
     hub_allow_datasets: list[str] = field(
         default_factory=list,
         metadata={
@@ -206,6 +227,8 @@ class StageArguments:
             raise RecipeError(f"global_batch_size is {self.global_batch_size}; it must be at least 1")
         if self.keep_optimizer_states is not None and self.keep_optimizer_states < 1:
             raise RecipeError(f"keep_optimizer_states is {self.keep_optimizer_states}; it must be at least 1, or null")
+        if self.keep_best is not None and self.keep_best < 1:
+            raise RecipeError(f"keep_best is {self.keep_best}; it must be at least 1, or null")
 
 
 @dataclass

@@ -28,8 +28,18 @@ from recipes.models import end_tokens, generate_neutrally, load_processor, merge
 from recipes.monitors import RolloutMonitors, build_monitors
 from recipes.shared_prompts import check_attention
 from recipes.small_steps import keep_small_steps, weights_dtype
-from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
+from recipes.stage import (
+    announce,
+    finish_stage,
+    leave_together,
+    open_stage,
+    run_training,
+    saved_checkpoints,
+    start_or_resume,
+    trim_checkpoint,
+)
 from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
+from recipes.validation import RateCheckpoints, Validation
 from recipes.vllm_guards import check_vllm, forbid_image_tokens
 from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
 from rewards.chexprompt.rubric import load_prompt
@@ -37,6 +47,7 @@ from rewards.composite import CompositeReward
 from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward
 from rewards.offline import judge_server
+from rewards.radcliq import PARTS, RadCliQ
 from rewards.registry import MetricError, load_metrics
 
 ARGUMENTS = (
@@ -57,6 +68,7 @@ def main() -> None:
     if rollouts.share_prompts:
         check_attention(model.attn_implementation)
     judged = judge_answers(judge_settings) if reward.weight_chexprompt else {}
+    validation = Validation.of(data, stage, training)
     opened = open_stage(data, stage, model, training, rollouts, reward, judged, watched)
     if opened is None:
         leave_together()
@@ -70,7 +82,11 @@ def main() -> None:
         announce(f"{name}: reward = {describe(composite)}")
         unscored = keep_rows_out_of_logs()
         trainer = build_trainer(data, reward, judge_settings, rollouts, model, training, studies, composite, monitors)
-        run_training(trainer, name, checkpoint, stage.keep_optimizer_states)
+        rating = []
+        if validation is not None:
+            parts = {part: composite.metrics[part] for part in PARTS}
+            rating = [RateCheckpoints(trainer, validation, RadCliQ("v1", parts))]
+        run_training(trainer, name, checkpoint, stage.keep_optimizer_states, *rating)
         monitors.raise_if_tripped()
         extra = {
             "studies": len(studies),
@@ -80,6 +96,9 @@ def main() -> None:
             "batches_with_unscored_rollouts": unscored.count,
         }
         finish_stage(trainer, name, opened.settings, extra)
+        if validation is not None and trainer.is_world_process_zero():
+            for newest in saved_checkpoints(opened.output_dir)[-1:]:
+                trim_checkpoint(newest)  # nothing goes on from a finished stage
         if opened.upload:
             opened.upload.push()
 

@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,7 @@ import numpy as np
 
 from data_prep.files import write_json
 from data_prep.locks import hold_folder
-from evaluation import statistics
 from evaluation.generate import Task, generate
-from evaluation.predictions import pair, read_predictions, studies_of_data
 from launch.provenance import write_run
 from recipes.arguments import EvaluationArguments, parse_recipe
 from recipes.checkpoint_files import model_damage
@@ -31,6 +30,7 @@ from recipes.errors import RecipeError, read_json, run_command
 from recipes.evaluate import generation_settings, reference_form
 from recipes.models import model_fingerprint
 from recipes.stage import announce, quiet_logs, saved_checkpoints
+from recipes.validation import rate_reports
 from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
 from rewards.metric import Metric
 from rewards.registry import MetricError, load_metrics
@@ -53,7 +53,10 @@ def main() -> None:
     evaluation, judge_settings, selection = parse_recipe((EvaluationArguments, JudgeSettings, SelectionArguments))
     quiet_logs()
     folder = Path(evaluation.run) / selection.stage
-    models = {checkpoint.name: checkpoint for checkpoint in find_checkpoints(folder)}
+    there = find_checkpoints(folder)
+    removed = removed_checkpoints(folder, evaluation.validation_datasets or evaluation.datasets)
+    by_step = sorted([*there, *removed], key=lambda path: int(path.name.rpartition("-")[2]))
+    models = {checkpoint.name: checkpoint for checkpoint in by_step}
     hold_folder(folder / "selection")
     with contextlib.ExitStack() as resources:
         judge = None
@@ -69,7 +72,10 @@ def main() -> None:
     start = next((result for result in results if result["checkpoint"] == "start"), None)
     checkpoints = [result for result in results if result is not start]
     # The lowest mean is the highest 1/mean wherever both are positive; near or below zero only the mean orders rightly.
-    best = min(checkpoints, key=lambda result: result["radcliq_v1"]["mean"])
+    kept = {checkpoint.name for checkpoint in there}
+    best = min((r for r in checkpoints if r["checkpoint"] in kept), key=lambda result: result["radcliq_v1"]["mean"])
+    if better := [r for r in checkpoints if r["radcliq_v1"]["mean"] < best["radcliq_v1"]["mean"]]:
+        announce(f"warning: {better[0]['checkpoint']} was better and is no longer there")
     write_json(
         folder / "selection.json",
         {
@@ -136,37 +142,36 @@ def rate(
 ) -> dict[str, Any]:
     """Mean and 1/mean of RadCliQ-v1 over all validation studies, with bootstrap intervals over patients.
 
-    With a judge also `errors`, the mean of its errors a report, and how many reports it failed for.
+    With a judge also `errors`, the mean of its errors a report, and how many reports it failed for. Reports that the stage
+    wrote while it trained are taken; where it removed the checkpoint since, they are all there is.
     """
-    candidates, references, patients = [], [], []
-    for dataset in evaluation.validation_datasets or evaluation.datasets:
-        data, split = Path(evaluation.data_dir) / dataset, evaluation.validation_split
-        folder = out / name / dataset
-        settings = generation_settings(evaluation)
-        limit = evaluation.validation_studies
-        generate(Task(str(model), data, split, folder, settings, evaluation.batch_size, limit), evaluation.force)
-        studies = studies_of_data(data, split)[:limit]
-        rows, _ = pair(
-            studies, read_predictions(folder / "predictions.json"), evaluation.sections, reference_form(evaluation)
-        )
-        candidates += [row["candidate"] for row in rows]
-        references += [row["reference"] for row in rows]
-        patients += [(dataset, row["patient_id"]) for row in rows]
-    scores = metric(candidates, references).astype(np.float64)
-    wanted = {"radcliq_v1": statistics.mean(scores), "inverse_radcliq_v1": statistics.inverse_mean(scores)}
-    failed = {}
-    if judge is not None:
-        errors = count_errors(judge, candidates, references, [dataset for dataset, _ in patients])
-        wanted["errors"] = statistics.mean(errors)
-        failed = {"judge_failures": int(np.isnan(errors).sum())}
-    intervals = statistics.bootstrap(wanted, patients)
-    return {
-        "checkpoint": name,
-        "model_sha256": model_fingerprint(str(model)),
-        "studies": len(candidates),
-        **{key: interval.as_dict() for key, interval in intervals.items()},
-        **failed,
-    }
+    folders = [Path(evaluation.data_dir) / name for name in evaluation.validation_datasets or evaluation.datasets]
+    split, limit = evaluation.validation_split, evaluation.validation_studies
+    made_by = [generation_record(out / name / data.name) for data in folders]
+    if model.is_dir():
+        for data, record in zip(folders, made_by, strict=True):
+            settings = generation_settings(evaluation)
+            if record.get("finished"):  # whichever engine the stage had
+                settings = replace(settings, engine=record["made_by"]["engine"])
+            task = Task(str(model), data, split, out / name / data.name, settings, evaluation.batch_size, limit)
+            generate(task, evaluation.force)
+    more = {} if judge is None else {"errors": partial(count_errors, judge)}
+    rated = rate_reports(out / name, folders, split, evaluation.sections, metric, reference_form(evaluation), more)
+    there = model_fingerprint(str(model)) if model.is_dir() else made_by[0]["made_by"]["model_sha256"]
+    return {"checkpoint": name, "model_sha256": there, **rated}
+
+
+def generation_record(folder: Path) -> dict[str, Any]:
+    """`generation.json` of a folder of reports; empty where there is none."""
+    path = folder / "generation.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def removed_checkpoints(folder: Path, datasets: Sequence[str]) -> list[Path]:
+    """Checkpoints of a stage that it rated while it trained and then removed (keep_best), by step; all reports are there."""
+    wrote = [path for path in (folder / "selection").glob("checkpoint-*") if not (folder / path.name).is_dir()]
+    whole = [path for path in wrote if all(generation_record(path / name).get("finished") for name in datasets)]
+    return [folder / path.name for path in sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))]
 
 
 def count_errors(

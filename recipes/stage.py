@@ -127,6 +127,7 @@ _OWN = (
     "settings.json",
     "checkpoint-*",
     "damaged-checkpoint-*",
+    ".removed-checkpoint-*",
     "final",
     "adapter",
     "best",
@@ -550,6 +551,10 @@ class RecordCheckpoints(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        """Return once all manifests are written and older checkpoints trimmed."""
         self._finish(list(self.pending))
 
     def _finish(self, done: Sequence[Future[None]]) -> None:
@@ -592,12 +597,17 @@ def trim_checkpoint(checkpoint: Path) -> None:
 
 
 def run_training(
-    trainer: transformers.Trainer, stage: str, checkpoint: str | None, keep_optimizer_states: int | None = None
+    trainer: transformers.Trainer,
+    stage: str,
+    checkpoint: str | None,
+    keep_optimizer_states: int | None = None,
+    *callbacks: TrainerCallback,
 ) -> None:
     """`trainer.train`, with readable progress, from `checkpoint` if there is one; saves first when told to stop.
 
     Args:
         keep_optimizer_states: how many of the newest checkpoints training could go on from; None for all.
+        callbacks: called after those that every stage has.
 
     Raises:
         SystemExit: with 128 + the signal's number, once the checkpoint is saved.
@@ -609,6 +619,8 @@ def run_training(
     trainer.add_callback(StopNotFinite(trainer))
     trainer.add_callback(RoomForCheckpoint())
     trainer.add_callback(EveryTensorLearns())
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=checkpoint)
     step = trainer.state.global_step
     if on_signal.received and step < trainer.state.max_steps:

@@ -565,9 +565,22 @@ def test_the_command_ends_with_status_1_where_a_stage_does_not_fit(monkeypatch, 
 
 
 def test_checkpoints_that_keep_their_model_alone_are_counted_as_such():
-    """Two whole ones kept, a third while it is written, and the final model."""
-    (plan,) = plan_recipe("unirg_cxr", target(), ["rl_step1"])
+    """All rated afterwards: two whole ones kept, a third while it is written, and the final model."""
+    overrides = ("--keep_best", "null", "--keep_optimizer_states", "2")
+    (plan,) = plan_recipe("unirg_cxr", target(overrides=overrides), ["rl_step1"])
     parameters = ARCHITECTURES["Qwen3-VL-8B-Instruct"].parameters
     assert plan.checkpoints > 10
     assert plan.checkpoint_bytes == 3 * 14 * parameters + (plan.checkpoints - 3 + 1) * 2 * parameters
     assert not any("optimiser state" in line for line in plan.advice)
+
+
+def test_the_best_and_the_newest_checkpoint_take_little_disk():
+    """Rated while training: the newest whole and two models; what is more for a moment is said."""
+    (plan,) = plan_recipe("unirg_cxr", target(), ["rl_step1"])
+    parameters = ARCHITECTURES["Qwen3-VL-8B-Instruct"].parameters
+    assert plan.saves > 10
+    assert plan.checkpoints == 3
+    assert plan.checkpoint_bytes == (14 + 2 + 2) * parameters
+    assert plan.checkpoint_bytes <= 150 * 2**30
+    assert any("114.3 GiB more for a moment" in note for note in plan.notes)
+    assert any(f"validation: {plan.saves} × 1,024 greedy reports" in note for note in plan.notes)
