@@ -81,7 +81,8 @@ class Validation:
         for folder in folders:
             try:
                 studies = studies_of_data(folder, stage.validation_split)
-                pair(studies, PredictionFile(folder, {}, [], ""), settings.sections, FORM)
+                unwritten = {study["study_id"]: {"model_prediction": ""} for study in studies}
+                pair(studies, PredictionFile(folder, unwritten, [], ""), settings.sections, FORM)
             except EvaluationError as error:
                 raise RecipeError(f"keep_best: {error}") from error
         return cls(
