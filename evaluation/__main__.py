@@ -173,12 +173,13 @@ def _submission(options: argparse.Namespace) -> None:
 
 
 def _judge_settings(options: argparse.Namespace) -> dict[str, Any] | None:
-    given = {k: v for k, v in vars(options).items() if k.startswith("judge_") and v is not None}
+    # `null` on the command line means none, as in a YAML file; a flag that is not given is not there at all.
+    given = {k: v for k, v in vars(options).items() if k.startswith("judge_")}
     if options.judge == "none":
         return None
     if options.judge == "offline":
         return {"judge_base_url": "offline", **given}
-    if "judge_model" not in given:
+    if not given.get("judge_model"):
         raise EvaluationError(f"--judge {options.judge} needs --judge_model, the model that this server serves")
     return {"judge_base_url": options.judge, **given}
 
@@ -340,7 +341,7 @@ def _add_judge_settings(made: argparse.ArgumentParser) -> None:
 
     for field in dataclasses.fields(JudgeSettings):
         if field.name != "judge_base_url":
-            made.add_argument(f"--{field.name}", type=yaml.safe_load, default=None, help=argparse.SUPPRESS)
+            made.add_argument(f"--{field.name}", type=yaml.safe_load, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from data_prep.sections import RAW, single_spaced
 from data_prep.sources.rexrank import patient_of
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
 from evaluation.errors import EvaluationError
+from rewards.chexprompt.governance import claimed_source
 
 # Which sections are compared. `available`: those the reference has, the form models are trained on. The other two are
 # ReXrank's boards: both sections, a missing one printed as the word None, and findings with findings.
@@ -170,6 +171,7 @@ def studies_of_file(file: PredictionFile) -> list[dict[str, Any]]:
             "study_id": key,
             "patient_id": _patient(key, entry),
             "dataset": str(entry.get("dataset") or "file"),
+            "source": claimed_source(str(entry["dataset"]) if entry.get("dataset") else None),
             "split": str(entry.get("split") or "test"),
             **{name: section(entry.get(f"section_{name}")) for name in RAW},
             **{raw: entry.get(f"section_{name}") for name, raw in RAW.items()},

@@ -32,7 +32,7 @@ from evaluation.predictions import Problems, ReferenceForm, pair, read_predictio
 from evaluation.references import described as references_described
 from evaluation.statistics import Statistic
 from recipes.errors import RecipeError, read_json
-from rewards.chexprompt.governance import JudgeError
+from rewards.chexprompt.governance import JudgeError, claimed_source
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS, TOP_FIVE, Labeler, binary_labels
@@ -248,7 +248,7 @@ async def _score_rows(
     """
     try:
         if scorers.judge is not None and todo:
-            scorers.judge.check_sources({row["dataset"] for row in todo})
+            scorers.judge.check_sources({_source(row) for row in todo})
             await scorers.judge.check()
         await _score_chunks(todo, scorers, truth, file, bar)
     except (JudgeError, MetricError) as error:
@@ -291,12 +291,12 @@ async def _score_chunk(
     # Local metrics run in a thread while the judge's calls are in flight.
     waiting = [asyncio.to_thread(local)]
     if scorers.judge is not None:
-        waiting.append(scorers.judge.judge(candidates, references, [row["dataset"] for row in rows]))
+        waiting.append(scorers.judge.judge(candidates, references, [_source(row) for row in rows]))
     (values, labels, graphs), *judged = await asyncio.gather(*waiting)
     composite = None
     if name := scorers.composite_name():
         composite = sum(w * values[scorers.metrics[m].name] for m, w in COMPOSITE_WEIGHTS.items())
-    priors, sources = [_has_prior(row) for row in rows], [row["dataset"] for row in rows]
+    priors, sources = [_has_prior(row) for row in rows], [_source(row) for row in rows]
     if scorers.temporal_by_judge:
         categories = await temporal.label_by_judge(references, priors, sources, scorers.judge)
     else:
@@ -322,6 +322,11 @@ async def _score_chunk(
             line["judge_failure"] = result.failure
         lines.append(line)
     return lines
+
+
+def _source(row: Mapping[str, Any]) -> str | None:
+    """The data set by which a row's report is governed: of a prediction file not what the file says, unless that closes it."""
+    return row["source"] if "source" in row else row["dataset"]
 
 
 def with_known_encounters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -587,7 +592,8 @@ def score_file(
         command += f" --references {references}" if references else ""
         source |= {"references": reference_file.path.name, "references_sha256": reference_file.fingerprint}
     if dataset:
-        studies = [{**study, "dataset": dataset} for study in studies]
+        named = {study["study_id"]: claimed_source(study["dataset"], dataset) for study in studies if "source" in study}
+        studies = [{**s, "dataset": dataset, "source": named.get(s["study_id"], dataset)} for s in studies]
     rows, problems = pair(studies, file, sections, form)
     source["reference_form"] = references_described(rows, sections, form)
     out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
+from rewards.chexprompt.governance import may_use_proxy, printable
+
 GIB = 2**30
+_MOST_BYTES = 2 << 20  # of a list of models
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,14 @@ def served_models(base_url: str, seconds: float = 5) -> list[str] | None:
     Raises:
         MachineError: nothing answers there, or something that is no such server.
     """
+    # Not by a proxy of the environment, which knows nothing of this machine's own servers (governance.py).
+    proxies = urllib.request.ProxyHandler(None if may_use_proxy(base_url) else {})
     try:
-        with urllib.request.urlopen(f"{base_url.rstrip('/')}/models", timeout=seconds) as answer:
-            return [str(model["id"]) for model in json.load(answer)["data"]]
+        with urllib.request.build_opener(proxies).open(f"{base_url.rstrip('/')}/models", timeout=seconds) as answer:
+            body = answer.read(_MOST_BYTES + 1)
+        if len(body) > _MOST_BYTES:
+            raise ValueError("a body without end")
+        return [printable(model["id"]) for model in json.loads(body)["data"] if isinstance(model["id"], str)]
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return None
@@ -162,8 +170,9 @@ def served_models(base_url: str, seconds: float = 5) -> list[str] | None:
             f"what answers at {base_url} is no vLLM server (HTTP {error.code} for a list of models)"
         ) from None
     except (OSError, HTTPException) as error:
-        raise MachineError(f"nothing answers at {base_url} ({getattr(error, 'reason', error)})") from error
-    except (ValueError, KeyError, TypeError) as error:
+        reason = printable(str(getattr(error, "reason", error)))
+        raise MachineError(f"nothing answers at {base_url} ({reason})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MachineError(f"what answers at {base_url} is no vLLM server (no list of models)") from error
 
 

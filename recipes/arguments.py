@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -246,6 +246,13 @@ class RolloutArguments:
             "policy ratio is 1 and clipping, low or high, never acts."
         },
     )
+    vllm_trusted_hosts: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Hosts, besides this machine, whose vLLM server may receive films and prompts of credentialed studies "
+            "(vllm_mode: server)."
+        },
+    )
 
     share_prompts: bool = field(
         default=True,
@@ -409,6 +416,7 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     path = _config_path(arguments)
+    arguments, nulls = _without_nulls(arguments)
     parser = _RecipeParser(dataclass_types)
     parser.flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     if path:
@@ -428,7 +436,27 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{path or 'command line'}: {' '.join(str(error).split())}") from error
     check_keys(parsed)
-    return parsed
+    return tuple(_with_nulls(part, nulls) for part in parsed)
+
+
+def _without_nulls(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line without its judge flags of `null`, and their names: argparse has no word for none, a YAML file has."""
+    left, nulls = [], []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--judge_") and (value == "null" if equals else words[:1] == ["null"]):
+            nulls.append(name.removeprefix("--"))
+            del words[: 0 if equals else 1]
+        else:
+            left.append(word)
+    return left, nulls
+
+
+def _with_nulls(part: Any, nulls: Sequence[str]) -> Any:
+    own = {name: None for name in nulls if is_dataclass(part) and name in {f.name for f in fields(part)}}
+    return replace(part, **own) if own else part
 
 
 def _config_path(arguments: list[str]) -> str | None:

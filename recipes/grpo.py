@@ -40,7 +40,7 @@ from recipes.stage import (
 )
 from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from recipes.validation import RateCheckpoints, Validation
-from recipes.vllm_guards import check_vllm, forbid_image_tokens
+from recipes.vllm_guards import check_server_host, check_vllm, forbid_image_tokens
 from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
 from rewards.chexprompt.rubric import load_prompt
 from rewards.composite import CompositeReward
@@ -73,6 +73,7 @@ def main() -> None:
     if opened is None:
         leave_together()
         return
+    check_server_host(training, opened.sources, rollouts.vllm_trusted_hosts)
     name, studies = opened.name, opened.studies
     with contextlib.ExitStack() as resources:
         composite = build_composite(reward, judge_settings, opened.sources, resources)

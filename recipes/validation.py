@@ -36,6 +36,7 @@ from recipes.errors import RecipeError, read_json
 from recipes.models import end_tokens, model_fingerprint
 from recipes.stage import RecordCheckpoints, announce, in_first_process, saved_checkpoints
 from recipes.trainers import RolloutTrainer
+from rewards.chexprompt.governance import claimed_source
 from rewards.metric import Metric
 
 FORM = ReferenceForm()  # of references: eval.yaml's default, by which make select scores too
@@ -217,7 +218,7 @@ def rate_reports(
     Args:
         more: name → function of candidates, references and their data sets to a value a report, whose mean is wanted too.
     """
-    candidates, references, patients = [], [], []
+    candidates, references, patients, sources = [], [], [], []
     for data in folders:
         file = read_predictions(out / data.name / "predictions.json")
         studies = [study for study in studies_of_data(data, split) if study["study_id"] in file.entries]
@@ -225,11 +226,12 @@ def rate_reports(
         candidates += [row["candidate"] for row in rows]
         references += [row["reference"] for row in rows]
         patients += [(data.name, row["patient_id"]) for row in rows]
+        sources += [claimed_source(row["dataset"], data.name) for row in rows]
     scores = metric(candidates, references).astype(np.float64)
     wanted = {"radcliq_v1": statistics.mean(scores), "inverse_radcliq_v1": statistics.inverse_mean(scores)}
     failed = {}
     for name, measure in (more or {}).items():
-        values = measure(candidates, references, [dataset for dataset, _ in patients])
+        values = measure(candidates, references, sources)
         wanted[name] = statistics.mean(values)
         failed = {"judge_failures": int(np.isnan(values).sum())}
     intervals = statistics.bootstrap(wanted, patients)

@@ -19,7 +19,7 @@ import copy
 import functools
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,7 +28,9 @@ from trl import GRPOConfig
 
 from recipes.errors import RecipeError
 from recipes.shared_prompts import SharedPrompts
+from rewards.chexprompt.governance import check_sources, keep_off_proxies, may_use_proxy
 
+keep_off_proxies()  # TRL's client of a vLLM server on this machine would send prompts and films to a proxy
 FORBIDDEN = -100.0  # logit bias, OpenAI's "never"
 
 
@@ -49,6 +51,23 @@ def check_vllm(training: GRPOConfig) -> None:
             "vllm_importance_sampling_correction: false would train on vLLM's rollouts without comparing them with the "
             "policy; leave it true"
         )
+
+
+def check_server_host(training: GRPOConfig, sources: Iterable[str], trusted_hosts: Sequence[str]) -> None:
+    """Raise `JudgeError` unless the vLLM server of `vllm_mode: server` may have prompts and films of these data sets."""
+    if not training.use_vllm or training.vllm_mode != "server":
+        return
+    url = training.vllm_server_base_url or f"http://{training.vllm_server_host}:{training.vllm_server_port}"
+    url = url.replace("//0.0.0.0", "//127.0.0.1")  # where TRL's default is reached
+    check_sources(
+        sources,
+        url,
+        trusted_hosts,
+        what="prompts and films",
+        setting="vllm_server_base_url",
+        trusted="vllm_trusted_hosts",
+    )
+    keep_off_proxies(url)
 
 
 def forbid_image_tokens(training: GRPOConfig, processor: Qwen3VLProcessor) -> None:
@@ -127,8 +146,12 @@ def mend_vllm(trainer: SharedPrompts) -> None:
                 engine.generate = ask
 
         generation.generate = generate_mended
-    if generation.mode == "server" and not trainer.accelerator.is_main_process:
-        return
+    if generation.mode == "server":
+        if not trainer.accelerator.is_main_process:
+            return
+        # A redirect would carry prompts and films on to a host that nobody listed.
+        generation.vllm_client.session.max_redirects = 0
+        generation.vllm_client.session.trust_env = may_use_proxy(generation.vllm_client.base_url)
     reset = _encoder_cache_reset(generation)
     sync = generation.sync_weights
 

@@ -57,14 +57,14 @@ def add_parsers(subparsers: Any) -> None:
     types = typing.get_type_hints(JudgeSettings)
     for setting in fields(JudgeSettings):
         names = [f"--{setting.name.replace('_', '-')}", f"--{setting.name}"]
-        arguments: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%"), "default": None}
+        arguments: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
         kind = next(t for t in (*typing.get_args(types[setting.name]), types[setting.name]) if t is not type(None))
         if types[setting.name] is bool:
             arguments["action"] = argparse.BooleanOptionalAction
         elif types[setting.name] == list[str]:
             arguments |= {"nargs": "*", "metavar": "HOST"}
         else:
-            arguments |= {"type": kind, "metavar": kind.__name__.upper()}
+            arguments |= {"type": _or_null(kind), "metavar": kind.__name__.upper()}
         group.add_argument(*names, dest=setting.name, **arguments)
     judge.set_defaults(run=_command(_judge))
 
@@ -98,6 +98,16 @@ def add_parsers(subparsers: Any) -> None:
     compare.set_defaults(run=_command(_agreement))
 
 
+def _or_null(kind: type) -> Callable[[str], Any]:
+    """A parser of `kind`, and of `null` as in a YAML file: none."""
+
+    def parse(text: str) -> Any:
+        return None if text == "null" else kind(text)
+
+    parse.__name__ = kind.__name__  # which argparse's message of a wrong value gives
+    return parse
+
+
 def _command(function: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
     """`function` with a user's mistake as one line on stderr and exit status 2, an interruption as 130."""
 
@@ -126,8 +136,8 @@ def _settings(arguments: argparse.Namespace) -> JudgeSettings:
         if not isinstance(loaded, dict):
             raise JudgeError(f"{arguments.config} is not a YAML file with keys")
         values |= {name: value for name, value in loaded.items() if str(name).startswith("judge_")}
-    given = {setting.name: getattr(arguments, setting.name) for setting in fields(JudgeSettings)}
-    return JudgeSettings.from_mapping(values | {name: value for name, value in given.items() if value is not None})
+    given = {s.name: getattr(arguments, s.name) for s in fields(JudgeSettings) if hasattr(arguments, s.name)}
+    return JudgeSettings.from_mapping(values | given)
 
 
 def _judge(arguments: argparse.Namespace) -> None:

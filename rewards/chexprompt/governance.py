@@ -17,8 +17,8 @@ class JudgeError(ValueError):
     """A judge cannot be used as set up. The message is one line: what, where, and how to mend it."""
 
 
-def host_of(base_url: str) -> str:
-    """Host name or address of a judge's URL, lower case.
+def host_of(base_url: str, setting: str = "judge_base_url") -> str:
+    """Host name or address of a server's URL, lower case; `setting` is the key that names it.
 
     Raises:
         JudgeError: not an http or https URL with a host.
@@ -29,9 +29,14 @@ def host_of(base_url: str) -> str:
     except ValueError:
         host, parts = None, None
     if not host or parts.scheme not in ("http", "https"):
-        raise JudgeError("judge_base_url must look like http://127.0.0.1:8000/v1 (or be the word offline)")
+        offline = " (or be the word offline)" if setting == "judge_base_url" else ""
+        raise JudgeError(f"{setting} must look like http://127.0.0.1:8000/v1{offline}")
     if parts.username or parts.password:
-        raise JudgeError(f"judge_base_url for {host} holds a user name or password; put the key into judge_api_key_env")
+        raise JudgeError(f"{setting} for {host} holds a user name or password; put the key into judge_api_key_env")
+    if parts.query or parts.fragment:
+        raise JudgeError(
+            f"{setting} for {host} holds a query (?…); put the key into judge_api_key_env, and only the path here"
+        )
     return host.lower()
 
 
@@ -74,9 +79,15 @@ def is_open(source: str | None) -> bool:
 
 
 def check_sources(
-    sources: Iterable[str | None], base_url: str, trusted_hosts: Sequence[str] = (), allow_remote: bool = False
+    sources: Iterable[str | None],
+    base_url: str,
+    trusted_hosts: Sequence[str] = (),
+    allow_remote: bool = False,
+    what: str = "reports",
+    setting: str = "judge_base_url",
+    trusted: str = "judge_trusted_hosts",
 ) -> None:
-    """Return if reports of all `sources` may go to `base_url`.
+    """Return if texts or films of all `sources` may go to `base_url`: the one rule for every server that is sent any.
 
     They may where the source is open, the host is loopback, the host is one of `trusted_hosts` (host names without port,
     compared whole), or `allow_remote` is set.
@@ -84,13 +95,26 @@ def check_sources(
     Raises:
         JudgeError: they may not; the message names the sources, the host, and the ways out.
     """
-    host = host_of(base_url)
-    if allow_remote or is_loopback(host) or host in {trusted.lower() for trusted in trusted_hosts}:
+    host = host_of(base_url, setting)
+    if allow_remote or is_loopback(host) or host in {name.lower() for name in trusted_hosts}:
         return
     closed = sorted({source or "an unnamed source" for source in sources if not is_open(source)})
     if closed:
+        allow = " or set judge_allow_remote: true" if setting == "judge_base_url" else ""
         raise JudgeError(
-            f"reports of {', '.join(closed)} are not sent to {host}: they may be credentialed patient text. Use a judge on "
-            f"this machine (judge_base_url: http://127.0.0.1:8000/v1), add the host to judge_trusted_hosts where your data "
-            f"use agreement allows it, or set judge_allow_remote: true"
+            f"{what} of {', '.join(closed)} are not sent to {host}: they may be credentialed patient data. Use a server on "
+            f"this machine ({setting}: http://127.0.0.1:8000), or add the host to {trusted} where your data use agreement "
+            f"allows it{',' if allow else ''}{allow}"
         )
+
+
+def claimed_source(claim: str | None, named: str | None = None) -> str | None:
+    """The source by which a file's report is governed: a file's own claim may close it and never open it.
+
+    Args:
+        claim: the data set that the file names for the report.
+        named: the one that the user named for the whole file.
+    """
+    if claim is not None and not is_open(claim):
+        return claim
+    return f"a file that calls itself {claim}" if named is None and claim is not None else named

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.chexprompt.governance import JudgeError
+from rewards.chexprompt.governance import JudgeError, claimed_source
 from rewards.chexprompt.judge import Judge, JudgeResult
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 
@@ -83,7 +83,8 @@ def _identifiers(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list
 def read_pairs(path: Path, source: str | None = None) -> list[Pair]:
     """Pairs from JSONL: keys `reference`, `candidate`, and optionally `id` (or `study_id`) and `source` (or `dataset`).
 
-    A row without a source gets `source`; one without any counts as credentialed.
+    A row without a source gets `source`, which the user named; one without any counts as credentialed, and so does one that
+    alone says that its reports are public: a file may close its reports and not open them.
 
     Raises:
         JudgeError: the file or a line is not as described.
@@ -94,10 +95,10 @@ def read_pairs(path: Path, source: str | None = None) -> list[Pair]:
         for name in ("reference", "candidate"):
             if not isinstance(row.get(name), str):
                 raise JudgeError(f"{path}, line {number}: {name!r} is missing or not a text")
-        own_source = row.get("source", row.get("dataset", source))
-        if own_source is not None and not isinstance(own_source, str):
+        claim = row.get("source", row.get("dataset"))
+        if claim is not None and not isinstance(claim, str):
             raise JudgeError(f"{path}, line {number}: 'source' is not a text")
-        pairs.append(Pair(identifier, row["reference"], row["candidate"], own_source))
+        pairs.append(Pair(identifier, row["reference"], row["candidate"], claimed_source(claim, source)))
     return pairs
 
 
