@@ -12,11 +12,11 @@ On several machines, run each part by `--shard i/n`, then the command once witho
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -40,7 +40,10 @@ from evaluation.engines import (
 )
 from evaluation.errors import EvaluationError
 from evaluation.predictions import rexrank_entry, studies_of_data
+from launch import signals
 from recipes.errors import read_json
+
+_STOP_SECONDS = 20  # that a process has to end after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -355,18 +358,20 @@ def _in_processes(task: Task, processes: int) -> None:
     devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
     if gpus and processes > gpus:
         raise EvaluationError(f"--processes is {processes}, but there are {gpus} GPUs; give each process its own")
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` is reached
     running: list[subprocess.Popen] = []
     try:
         for i in range(processes):
             own = {**shared, "CUDA_VISIBLE_DEVICES": devices[i]} if gpus else shared
-            running.append(subprocess.Popen([*command, "--shard", f"{i}/{processes}"], env=own))
+            running.append(signals.start([*command, "--shard", f"{i}/{processes}"], env={**own, signals.PART: "1"}))
         failed = [i for i, process in enumerate(running) if process.wait()]
     finally:
         for process in running:
             if process.poll() is None:
                 process.terminate()
-        signal.signal(signal.SIGTERM, before)
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
+            process.kill()
     if failed:
         raise EvaluationError(
             f"{len(failed)} of {processes} processes failed (their messages are above); run the command again to go on"

@@ -12,10 +12,11 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from launch import signals
 
 
 def modified(path: Path | None) -> int | None:
@@ -49,10 +50,12 @@ def main() -> int:
     print(f"── {arguments.title or arguments.stage}", flush=True)
     before = modified(arguments.done)
     started = time.monotonic()
+    signals.end_with_parent()  # make's shell, which a signal to make ends without a word to what it runs
     try:
-        status = subprocess.call(command)
-    except KeyboardInterrupt:
-        return 130
+        status = signals.run(command)
+    except OSError as error:
+        print(f"error: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
+        return 2
     seconds = time.monotonic() - started
     if status:
         print(f"── {arguments.stage} stopped (exit status {status})", file=sys.stderr)

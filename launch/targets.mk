@@ -39,7 +39,7 @@ reproduce: setup ## the commands that made an output: OUTPUT=outputs/demo/sft
 	@$(PYTHON) -m launch.provenance $(OUTPUT)
 
 judge-server: setup ## a local judge by vLLM [JUDGE_MODEL=Qwen/Qwen3-32B] [PORT=8001]
-	@launch/judge_server.sh
+	@$(PYTHON) -m launch.signals launch/judge_server.sh
 
 vllm-server: setup ## rollouts on GPUs of their own: MODEL=outputs/unirg_cxr/sft/final [PORT=8000]
-	@launch/vllm_server.sh
+	@$(PYTHON) -m launch.signals launch/vllm_server.sh

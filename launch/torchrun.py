@@ -9,16 +9,31 @@ Takes torchrun's arguments, after the accelerate configuration, if there is one,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
+from launch import signals
 from launch.machine import MachineError
 from launch.rank import accelerate_environment
+
+
+def pass_on(number: int, received: list[int]) -> None:
+    """Send a signal to the processes that torchrun has started; without any, end."""
+    received.append(number)
+    me = os.getpid()
+    started = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+    for pid in map(int, started):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    if not started:
+        raise SystemExit(128 + number)
 
 
 def main() -> int:
@@ -32,11 +47,16 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         words = words[2:]
+    # torchrun's own handling of a signal kills all after 30 s, in the middle of a large checkpoint, and the workers of data
+    # loaders at once. Here the trainers alone get it; they end by themselves, and torchrun with them.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGUSR2"
+    received: list[int] = []
     try:
-        torchrun(words)
+        with signals.handled(lambda number: pass_on(number, received), (*signals.STOPPING, signal.SIGUSR1)):
+            torchrun(words)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        if failure.exitcode < 0:
+        if failure.exitcode < 0 and -failure.exitcode not in received:
             print(f"error: process {failure.local_rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     return 0

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from evaluation import statistics
 from evaluation.compare import correct, read_result, same_studies, studies_in_words
 from evaluation.score import Scores, principal_statistics
 from evaluation.tables import p_value, says_something
+from launch import signals
 from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
 from recipes.errors import RecipeError, read_json, run_command
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
@@ -293,7 +293,7 @@ def launch_options(arguments: argparse.Namespace) -> list[str]:
 
 def call(command: Sequence[str]) -> None:
     """Run a command; its failure ends this one with the same status, as its own message says why."""
-    if status := subprocess.call(command):
+    if status := signals.run(command):
         raise SystemExit(status)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 from data_prep.locks import LockError
 from data_prep.study import StudyError
+from launch.signals import PART, end_with_parent, handled
 
 
 class RecipeError(ValueError):
@@ -32,14 +34,33 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def _stop(number: int, stopped: list[int]) -> None:
+    """Raise KeyboardInterrupt, by which what runs is left in order; the next signal ends the process at once."""
+    if stopped:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    stopped.append(number)
+    raise KeyboardInterrupt
+
+
 def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
-    """Run a command's `main`; a user's mistake becomes one line on stderr and exit status 2.
+    """Run a command's `main`; a user's mistake becomes one line on stderr and exit status 2, a signal one and 128 + its number.
 
     Args:
         errors: further exceptions that stand for a user's mistake, beside `RecipeError` and `StudyError`.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # torchrun, should it be killed
+    stopped: list[int] = []
     try:
-        main()
+        with handled(lambda number: _stop(number, stopped)):
+            main()
+    except KeyboardInterrupt:
+        number = stopped[0] if stopped else signal.SIGINT
+        if not os.environ.get(PART) and "TORCHELASTIC_RUN_ID" not in os.environ:
+            name = signal.Signals(number).name
+            print(f"{name} received; the same command goes on from what is written", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number) from None
     except (RecipeError, StudyError, LockError, *errors) as error:
         # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.
         if os.environ.get("RANK", "0") != "0":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -40,6 +41,7 @@ from data_prep.files import write_json
 from data_prep.locks import LockError, hold_folder
 from data_prep.study import StudyError
 from launch.provenance import write_run
+from launch.signals import STOPPING, handled
 from recipes.arguments import DataArguments, RolloutArguments, StageArguments, set_global_batch
 from recipes.checkpoint_files import (
     MANIFEST,
@@ -483,23 +485,24 @@ def check_report_to(training: TrainingArguments) -> None:
 
 
 class SaveOnSignal(TrainerCallback):
-    """SIGTERM or SIGUSR1 (Slurm's warning): the step in progress is finished, a checkpoint saved, training stops.
+    """Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 (Slurm's warning): the step in progress is finished, a checkpoint saved, training
+    stops. A second one ends the process at once.
 
     Attributes:
         received: the signal that stopped training, or None. A signal to one process stops all.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (*STOPPING, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.before: dict[int, Any] = {}
+        self.handlers = contextlib.ExitStack()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+            self.handlers.enter_context(handled(self._receive, self.SIGNALS))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -513,10 +516,12 @@ class SaveOnSignal(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.handlers.close()
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int) -> None:
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.received = number
 
 

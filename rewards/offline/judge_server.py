@@ -297,6 +297,7 @@ def offline_judge_server() -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        start_new_session=True,  # a Ctrl-C is for its parent, which has calls in flight
     )
     try:
         # A server that does not come up is killed, which closes its output and so ends the wait below.
