@@ -14,6 +14,7 @@ from data_prep.locks import folder_lock
 from evaluation import statistics
 from evaluation.errors import EvaluationError
 from recipes.errors import run_command
+from rewards.masking import mask
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -216,7 +217,7 @@ class _Parser(argparse.ArgumentParser):
     """A wrong flag is one line, as every mistake is."""
 
     def error(self, message: str) -> None:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"error: {mask(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 

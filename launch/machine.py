@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rewards.chexprompt.governance import may_use_proxy, printable
+from rewards.masking import mask
 
 GIB = 2**30
 _MOST_BYTES = 2 << 20  # of a list of models
@@ -47,7 +48,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse without the block of usage before an error; `--help` shows that."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help lists the options)", file=sys.stderr)
+        print(f"error: {mask(message)} (--help lists the options)", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from launch.machine import MachineError
 from launch.start import is_true, settings_of
+from rewards.masking import mask, mask_words
 
 NAME = "run.json"
 PATCH = "run.patch"
@@ -98,11 +98,11 @@ def code_state() -> dict[str, Any]:
 
 
 def command() -> list[str]:
-    """This process's command, without the interpreter's path and with no user name or key inside an address."""
+    """This process's command, without the interpreter's path, its secrets masked."""
     words = list(sys.orig_argv[1:])
     while words and words[0] == "-u":
         words.pop(0)
-    return ["python", *(re.sub(r"//[^/@\s]+@", "//", word) for word in words)]
+    return ["python", *mask_words(words)]
 
 
 def launched(words: Sequence[str], processes: int) -> dict[str, Any]:
@@ -147,9 +147,13 @@ def write_run(output_dir: Path, stage: str, seed: int | None, processes: int = 1
     }
     if recipe is not None and recipe.is_file():
         content = recipe.read_bytes()
-        run["recipe"] = {"file": str(recipe), "sha256": hashlib.sha256(content).hexdigest(), "text": content.decode()}
+        run["recipe"] = {
+            "file": str(recipe),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "text": mask(content.decode()),
+        }
     if run["code"].get("changed_files"):
-        patch = _git("diff", "HEAD", "--binary") or ""
+        patch = mask(_git("diff", "HEAD", "--binary") or "")
         if len(patch) <= _PATCH_LIMIT:
             _write(output_dir / PATCH, patch)
             run["code"]["patch"] = PATCH

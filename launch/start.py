@@ -21,6 +21,7 @@ from launch import machine
 from launch.machine import MachineError, format_bytes
 from launch.models import checkpoint_bytes, parameter_count
 from rewards.chexprompt.governance import JudgeError, host_of, is_loopback
+from rewards.masking import mask, mask_words
 
 CONFIGS = Path(__file__).resolve().parent / "accelerate"
 PARALLEL = ("ddp", "zero2", "zero3", "fsdp2")
@@ -309,10 +310,10 @@ def main(arguments: list[str] | None = None) -> int:
                 raise MachineError(f"--{name} {getattr(given, name)}: it must be at least 1")
         command = build(given.gpus, given.nodes, given.parallel, given.processes, stage)
     except MachineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mask(str(error))}", file=sys.stderr)
         return 2
     if given.dry_run:
-        print(" ".join(command))
+        print(" ".join(mask_words(command)))
         return 0
     os.execv(command[0], command)  # signals reach the launcher itself
 

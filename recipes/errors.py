@@ -14,6 +14,7 @@ from typing import Any
 from data_prep.locks import LockError
 from data_prep.study import StudyError
 from launch.signals import PART, end_with_parent, handled
+from rewards.masking import mask
 
 
 class RecipeError(ValueError):
@@ -65,5 +66,5 @@ def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
         # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {mask(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -28,6 +28,7 @@ from rewards.chexprompt.governance import JudgeError, check_sources, host_of, is
 from rewards.chexprompt.judgement import Judgement
 from rewards.chexprompt.parse import RESPONSE_FORMAT, AnswerError, WrappedAnswerError, parse_answer
 from rewards.chexprompt.rubric import load_prompt
+from rewards.masking import is_secret_name, is_variable_name
 from rewards.offline import judge_server
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,11 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), kind)
+        if not is_variable_name(self.judge_api_key_env):
+            raise JudgeError(
+                "judge_api_key_env must be the name of an environment variable, such as JUDGE_API_KEY; what it is now is not "
+                "shown, since it may be a key"
+            )
         for name in ("judge_concurrency", "judge_timeout", "judge_max_tokens", "judge_failure_window"):
             if getattr(self, name) <= 0:
                 raise JudgeError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -175,6 +181,11 @@ class Judge:
             limit = self._extra_body.get(name)
             if limit is not None and (type(limit) is not int or limit < 1):
                 raise JudgeError(f"judge_extra_body: {name} is {limit!r}; it must be a whole number above 0, or null")
+        if secret := _secret_in(self._extra_body):
+            raise JudgeError(
+                f"judge_extra_body holds {secret!r}, and would be kept with the results; put the key into the environment "
+                "variable that judge_api_key_env names"
+            )
         self.name = f"chexprompt[{model}]"
         self.prompt_version = self.prompt.version
         sampling = {
@@ -226,6 +237,7 @@ class Judge:
                 judge._cleanup = cleanup.pop_all()
             atexit.register(judge.close)
             return judge
+        host_of(settings.judge_base_url)
         if not settings.judge_model:
             raise JudgeError(
                 f"judge_model is not set; name a model that {host_of(settings.judge_base_url)} serves "
@@ -459,6 +471,13 @@ class Judge:
             chat.BUDGET: f"the judge's budget is reached ({self.spending}); raise judge_budget_calls, judge_budget_tokens "
             "or judge_budget_dollars to go on; answers so far are in the cache",
         }.get(cause, f"the judge at {self.base_url} cannot be asked: {cause}")
+
+
+def _secret_in(content: Any) -> str | None:
+    """The first key of a JSON value, at any depth, that names a secret."""
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
+    own = [key for key in content if is_secret_name(key)] if isinstance(content, dict) else []
+    return next(iter([*own, *filter(None, map(_secret_in, parts))]), None)
 
 
 def _api_key(settings: JudgeSettings, base_url: str) -> str:
