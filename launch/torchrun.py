@@ -49,11 +49,10 @@ def main() -> int:
         words = words[2:]
     # torchrun's own handling of a signal kills all after 30 s, in the middle of a large checkpoint, and the workers of data
     # loaders at once. Here the trainers alone get it; they end by themselves, and torchrun with them.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGUSR2"
     received: list[int] = []
     try:
         with signals.handled(lambda number: pass_on(number, received), (*signals.STOPPING, signal.SIGUSR1)):
-            torchrun(words)
+            torchrun(["--signals_to_handle", "SIGUSR2", *words])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         if failure.exitcode < 0 and -failure.exitcode not in received:
