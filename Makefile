@@ -14,6 +14,8 @@ V       := $(if $(VARIANT),_$(VARIANT))
 # The demo recipe on another data set or seed is a run of its own; any name can be given: RUN=my_run
 RUN     ?= $(RECIPE)$(V)$(if $(filter demo,$(RECIPE)),$(if $(DATASET),-$(DATASET))$(if $(filter-out 1,$(SEED)),-seed$(SEED)))
 DATA    ?= data$(if $(filter demo,$(RECIPE)),$(if $(filter-out 1,$(SEED)),/seed$(SEED)))
+# A name, not a path: every stage writes below it, and make clean removes it.
+$(if $(or $(findstring ..,$(RUN)),$(filter-out 1,$(words $(RUN))),$(filter . /%,$(RUN))),$(error RUN=$(RUN) must be the name of a run, such as my_run))
 OUT     := outputs/$(RUN)
 
 # What becomes part of a path is a name: RUN=../data would have `make clean` remove the data, RUN= all of outputs/.
@@ -83,7 +85,10 @@ lint: setup ## ruff check and format
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# What lies in the folder and is not its output.
+KEPT = $(filter $(abspath $(OUT)) $(abspath $(OUT))/%,$(abspath $(DATA)) $(abspath $(WEIGHTS_DIR)) $(CURDIR))
 clean: ## remove this run's outputs (data and weights stay)
+	@test -z "$(KEPT)" || { echo "error: $(OUT) holds $(firstword $(KEPT)), which is not its output; remove by hand what may go" >&2; exit 2; }
 	rm -rf "$(OUT)"
 
 # ---- data ------------------------------------------------------------------------------------------------------------

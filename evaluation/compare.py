@@ -5,7 +5,6 @@ python -m evaluation compare outputs/x/eval/mimic/sft outputs/x/eval/mimic/rl_st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import statistics
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, read_record
 from evaluation.score import Scores, is_principal, principal_statistics
 from evaluation.tables import p_value
 
@@ -28,11 +27,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / "scores.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_record(path, "made_by", "metrics", "studies")
     except FileNotFoundError:
         raise EvaluationError(f"no {path}; make it with: python -m evaluation score --out {folder} …") from None
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{path} is not JSON ({error}); score again with --force") from error
 
 
 def same_studies(models: Mapping[str, Scores]) -> tuple[dict[str, Scores], dict[str, int]]:

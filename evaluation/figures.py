@@ -374,6 +374,7 @@ def _figure(
     width: float, height: float, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     style = {
+        "text.parse_math": False,  # a model's name may hold a $, which begins no formula
         "font.size": 9,
         "font.family": ["DejaVu Sans", "sans-serif"],  # the second for SVG where the first is not installed
         "axes.titlesize": 10,

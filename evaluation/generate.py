@@ -38,10 +38,9 @@ from evaluation.engines import (
     gpu_count,
     make_writer,
 )
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, read_record
 from evaluation.predictions import rexrank_entry, studies_of_data
 from launch import signals
-from recipes.errors import read_json
 
 _STOP_SECONDS = 20  # that a process has to end after SIGTERM
 
@@ -193,8 +192,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     Raises:
         EvaluationError: it is damaged.
     """
-    record = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("made_by"), dict):
+    record = read_record(path, "made_by")
+    if not isinstance(record["made_by"], dict):
         raise EvaluationError(f"{path} does not say how the predictions were made; --force makes them again")
     return record
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evaluation.compare import read_result
+from evaluation.errors import read_record
 from evaluation.material import Material
 from evaluation.names import F1_MEANING, meaning, shown_name, shown_number, split_number
 from evaluation.references import form_table
@@ -57,7 +57,7 @@ def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
                 forms += [[shown_name(model), dataset, *row] for row in form_table(form)]
             path = folder / "generation.json"
             if path.is_file():
-                made_by = json.loads(path.read_text(encoding="utf-8"))["made_by"]
+                made_by = read_record(path, "made_by")["made_by"]
                 told = ", ".join(
                     f"{k} {str(v)[:FINGERPRINT] if k.endswith('sha256') else v}" for k, v in made_by.items()
                 )

@@ -6,7 +6,6 @@ show why (`tripped-*.parquet`). Texts are untrusted: Jinja escapes them; images 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from evaluation.browser import data_uri
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, read_record
 from evaluation.names import shown_name, shown_number
 from rewards.chexprompt.judgement import ERROR_TYPES
 
@@ -96,7 +95,7 @@ def _trained_on(stage: Path) -> Path | None:
     path = stage / "settings.json"
     if not path.is_file():
         return None
-    return Path(json.loads(path.read_text(encoding="utf-8")).get("data_dir", "data"))
+    return Path(read_record(path).get("data_dir", "data"))
 
 
 def _shown(row: Mapping[str, Any], trained_on: Path | None, data_dir: Path | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from evaluation.baselines import BASELINES, SUBSTITUTED, SUBSTITUTED_IDS
 from evaluation.compare import judge_left_out, read_result, same_studies
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, read_record
 from evaluation.score import Scores
 
 STAGES = ("base", "sft", "rl_step1", "rl_step2")
@@ -266,9 +266,14 @@ def _generation(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise EvaluationError(
-            f"{path} is not JSON ({error}); run the stage that makes it again with FORCE=1"
-        ) from error
+    """The parsed file: a list of logs, or an object; of a stage's result also its settings."""
+    if path.name == "log_history.json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            content = error
+        if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+            raise EvaluationError(f"{path} is no list of logs; run the stage that makes it again with FORCE=1")
+        return content
+    keys = {"result.json": ("settings", "steps"), "selection.json": ("best", "checkpoints")}
+    return read_record(path, *keys.get(path.name, ()))

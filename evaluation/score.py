@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -145,7 +146,7 @@ def _finished_scores(out: Path, key: str, studies: int) -> dict[str, Any] | None
         before = read_json(path)
     except RecipeError:
         before = None
-    if not isinstance(before, dict) or before.get("key") != key:
+    if before is None or before.get("key") != key:
         print(f"{out}: scores there were made otherwise, or are damaged; scoring again")
         return None
     if before.get("studies") != studies or before.get("scores_sha256") != sha256_of(out / "scores.jsonl"):
@@ -158,10 +159,9 @@ def _finished_scores(out: Path, key: str, studies: int) -> dict[str, Any] | None
 def _recorded_key(state: Path) -> str | None:
     """What decides the numbers of the lines so far; None where nothing says so."""
     try:
-        content = read_json(state)
+        return read_json(state).get("key")
     except (RecipeError, FileNotFoundError):
         return None
-    return content.get("key") if isinstance(content, dict) else None
 
 
 def keep_lines(partial: Path, studies: Collection[str]) -> set[str]:
@@ -416,7 +416,7 @@ class Scores:
                         scores.failures.append(line["judge_failure"])
         except FileNotFoundError:
             raise EvaluationError(f"no scores in {path}; make them with: python -m evaluation score …") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EvaluationError(f"{path} is not a scores file ({error!r}); score again with --force") from error
         if len(set(scores.study_id)) != len(scores.study_id):
             raise EvaluationError(f"{path} holds a study twice; score again with --force")
@@ -611,7 +611,10 @@ def read_truth(data: Path, studies: Sequence[Mapping[str, Any]]) -> dict[str, np
     path = data / "truth.parquet"
     if not path.is_file():
         return None
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise EvaluationError(f"{path} is not a Parquet table ({error}); prepare the data again") from error
     if missing := [name for name in ("study_id", *CONDITIONS) if name not in table.column_names]:
         raise EvaluationError(f"{path} has no column {missing[0]!r}; prepare the data again")
     labels = np.stack([table.column(name).to_numpy() for name in CONDITIONS], axis=1).astype(np.int8)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from evaluation.compare import same_studies
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, read_record
 from evaluation.run_folder import read_run
 from evaluation.score import Scores
 from evaluation.statistics import LEVEL, Contrast, bootstrap
@@ -134,7 +134,7 @@ def _summary(run: Path) -> dict[str, Any]:
     path = run / "summary.json"
     if not path.is_file():
         raise EvaluationError(f"{path} is not there; make it with: python -m evaluation summary --outputs {run}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_record(path, "stages", "comparisons", "baselines", "datasets")
 
 
 def _of_run(name: str, summary: Mapping[str, Any]) -> str:

@@ -190,9 +190,12 @@ class _Cache:
         self.labels: dict[str, str] = {}
         if path and path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                if row["made_by"] == self.made_by:
-                    self.labels[row["report_sha256"]] = row["label"]
+                try:
+                    row = json.loads(line)
+                    if row["made_by"] == self.made_by and parse_label(row["label"]) == row["label"]:
+                        self.labels[row["report_sha256"]] = row["label"]
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    continue  # a line that a kill or a disk has cut: its report is asked for again
 
     def __contains__(self, report: str) -> bool:
         return self._key(report) in self.labels

@@ -24,11 +24,27 @@ def modified(path: Path | None) -> int | None:
     return path.stat().st_mtime_ns if path and path.exists() else None
 
 
+def _earlier(path: Path) -> dict:
+    """What earlier stages noted; a damaged file is kept aside and begun anew: it says how long they took and no more."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        return content
+    kept = path.with_name(f"damaged-{path.name}")
+    os.replace(path, kept)
+    print(f"   {path} was damaged; kept as {kept.name} and begun anew", file=sys.stderr)
+    return {}
+
+
 def record(run: Path, stage: str, seconds: float, peak_memory_mib: int) -> None:
     """Add one stage to `<run>/timings.json` and `<run>/peak_memory.json` (both atomically)."""
     for name, value in (("timings.json", round(seconds, 1)), ("peak_memory.json", peak_memory_mib)):
         path = run / name
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = _earlier(path)
         content[stage] = value
         run.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
@@ -62,7 +78,10 @@ def main() -> int:
         return status
     if before is None or modified(arguments.done) != before:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-        record(arguments.run, arguments.stage, seconds, peak)
+        try:
+            record(arguments.run, arguments.stage, seconds, peak)
+        except OSError as error:  # the stage's own work is done and kept
+            print(f"   {error.filename or arguments.run}: {error.strerror}; its time was not noted", file=sys.stderr)
         print(f"   {seconds:.0f} s, peak memory {peak} MiB", flush=True)
     return 0
 

@@ -314,7 +314,7 @@ def grid(arguments: argparse.Namespace) -> None:
             train(ablation, "sft", content, arguments, folder)
             evaluation = [*evaluation_options(arguments, folder), *arguments.evaluation_options]
             call([sys.executable, "-m", "recipes.select_checkpoint", *evaluation, "--stage", "sft"])
-            selection = read_json(folder / "sft" / "selection.json")
+            selection = read_json(folder / "sft" / "selection.json", "best", "checkpoints")
             best = next(entry for entry in selection["checkpoints"] if entry["checkpoint"] == selection["best"])
             rows.append(
                 {"learning_rate": rate, "global_batch_size": batch, "criterion": selection["criterion"], **best}
@@ -402,7 +402,7 @@ def reference_of(model: str, folders: Mapping[str, Path], run_folder: Path) -> s
     stage = read_ablation(named).stages[-1]
     trained = [folder / stage / "result.json" for folder in (run_folder, run_folder / "ablations" / model)]
     if stage in folders and all(path.is_file() for path in trained):
-        own, other = (read_json(path)["settings"]["datasets"] for path in trained)
+        own, other = (read_json(path, "settings")["settings"]["datasets"] for path in trained)
         return stage if own == other else named
     return named
 

@@ -49,8 +49,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _named_in_index(index: Path) -> set[str]:
-    content = read_json(index)
-    names = content.get("weight_map") if isinstance(content, dict) else None
+    names = read_json(index, "weight_map")["weight_map"]
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise RecipeError(f"{index} is no index of weight files; fetch the checkpoint again")
     return set(names.values())
@@ -116,7 +115,7 @@ def read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
         RecipeError: the manifest is damaged.
     """
     path = checkpoint / MANIFEST
-    files = read_json(path).get("files")
+    files = read_json(path, "files")["files"]
     if not isinstance(files, dict) or not all(
         isinstance(of, dict) and {"bytes", "sha256"} <= set(of) for of in files.values()
     ):
@@ -172,9 +171,7 @@ def _damage_by_own_checks(checkpoint: Path) -> str | None:
     state = checkpoint / "trainer_state.json"
     if not state.is_file():
         return f"{state} is missing: its writing was cut short"
-    content = read_json(state)
-    if not isinstance(content, dict) or not {"global_step", "max_steps", "log_history"} <= set(content):
-        return f"{state} is not the state of a trainer"
+    read_json(state, "global_step", "max_steps", "log_history")
     if not any(
         path
         for pattern in ("*.safetensors", "global_step*", "pytorch_model_fsdp*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,26 +14,47 @@ from typing import Any
 
 from data_prep.locks import LockError
 from data_prep.study import StudyError
+from launch.machine import MachineError
+from launch.provenance import ProvenanceError
 from launch.signals import PART, end_with_parent, handled
 from rewards.masking import mask
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RecipeError(ValueError):
     """What was found, where, and the key or command that mends it: one line, shown without a stack trace."""
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file that a stage has written.
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The content of a JSON file that a stage has written: an object that has `keys`.
 
     Raises:
-        RecipeError: it is not JSON, as after a full disk or a copy that was cut short.
+        FileNotFoundError: it is not there.
+        RecipeError: it is not such a file, as after a full disk or a copy that was cut short.
     """
+    mend = "put it back from a copy, or make it again (FORCE=1 of the stage that wrote it)"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{path} is not JSON ({error}): its writing was cut short; delete it and run the same command again"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}; {mend}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not JSON ({' '.join(str(error).split())}); {mend}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} does not hold a JSON object; {mend}")
+    if missing := [key for key in keys if key not in content]:
+        raise RecipeError(f"{path} lacks {', '.join(missing)}; {mend}")
+    return content
+
+
+def _told(error: Exception) -> str:
+    """An error as one line; of the file system with what mends it."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        room = "; make room on its disk and run the same command again" if error.errno in _NO_ROOM else ""
+        return f"{error.filename}: {error.strerror}{room}"
+    return " ".join(str(error).split())
 
 
 def _stop(number: int, stopped: list[int]) -> None:
@@ -62,9 +84,9 @@ def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
             name = signal.Signals(number).name
             print(f"{name} received; the same command goes on from what is written", file=sys.stderr, flush=True)
         raise SystemExit(128 + number) from None
-    except (RecipeError, StudyError, LockError, *errors) as error:
+    except (RecipeError, StudyError, LockError, MachineError, ProvenanceError, OSError, *errors) as error:
         # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)
-        print(f"error: {mask(str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {mask(_told(error))}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

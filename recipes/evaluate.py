@@ -7,9 +7,11 @@ Writes `<run>/eval/<dataset>/<model>/{predictions.json,scores.jsonl,scores.json}
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evaluation.baselines import write_baseline
@@ -82,7 +84,11 @@ def main() -> None:
 def available_split(data: Path, split: str, validation: str) -> str:
     """`split`, or, for a data set that has no study in it (said aloud, and recorded with the scores), `validation`."""
     path = data / f"{split}.parquet"
-    if path.is_file() and pq.read_metadata(path).num_rows == 0:
+    try:
+        empty = path.is_file() and pq.read_metadata(path).num_rows == 0
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RecipeError(f"{path} is not a Parquet table ({error}); prepare the data again") from error
+    if empty:
         announce(f"{data.name}: no {split} studies in {path}; evaluating on its {validation} split")
         return validation
     return split
@@ -123,6 +129,8 @@ def resolve_models(run: Path, models: list[str]) -> dict[str, str]:
             path = str(run / STAGE_MODELS[name])
             if not Path(path).exists():
                 raise RecipeError(f"{path} is not there; train that stage first")
+        if not re.fullmatch(r"[\w.+@ $-]+", name) or name.strip(".") == "":
+            raise RecipeError(f"model {name!r}: a model's name is a name, of letters, digits and - _ . +, and no path")
         resolved[name] = path
     return resolved
 

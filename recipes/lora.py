@@ -35,7 +35,7 @@ def check_lora_targets(model: ModelConfig, use_vllm: bool = False) -> None:
         raise RecipeError(f"use_peft needs lora_target_modules, e.g. [q_proj, k_proj, v_proj, o_proj] or {ALL_LINEAR}")
     folder = Path(model.model_name_or_path)
     if (folder / "adapter_config.json").is_file():
-        folder = Path(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+        folder = Path(read_json(folder / "adapter_config.json", "base_model_name_or_path")["base_model_name_or_path"])
     if not folder.is_dir():
         return
     with torch.device("meta"):

@@ -115,8 +115,8 @@ def start_of(folder: Path) -> Path:
     """
     path = folder / "settings.json"
     try:
-        return Path(read_json(path)["model_name_or_path"])
-    except (FileNotFoundError, KeyError):
+        return Path(str(read_json(path, "model_name_or_path")["model_name_or_path"]))
+    except FileNotFoundError:
         raise RecipeError(
             f"{path} does not name the model that {folder.name} started from; train the stage first"
         ) from None

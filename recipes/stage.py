@@ -383,11 +383,10 @@ def _is_stage(folder: Path) -> bool:
     """Whether a stage wrote here: it leaves its settings, its result and how it was run."""
     for name, key in (("settings.json", "data_sha256"), ("result.json", "settings"), ("run.json", "runs")):
         try:
-            content = read_json(folder / name)
+            read_json(folder / name, key)
         except (RecipeError, OSError):
             continue
-        if isinstance(content, dict) and key in content:
-            return True
+        return True
     return False
 
 
@@ -404,7 +403,7 @@ def _start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
     path = output_dir / "settings.json"
     if saved_checkpoints(output_dir):
         before = read_json(path) if path.is_file() else None
-        if not isinstance(before, dict):
+        if before is None:
             raise RecipeError(
                 f"{output_dir} holds checkpoints and no settings.json that says how they were made; "
                 "FORCE=1 starts it again, RUN=name starts another run"

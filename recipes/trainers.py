@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import GRPOConfig, SFTTrainer
@@ -106,6 +107,18 @@ class _Resumable(WatchedSteps):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None of TRL's, which knows neither base model nor data; `finish_stage` writes one into `final/`."""
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # PyTorch and safetensors tell of a full disk in words of their own: an OSError from one, RuntimeError from the other.
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not isinstance(error, OSError) and not _of_the_disk(error):
+                raise
+            raise RecipeError(
+                f"{self.args.output_dir}/checkpoint-{self.state.global_step} could not be written "
+                f"({str(error).splitlines()[0]}); make room on that disk, or mend it, and run the same command again"
+            ) from error
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would train one step more from a checkpoint of the last step, as a kill before result.json leaves it.
         last = self.state.max_steps
@@ -118,6 +131,14 @@ class _Resumable(WatchedSteps):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether an error of PyTorch's or of safetensors' writer is of the file that it writes."""
+    text = str(error)
+    return any(
+        word in text for word in ("inline_container", "PytorchStreamWriter", "I/O error", "No space left", "os error")
+    )
 
 
 class ReportTrainer(_Resumable, SFTTrainer):

@@ -46,7 +46,7 @@ def test_a_shard_that_the_index_names_and_is_not_there_is_named(checkpoint: Path
 def test_a_result_that_was_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text('{"stage": "sft", "set')
-    with pytest.raises(RecipeError, match=rf"{path} is not JSON .*delete it and run the same command again"):
+    with pytest.raises(RecipeError, match=rf"{path} is not JSON .*put it back from a copy"):
         is_finished(tmp_path, {})
     path.unlink()
     (tmp_path / "checkpoint-2").mkdir()
