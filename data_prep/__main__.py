@@ -20,8 +20,10 @@ import re
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
+from data_prep.locks import LockError, folder_lock
 from data_prep.sources import SOURCES
 
 
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGTERM, _end)
         options.run(options)
-    except (SourceError, StudyError, LeakageError) as error:
+    except (SourceError, StudyError, LockError, LeakageError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -202,7 +204,9 @@ def run_source(arguments: argparse.Namespace) -> None:
 
         dry_run(arguments.source, out, replace(options, sample=200), arguments.workers)
     else:
-        prepare(arguments.source, out, options, arguments.workers, arguments.shard, arguments.force)
+        # Parts of one folder are prepared at once on purpose.
+        with nullcontext() if arguments.shard else folder_lock(out):
+            prepare(arguments.source, out, options, arguments.workers, arguments.shard, arguments.force)
 
 
 def run_phantom(arguments: argparse.Namespace) -> None:
@@ -233,7 +237,11 @@ def run_merge(arguments: argparse.Namespace) -> None:
     """Join shards."""
     from data_prep.merge import merge_shards
 
-    merge_shards(arguments.folder, arguments.force)
+    if not arguments.folder.is_dir():
+        merge_shards(arguments.folder, arguments.force)  # says so
+        return
+    with folder_lock(arguments.folder):
+        merge_shards(arguments.folder, arguments.force)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from data_prep.files import remove_temporaries, write_text
 from data_prep.images import ImageJob, ImageRecord, is_done
+from data_prep.locks import NAME as LOCK
 from data_prep.study import ALL_SPLITS, write_parquet
 from data_prep.tables import SourceError, one_line
 
@@ -93,7 +94,7 @@ def is_whole(out: Path, whole: Path, made_from: Mapping[str, Any], force: bool) 
                 raise SourceError(
                     f"{out} holds parts made with --shard; join them with merge, or replace them with --force"
                 )
-        elif any(out.iterdir()):
+        elif _holds_anything(out):
             raise SourceError(f"{out} is not empty and holds no prepared data; choose another --out")
         return False
     if force:
@@ -129,8 +130,12 @@ def _check_beside(out: Path, whole: Path, made_from: Mapping[str, Any], force: b
                 "choose another --out"
             )
         clear(folder, whole, but_images=True)
-    if not parts and made_from_of(whole) is None and any(whole.iterdir()):
+    if not parts and made_from_of(whole) is None and _holds_anything(whole):
         raise SourceError(f"{whole} is not empty and holds no prepared data; choose another --out")
+
+
+def _holds_anything(folder: Path) -> bool:
+    return any(path.name != LOCK for path in folder.iterdir())
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

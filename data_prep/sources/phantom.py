@@ -1187,8 +1187,8 @@ def prepare(
         raise StudyError(f"phantom institution {institution!r} is unknown; choose one of {', '.join(INSTITUTIONS)}")
     if seed < 0 or image_size < 32 or min(counts.values(), default=0) < 0:
         raise StudyError("phantom: seed and numbers of studies must be 0 or more, image_size 32 or more")
-    if out.exists() and not (out / "card.json").is_file():
-        raise StudyError(f"{out} exists and is not a prepared folder; move it away or choose another folder")
+    if out.exists() and not _is_phantoms(out):
+        raise StudyError(f"{out} exists and holds no phantoms; move it away or choose another folder")
     difficulty, style = difficulty or PhantomDifficulty(), style or INSTITUTIONS[institution]
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -1205,6 +1205,14 @@ def prepare(
             os.rename(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_phantoms(folder: Path) -> bool:
+    """Whether a folder is one of ours, which a new drawing replaces whole."""
+    try:
+        return str(json.loads((folder / "card.json").read_text(encoding="utf-8"))["dataset"]).startswith("phantom_")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _build(
