@@ -57,7 +57,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean \
-        check-data submission bench-rewards bench-gpu bench-data
+        check-data submission bench-rewards bench-gpu bench-data chaos
 
 help: ## list every target
 	@echo "make TARGET [RECIPE=unirg_cxr|demo|…] [VARIANT=lora] [DATASET=…] [RUN=…] [SEED=…] [DETERMINISTIC=1] [ARGS=\"--key value\"] [EVAL_ARGS=…] [FORCE=1]"
@@ -196,6 +196,11 @@ bench-gpu: setup ## one GPU: rewards, training and vLLM in the 8 B model's shape
 
 bench-data: setup ## image preparation against decode-and-resize alone; MIMIC-sized tables
 	$(PYTHON) -m benchmarks.bench_data $(ARGS)
+
+ROUNDS     ?= 20
+CHAOS_SEED ?= 1
+chaos: setup ## kill, damage, fill the disk, start twice at random moments; compare with an undisturbed run [ROUNDS=20] [CHAOS_SEED=1]
+	$(PYTHON) -m benchmarks.chaos --rounds $(ROUNDS) --seed $(CHAOS_SEED) $(ARGS)
 
 include recipes/targets.mk
 include launch/targets.mk

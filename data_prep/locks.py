@@ -65,6 +65,7 @@ def release_folder(folder: Path) -> None:
 class _Lock:
     def __init__(self, path: Path) -> None:
         self.path, self.pid, self.count = path, os.getpid(), 0
+        self.made = [folder for folder in path.parents if not folder.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.descriptor = self._take()
@@ -147,6 +148,9 @@ class _Lock:
                 if _is_file_of(self.descriptor, self.path):
                     self.path.unlink()
             os.close(self.descriptor)
+            with contextlib.suppress(OSError):  # a command that was refused after all leaves no empty folder
+                for folder in self.made:
+                    folder.rmdir()
 
 
 def _owner(descriptor: int) -> dict:

@@ -92,3 +92,12 @@ def test_a_file_where_the_folder_should_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     with pytest.raises(LockError, match="out is not a folder; move that file away"), folder_lock(tmp_path / "out"):
         pass
+
+
+def test_a_folder_that_the_lock_made_and_nothing_was_written_to_is_gone_again(tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / ".lock").is_file()
+    assert list(tmp_path.iterdir()) == []
+    with folder_lock(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "x").write_text("x")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["x"]

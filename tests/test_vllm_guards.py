@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 from trl import GRPOConfig
 
 from recipes.errors import RecipeError
@@ -132,7 +133,8 @@ def test_a_server_is_told_to_reset_or_the_run_stops(status: int) -> None:
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
-    engine = Engine("server", vllm_client=SimpleNamespace(base_url=url))
+    session = requests.Session()
+    engine = Engine("server", vllm_client=SimpleNamespace(base_url=url, session=session))
     mend_vllm(trainer_with(engine))
     if status == 200:
         engine.sync_weights()
@@ -143,6 +145,7 @@ def test_a_server_is_told_to_reset_or_the_run_stops(status: int) -> None:
     server.server_close()
     assert engine.asked == [("sync",)]
     assert asked == ["/reset_encoder_cache"]
+    assert (session.max_redirects, session.trust_env) == (0, False)
 
 
 def config(folder: Path, **settings) -> GRPOConfig:
