@@ -52,7 +52,7 @@ _TRAINING = {
 _GRPO = {
     **_TRAINING, "max_steps": 4, "num_generations": 4, "updates_per_generation": 1, "per_device_train_batch_size": 8,
     "max_completion_length": 16, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_steps": 0,
-    "monitor_max_truncated": 1, "monitor_min_unique": 0, "monitor_max_length_drift": 1e9, "monitor_max_prior_copies": 1,
+    "mask_truncated_completions": False, "monitor_max_truncated": 1, "monitor_min_unique": 0, "monitor_max_length_drift": 1e9, "monitor_max_prior_copies": 1,
 }  # fmt: skip
 
 

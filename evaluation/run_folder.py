@@ -275,5 +275,5 @@ def _json(path: Path) -> Any:
         if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
             raise EvaluationError(f"{path} is no list of logs; run the stage that makes it again with FORCE=1")
         return content
-    keys = {"result.json": ("settings", "steps"), "selection.json": ("best", "checkpoints")}
+    keys = {"result.json": ("settings",), "selection.json": ("best", "checkpoints")}
     return read_record(path, *keys.get(path.name, ()))

@@ -576,7 +576,7 @@ def trainers(launcher: int) -> list[int]:
         (lambda c: (c / "optimizer.pt").write_text("[]"), "optimizer.pt is not as it was written"),
         (lambda c: (c / "scheduler.pt").unlink(), "scheduler.pt is missing"),
         (lambda c: (c / "rng_state.pth").unlink(), "rng_state.pth is missing"),
-        (lambda c: (c / "manifest.json").write_text("{}"), "manifest.json does not describe"),
+        (lambda c: (c / "manifest.json").write_text("{}"), "manifest.json lacks files"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_kept_aside_and_the_one_before_is_gone_on_from(
