@@ -14,8 +14,6 @@ V       := $(if $(VARIANT),_$(VARIANT))
 # The demo recipe on another data set or seed is a run of its own; any name can be given: RUN=my_run
 RUN     ?= $(RECIPE)$(V)$(if $(filter demo,$(RECIPE)),$(if $(DATASET),-$(DATASET))$(if $(filter-out 1,$(SEED)),-seed$(SEED)))
 DATA    ?= data$(if $(filter demo,$(RECIPE)),$(if $(filter-out 1,$(SEED)),/seed$(SEED)))
-# A name, not a path: every stage writes below it, and make clean removes it.
-$(if $(or $(findstring ..,$(RUN)),$(filter-out 1,$(words $(RUN))),$(filter . /%,$(RUN))),$(error RUN=$(RUN) must be the name of a run, such as my_run))
 OUT     := outputs/$(RUN)
 
 # What becomes part of a path is a name: RUN=../data would have `make clean` remove the data, RUN= all of outputs/.
