@@ -1,8 +1,8 @@
 """What each key of TRL's three configurations is here: one that works, one that is refused, or TRL's own affair.
 
-`WORKS`: the recipes rest on it, and `tests/test_keys.py` shows its effect. `REFUSED`: it has no meaning here, or would act
-without being seen; the line says what to do instead. `PASSED`: handed to TRL as it is, and documented there. The same test
-fails where the pinned TRL has a key that is in none of them.
+`WORKS`: the recipes rest on it, and a test that `tests/test_key_effects.py` names sees its effect. `REFUSED`: it has no
+meaning here, or would act without being seen; the line says what to do instead. `PASSED`: handed to TRL as it is, and
+documented there. `tests/test_keys.py` fails where the pinned TRL has a key that is in none of them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _WORKS = {
     """,
     "GRPO": """
         temperature beta epsilon epsilon_high loss_type scale_rewards importance_sampling_level
-        mask_truncated_completions disable_dropout cast_lm_head_to_fp32
+        mask_truncated_completions cast_lm_head_to_fp32
         use_vllm vllm_mode vllm_importance_sampling_correction generation_kwargs
     """,
     "optimiser and machine": """
-        learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm optim bf16 fp16
-        gradient_checkpointing gradient_checkpointing_kwargs use_liger_kernel
+        learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm optim bf16
+        gradient_checkpointing gradient_checkpointing_kwargs
     """,
     "files, curves, hub": """
         save_strategy save_steps save_total_limit logging_steps report_to log_completions
@@ -144,7 +144,7 @@ _PASSED = {
     """,
     "memory, speed, processes": """
         activation_offloading activation_checkpointing activation_checkpointing_kwargs torch_compile torch_compile_backend
-        torch_compile_mode liger_kernel_config use_cache torch_empty_cache_steps tf32 use_cpu full_determinism
+        torch_compile_mode fp16 use_liger_kernel liger_kernel_config disable_dropout use_cache torch_empty_cache_steps tf32 use_cpu full_determinism
         accelerator_config parallelism_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
         ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed local_rank debug skip_memory_metrics
         dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor

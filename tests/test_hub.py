@@ -27,12 +27,14 @@ class Recorder:
     Attributes:
         private: of the repository; None while there is none.
         files: every path that was committed, with each commit.
+        revisions: the branch of each commit.
         others: requests that are no upload of model files.
     """
 
     url: str = ""
     private: bool | None = None
     files: list[str] = field(default_factory=list)
+    revisions: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
@@ -77,6 +79,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
                     {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
                 )
             elif "/commit/" in self.path:
+                recorder.revisions.append(self.path.rpartition("/commit/")[2].split("?")[0])
                 lines = [json.loads(line) for line in body.splitlines()]
                 recorder.files += [line["value"]["path"] for line in lines if line["key"] == "file"]
                 self.answer(
@@ -183,3 +186,13 @@ def test_the_trainers_own_push_is_off(hub: Recorder, tmp_path: Path) -> None:
     training = config(tmp_path)
     open_upload(training, {"iu_xray"}, "base", [])
     assert training.push_to_hub is False
+
+
+def test_a_branch_is_committed_to(hub: Recorder, tmp_path: Path) -> None:
+    upload = open_upload(config(tmp_path, hub_revision="trial"), {"iu_xray"}, "base", [])
+    upload.folder.mkdir(parents=True)
+    (upload.folder / "config.json").write_text("{}")
+    (upload.folder / "notes.parquet").write_text("text")
+    upload.push()
+    assert hub.files == ["config.json"]
+    assert hub.revisions == ["trial"]

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from rl_runs import SMALL, options
+from trl import GRPOConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import RepeatSampler
 
 from recipes import grpo, sft
 from recipes.data import Studies, completion_dataset, load_studies
 from recipes.errors import RecipeError
-from recipes.lengths import count_tokens, counted_once
+from recipes.lengths import count_tokens, counted_once, fitting
 from recipes.models import load_processor
 from recipes.trainers import WholeEpochs
 
@@ -65,6 +66,16 @@ def test_studies_beyond_max_length_are_left_out_and_counted(
     fits = sum(tokens <= limit for tokens in counted)
     assert result["studies"] == fits
     assert f"{len(counted) - fits} left out" in capsys.readouterr().out
+
+
+def test_a_study_that_vllm_has_no_room_for_is_left_out(tmp_path: Path) -> None:
+    given = {"num_generations": 8, "max_completion_length": 512, "use_vllm": True, "vllm_max_model_length": 1024}
+    training = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **given)
+    rows, line = fitting(["a", "b", "c"], [(512, 40), (513, 40), (300, 600)], training)
+    assert rows == [0, 2]  # a report takes what max_completion_length says, however long the reference is
+    assert "the longest of 3 studies is b with 1,025 tokens; vllm_max_model_length is 1,024: 1 left out" in line
+    training.use_vllm = False
+    assert fitting(["a"], [(5000, 40)], training)[0] == [0]
 
 
 def test_fewer_studies_than_a_generation_are_one_line(
