@@ -183,6 +183,8 @@ def check_options(source: Path, options: Options) -> None:
         raise SourceError(
             f"image mode must be one of {', '.join(MODES)}, format one of {', '.join(FORMATS)}, size 16 or more"
         )
+    if options.seed < 0:
+        raise SourceError(f"--seed is {options.seed}; it must be 0 or more")
     if options.dataset not in SOURCES:
         raise SourceError(f"unknown data set {options.dataset!r}; expected phantom or one of {', '.join(SOURCES)}")
     # What a report is called decides who may see it: private reports must not go by a public set's name.

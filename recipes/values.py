@@ -86,7 +86,7 @@ RANGES = {
     "warmup_steps": Range(0, LARGEST),
     "warmup_ratio": SHARE,
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), Range(0, LARGEST, low_open=True)),
-    **dict.fromkeys(("weight_decay", "max_grad_norm", "beta", "epsilon_high", "delta"), Range(0, 1e6)),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "beta", "epsilon_high", "delta"), Range(0, 1e12)),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), MOMENTUM),
     "adam_epsilon": Range(0, 1, low_open=True),
     "epsilon": Range(0, 1, low_open=True, high_open=True),
