@@ -51,7 +51,8 @@ def _generate(options: argparse.Namespace) -> None:
 def _baseline(options: argparse.Namespace) -> None:
     from evaluation.baselines import write_baseline
 
-    result = write_baseline(options.name, options.data, options.split, options.train or [options.data], options.out)
+    train = options.train or [options.data]
+    result = write_baseline(options.name, options.data, options.split, train, options.out, options.sections)
     replaced = result["studies_given_the_most_frequent_report"]
     note = f"; {replaced} studies without a prior or an indication got the most frequent report" if replaced else ""
     print(f"{options.out / 'predictions.json'}: baseline {options.name}{note}")
@@ -224,7 +225,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     from evaluation.baselines import BASELINES
     from evaluation.engines import ENGINES
-    from evaluation.predictions import REFERENCE_FORMS, SECTIONS
+    from evaluation.predictions import BOARD, REFERENCE_FORMS, SECTIONS
 
     parser = _Parser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
@@ -247,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data(made, required=True)
     made.add_argument("--out", type=Path, required=True, help="folder for predictions.json")
     made.add_argument("--batch_size", type=int, default=16)
-    made.add_argument("--sections", default="available", choices=SECTIONS, help="which sections are asked for")
+    made.add_argument("--sections", default=BOARD, choices=SECTIONS, help="which sections are asked for")
     made.add_argument("--longitudinal", type=_yes_or_no, default=True, help="show the prior image and report")
     made.add_argument("--context", type=_yes_or_no, default=True, help="show indication and comparison")
     made.add_argument("--max_new_tokens", type=int, default=512)
@@ -266,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--train", type=Path, nargs="+", help="prepared folders whose train split is used (default: --data)"
     )
+    made.add_argument("--sections", default=BOARD, choices=SECTIONS, help="which sections it writes")
     made.add_argument("--out", type=Path, required=True)
 
     made = command("score", _score, "score a file of predictions in ReXrank's form")
@@ -276,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data(made, required=False)
     made.add_argument("--dataset", help="the data set's name, where neither --data nor the file says it")
     made.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl and scores.json")
-    made.add_argument("--sections", default="available", choices=SECTIONS, help="which sections are compared")
+    made.add_argument("--sections", default=BOARD, choices=SECTIONS, help="which sections are compared")
     made.add_argument(
         "--reference_form",
         default="raw",

@@ -19,7 +19,7 @@ from data_prep.files import write_json
 from data_prep.locks import folder_lock
 from data_prep.study import report_text
 from evaluation.errors import EvaluationError
-from evaluation.predictions import rexrank_entry, studies_of_data
+from evaluation.predictions import SECTIONS, candidate_text, rexrank_entry, studies_of_data
 from recipes.prompts import study_sections
 
 BASELINES = ("most_frequent", "copy_prior", "retrieval")
@@ -28,8 +28,12 @@ SUBSTITUTED = "studies_given_the_most_frequent_report"
 SUBSTITUTED_IDS = "given_the_most_frequent_report"
 
 
-def write_baseline(name: str, data: Path, split: str, train: Sequence[Path], out: Path) -> dict[str, Any]:
+def write_baseline(
+    name: str, data: Path, split: str, train: Sequence[Path], out: Path, sections: str = "available"
+) -> dict[str, Any]:
     """Write a baseline's `predictions.json` (ReXrank's form) and `generation.json` in `out`; returns the latter.
+
+    It writes the sections that models are asked for (`sections`, of `predictions.SECTIONS`), and no others.
 
     Raises:
         EvaluationError: no such baseline.
@@ -37,21 +41,28 @@ def write_baseline(name: str, data: Path, split: str, train: Sequence[Path], out
     """
     if name not in BASELINES:
         raise EvaluationError(f"no baseline {name!r}; choose one of {', '.join(BASELINES)}")
+    if sections not in SECTIONS:
+        raise EvaluationError(f"sections is {sections!r}; choose one of {', '.join(SECTIONS)}")
     with folder_lock(out):
-        return _write_baseline(name, data, split, train, out)
+        return _write_baseline(name, data, split, train, out, sections)
 
 
-def _write_baseline(name: str, data: Path, split: str, train: Sequence[Path], out: Path) -> dict[str, Any]:
+def _write_baseline(
+    name: str, data: Path, split: str, train: Sequence[Path], out: Path, sections: str
+) -> dict[str, Any]:
     studies = studies_of_data(data, split)
     training = [study for folder in train for study in studies_of_data(folder, "train")]
     frequent = most_frequent(training)
     substituted: list[str] = []
     if name == "most_frequent":
-        reports = [frequent_for(study, frequent) for study in studies]
+        reports = [frequent_for(study, frequent, sections) for study in studies]
     else:
         found = (copy_prior if name == "copy_prior" else retrieve)(studies, training)
         substituted = [s["study_id"] for s, report in zip(studies, found, strict=True) if report is None]
-        reports = [r if r is not None else frequent_for(s, frequent) for s, r in zip(studies, found, strict=True)]
+        reports = [
+            frequent_for(study, frequent, sections) if report is None else asked_of(study, report, sections)
+            for study, report in zip(studies, found, strict=True)
+        ]
     write_json(
         out / "predictions.json",
         {s["study_id"]: rexrank_entry(s, report) for s, report in zip(studies, reports, strict=True)},
@@ -61,7 +72,13 @@ def _write_baseline(name: str, data: Path, split: str, train: Sequence[Path], ou
         digest.update(file.read_bytes())
     result = {
         "finished": True,
-        "made_by": {"baseline": name, "data": data.name, "split": split, "train": [folder.name for folder in train]},
+        "made_by": {
+            "baseline": name,
+            "data": data.name,
+            "split": split,
+            "train": [folder.name for folder in train],
+            "sections": sections,
+        },
         "data_sha256": digest.hexdigest(),
         # No prior to copy, or no indication to search by: these studies got the most frequent training report.
         SUBSTITUTED: len(substituted),
@@ -86,11 +103,24 @@ def most_frequent(training: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return training[max(range(len(training)), key=rank)]
 
 
-def frequent_for(study: Mapping[str, Any], frequent: Mapping[str, Any]) -> str:
+def frequent_for(study: Mapping[str, Any], frequent: Mapping[str, Any], sections: str = "available") -> str:
     """The most frequent report, in the sections that are asked for (all it has where it lacks them)."""
-    wanted = study_sections(study)
+    wanted = _asked_sections(study, sections)
     asked = report_text(*(frequent[name] if name in wanted else None for name in ("findings", "impression")))
     return asked or report_text(frequent["findings"], frequent["impression"])
+
+
+def asked_of(study: Mapping[str, Any], report: str, sections: str) -> str:
+    """The sections of a report that are asked for; the whole report where it has none of them."""
+    wanted = _asked_sections(study, sections)
+    return report if len(wanted) > 1 else candidate_text(report, "available", wanted) or report
+
+
+def _asked_sections(study: Mapping[str, Any], sections: str) -> Sequence[str]:
+    """What a model would be asked for (`engines`): the sections of its reference, or the same ones for every study."""
+    return {"findings": ("findings",), "findings_impression": ("findings", "impression")}.get(
+        sections, study_sections(study)
+    )
 
 
 def copy_prior(studies: Sequence[Mapping[str, Any]], training: Sequence[Mapping[str, Any]]) -> list[str | None]:

@@ -16,7 +16,7 @@ import numpy as np
 from evaluation import statistics
 from evaluation.errors import EvaluationError, read_record
 from evaluation.score import Scores, is_principal, principal_statistics
-from evaluation.tables import p_value
+from evaluation.tables import p_value, says_something
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -189,7 +189,8 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(f"{number}: {count} studies, those that all models have it for{why}")
     lines.append(" " * width + "".join(m.ljust(column) for m in models))
     for number in numbers:
-        cells = [_cell(result["means"][m].get(number)) for m in models]
+        values = [result["means"][m].get(number) for m in models]
+        cells = [_cell(value) if says_something(number, value) else "–" for value in values]
         lines.append(number.ljust(width) + "".join(cell.ljust(column) for cell in cells))
     for row in result["pairs"]:
         if row["difference"] is not None:

@@ -15,16 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.headings import findings_of
+from data_prep.headings import JOINT, Piece, findings_of, iterate_sections
 from data_prep.sections import RAW, single_spaced
 from data_prep.sources.rexrank import patient_of
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
 from evaluation.errors import EvaluationError
 from rewards.chexprompt.governance import claimed_source
 
-# Which sections are compared. `available`: those the reference has, the form models are trained on. The other two are
-# ReXrank's boards: both sections, a missing one printed as the word None, and findings with findings.
+# Which sections are compared. `findings_impression` and `findings` are ReXrank's boards: both sections, a missing one printed
+# as the word None, and findings with findings. `available`: those the reference has, the form models are trained on; what a
+# candidate writes beside them does not count.
 SECTIONS = ("available", "findings_impression", "findings")
+BOARD = "findings_impression"  # what other people's models are asked for, and the default where models are compared
 REFERENCE_FORMS = {"text": ("raw", "single_spaced"), "missing_section": ("None", "None.")}
 _ABSENT = {"", "none", "none.", "nan"}
 
@@ -153,12 +155,44 @@ def reference_text(
     return report_text(findings, impression) or None
 
 
-def candidate_text(prediction: str, sections: str) -> str:
-    """The part of a prediction that is compared: all of it, or its findings where only findings are compared.
+def candidate_text(prediction: str, sections: str, asked: Sequence[str] = ("findings", "impression")) -> str:
+    """The part of a prediction that is compared, in one form whoever wrote it.
 
-    Headings are read as `data_prep.headings` says; text without headings is taken whole. What has no findings is empty.
+    Headings are read as `data_prep.headings` says, and lose their marks (`**Findings:**`, `### Impression`). Text without
+    headings is taken whole. Where findings are compared, or `available` sections, only these are taken: what has none of
+    them is empty.
+
+    Args:
+        asked: the sections that the reference has, which a model of ours is asked for under `available`.
     """
-    return findings_of(prediction) if sections == "findings" else prediction
+    if sections == "findings":
+        return findings_of(prediction)
+    pieces = list(iterate_sections(prediction))
+    written = {piece.section for piece in pieces}
+    if not written & {*RAW, JOINT}:
+        return prediction
+    ends = [*(piece.begin for piece in pieces[1:]), len(prediction)]
+    texts = [prediction[piece.begin : end] for piece, end in zip(pieces, ends, strict=True)]
+    headings = [text.removesuffix(piece.body).strip() for text, piece in zip(texts, pieces, strict=True)]
+    known = [f"{name.capitalize()}:" for name in asked]
+    if all(heading in known for heading, text in zip(headings, texts, strict=True) if text.strip()):
+        return prediction  # nothing to cut, and in the references' form
+    if sections == "available":
+        if JOINT in written:
+            return f"{asked[0].capitalize()}: {findings_of(prediction)}"
+        impressions = [piece.body.strip() for piece in pieces if piece.section == "impression"]
+        found = {"findings": findings_of(prediction), "impression": "\n".join(impressions)}
+        return report_text(*(found[name] if name in asked else None for name in RAW))
+    return "".join(_without_marks(text, piece) for text, piece in zip(texts, pieces, strict=True)).strip()
+
+
+def _without_marks(text: str, piece: Piece) -> str:
+    """A section with its heading as the references have it where Markdown's marks stand around that; else as it is."""
+    heading = text.removesuffix(piece.body)
+    if piece.section not in RAW or not re.search(r"[#*_]", heading):
+        return text
+    space = re.match(r"\s*", text)[0]
+    return f"{space}{piece.section.capitalize()}: {piece.body.lstrip()}"
 
 
 def studies_of_file(file: PredictionFile) -> list[dict[str, Any]]:
@@ -252,7 +286,8 @@ def pair(
             problems.no_reference.append(key)
             continue
         status, prediction = _prediction(file.entries.get(key))
-        candidate = candidate_text(prediction, sections)
+        asked = [name for name in RAW if section(study.get(name))]
+        candidate = candidate_text(prediction, sections, asked)
         if status == "ok" and not candidate.strip():
             status = "no_findings"
         if status != "ok":

@@ -14,6 +14,15 @@ from evaluation.references import form_table
 from evaluation.statistics import MIN_PATIENTS, PERMUTATIONS
 from evaluation.tables import Table, listed
 
+SECTIONS_IN_WORDS = {
+    "available": "the sections that the reference has",
+    "findings_impression": "findings and impression",
+    "findings": "findings",
+}
+ASKED = (
+    "What each model was told. A model that is asked for the sections that the reference has knows more than one that is asked "
+    "for both; what a report has beside the compared sections does not count."
+)
 FINGERPRINT = 16  # hexadecimal digits shown; scores.json has all
 
 
@@ -47,7 +56,7 @@ def notices(m: Material, unusual: int) -> list[str]:
 
 def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
     """Words, tables and data cards of the section."""
-    scored, generated, skipped, forms = [], [], {}, []
+    scored, generated, skipped, forms, asked = [], [], {}, [], []
     for model in m.run.models:
         for dataset, folder in m.run.folders[model].items():
             result = read_result(folder)
@@ -56,8 +65,10 @@ def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
             if form := result["made_by"].get("reference_form"):
                 forms += [[shown_name(model), dataset, *row] for row in form_table(form)]
             path = folder / "generation.json"
-            if path.is_file():
-                made_by = read_record(path, "made_by")["made_by"]
+            made_by = read_record(path, "made_by")["made_by"] if path.is_file() else {}
+            compared = SECTIONS_IN_WORDS.get(result["made_by"]["sections"], result["made_by"]["sections"])
+            asked.append([shown_name(model), dataset, *_told(made_by), compared])
+            if made_by:
                 told = ", ".join(
                     f"{k} {str(v)[:FINGERPRINT] if k.endswith('sha256') else v}" for k, v in made_by.items()
                 )
@@ -69,7 +80,10 @@ def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
         card = folder / "card.md" if folder else None
         if card and card.is_file():
             cards.append((dataset, card.read_text(encoding="utf-8")))
-    tables = [Table(["number", "what it is", "backend", "fingerprint"], _numbers(m))]
+    tables = [
+        Table(["number", "what it is", "backend", "fingerprint"], _numbers(m)),
+        Table(["model", "data set", "asked for", "shown besides the image", "compared with"], asked, caption=ASKED),
+    ]
     if skipped:
         rows = [[shown_number(name), reason] for name, reason in skipped.items()]
         tables.append(Table(["not scored", "why"], rows))
@@ -82,6 +96,19 @@ def how_it_was_made(m: Material, data_dir: Path | None) -> dict[str, Any]:
         Table(["package", "version"], [[k, v] for k, v in m.summary["versions"].items()], folded="Versions"),
     ]
     return {"statistics": _statistics(m), "tables": tables, "cards": cards}
+
+
+def _told(made_by: Mapping[str, Any]) -> tuple[str, str]:
+    """What a model was asked for and shown, by its `generation.json`; of a file from elsewhere that is not known."""
+    if not made_by:
+        return "not known", "not known"
+    asked = SECTIONS_IN_WORDS.get(made_by.get("sections"), "not known")
+    if "baseline" in made_by:
+        return asked, "no image"
+    shown = [
+        name for key, name in (("context", "indication and comparison"), ("longitudinal", "prior")) if made_by.get(key)
+    ]
+    return asked, listed(shown)
 
 
 def _statistics(m: Material) -> list[str]:

@@ -451,6 +451,8 @@ def _interval(
     low, high = _percentiles(values, len(sums), level, 2 * (point - np.nanmean(values)) if macro else 0.0)
     if kind != "contrast" and np.ptp(values) <= 1e-12 * (1 + abs(point)):
         return None, None  # the same in all studies: nothing says how far others may differ
+    if kind == "macro" and low is not None:  # the shift may lead out of what F1 can be
+        return max(low, 0.0), min(high, 1.0)
     return low, high
 
 

@@ -63,7 +63,7 @@ def main() -> None:
             seen = [data_dir / name for name in evaluation.datasets]
             for name in evaluation.baselines:
                 folders.append(run / "eval" / dataset / name)
-                write_baseline(name, data, split, seen, folders[-1])
+                write_baseline(name, data, split, seen, folders[-1], evaluation.sections)
             for folder in folders:
                 predictions = folder / "predictions.json"
                 score_file(

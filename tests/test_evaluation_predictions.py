@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from evaluation_files import make_studies, write_predictions
 
 from evaluation.errors import EvaluationError
 from evaluation.predictions import (
+    PredictionFile,
     candidate_text,
     inside,
     pair,
@@ -192,3 +194,40 @@ def test_an_entry_has_rexranks_form():
     assert "Impression: " in entry["report"]
     assert entry["context"] == f"Indication: {study['indication']} Comparison: None."
     assert entry["model_prediction"] == "Findings: x."
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "Findings: Lungs clear. Impression: Normal.",
+        "**Findings:** Lungs clear.\n\n**Impression:** Normal.",
+        "### Findings\nLungs clear.\n\n### Impression\nNormal.",
+        "FINDINGS: Lungs clear.\nIMPRESSION: Normal.",
+    ],
+)
+def test_candidates_of_any_form_are_compared_in_one(report):
+    assert candidate_text(report, "available", ["findings"]) == "Findings: Lungs clear."
+    assert candidate_text(report, "available", ["impression"]) == "Impression: Normal."
+    assert candidate_text(report, "available") == "Findings: Lungs clear. Impression: Normal."
+    assert candidate_text(report, "findings") == "Lungs clear."
+    whole = candidate_text(report, "findings_impression")
+    assert not set(whole) & set("*#")
+    assert " ".join(whole.split()).lower() == "findings: lungs clear. impression: normal."
+
+
+def test_what_has_no_heading_is_compared_whole():
+    for sections in ("available", "findings", "findings_impression"):
+        assert (
+            candidate_text("The lungs are clear. **No** effusion.", sections) == "The lungs are clear. **No** effusion."
+        )
+
+
+def test_the_same_findings_score_the_same_whoever_else_wrote_an_impression():
+    """Ours are told which sections the reference has, other people's models write both."""
+    studies = [{"study_id": "1", "patient_id": "p", "dataset": "d", "findings": "Lungs clear.", "impression": None}]
+    candidates = []
+    for text in ("Findings: Lungs clear.", "**Findings:** Lungs clear.\n**Impression:** No acute process."):
+        file = PredictionFile(Path("x"), {"1": {"model_prediction": text}}, [], "")
+        rows, _ = pair(studies, file, "available")
+        candidates.append(rows[0]["candidate"])
+    assert candidates == [rows[0]["reference"]] * 2

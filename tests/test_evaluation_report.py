@@ -133,6 +133,8 @@ def test_one_file_with_every_section_and_nothing_to_load(run):
     assert "not the published metrics" in page.text
     assert "RL step 1, checkpoint-30" in page.text
     assert "Zero-shot: phantom_far" in page.text
+    assert "What each model was told" in page.text
+    assert "24 test studies of 12 patients (phantom_seen) that all models have" in page.text
     assert "python -m evaluation score" in page.text
     assert "images could not be shown" not in page.text  # found where the scores say that the data lie
     for figure in ("metrics", "training", "subgroups"):

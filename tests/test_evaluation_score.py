@@ -17,7 +17,7 @@ from evaluation_files import make_data, make_studies, write_predictions
 import evaluation.score as score_module
 from data_prep.study import read_studies, report_text
 from evaluation.__main__ import run as run_here
-from evaluation.baselines import frequent_for, most_frequent, retrieve, write_baseline
+from evaluation.baselines import asked_of, frequent_for, most_frequent, retrieve, write_baseline
 from evaluation.breakdowns import UNKNOWN, breakdown, strata
 from evaluation.compare import compare
 from evaluation.errors import EvaluationError
@@ -78,7 +78,8 @@ def test_moving_rows_of_the_file_changes_no_score(data, tmp_path):
     assert second["metrics"] == first["metrics"]
     lines = [json.loads(line) for line in (tmp_path / "b" / "scores.jsonl").read_text().splitlines()]
     assert [line["study_id"] for line in lines] == [s["study_id"] for s in studies_of(data)]
-    assert all(line["candidate"] == rotated[line["study_id"]] for line in lines)
+    # Of another study's report, the sections that this one's reference has.
+    assert all(line["candidate"] and rotated[line["study_id"]].startswith(line["candidate"]) for line in lines)
 
 
 def test_an_empty_prediction_scores_and_is_not_dropped(data, tmp_path):
@@ -342,6 +343,24 @@ def test_baselines(data, tmp_path):
     assert all(made["copy_prior"][key]["model_prediction"] == studies[key]["prior_report"] for key in later)
 
 
+def test_baselines_write_the_sections_that_models_are_asked_for(tmp_path):
+    data = make_data(tmp_path / "phantom_small", train=3, test=5)
+    both = {"findings": "Findings: A.", "findings_impression": "Findings: A. Impression: B."}
+    for sections, expected in {**both, "available": None}.items():
+        for name in ("most_frequent", "retrieval"):
+            made = write_baseline(name, data, "test", [data], tmp_path / name / sections, sections)
+            assert made["made_by"]["sections"] == sections
+            for key, entry in json.loads((tmp_path / name / sections / "predictions.json").read_text()).items():
+                impression = next(s for s in studies_of(data) if s["study_id"] == key)["impression"]
+                asked = bool(impression) if expected is None else "Impression:" in expected
+                assert asked or "Impression:" not in entry["model_prediction"]
+    prior = "Findings: A. Impression: B."
+    assert asked_of({"findings": "x", "impression": None}, prior, "available") == "Findings: A."
+    assert {sections: asked_of({"findings": "x"}, prior, sections) for sections in both} == both
+    with pytest.raises(EvaluationError, match="sections is 'all'"):
+        write_baseline("copy_prior", data, "test", [data], tmp_path / "x", "all")
+
+
 def test_most_frequent_report_and_nearest_indication():
     def study(findings, impression, indication):
         return {"findings": findings, "impression": impression, "indication": indication}
@@ -555,7 +574,7 @@ def test_every_unusual_prediction_is_listed_counted_and_scored_as_an_empty_repor
     again = json.dumps({ids[5]: {"model_prediction": reports[ids[5]]}})
     path = tmp_path / "p.json"
     path.write_text("\ufeff" + json.dumps(entries)[:-1] + ", " + again[1:], encoding="utf-8")
-    run_here(["score", "--predictions", str(path), "--data", str(data), "--out", str(tmp_path / "out"), "--backend", "offline", "--resamples", "50"])  # fmt: skip
+    run_here(["score", "--predictions", str(path), "--data", str(data), "--out", str(tmp_path / "out"), "--backend", "offline", "--resamples", "50", "--sections", "available"])  # fmt: skip
     result = json.loads((tmp_path / "out" / "scores.json").read_text())
     wanted = {
         "missing": 1,
