@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,3 +169,60 @@ def test_what_vllm_cannot_hold_is_refused(tiny_base: Path) -> None:
     check_lora_targets(tied)
     with pytest.raises(RecipeError, match=r"vLLM keeps those of .* tied"):
         check_lora_targets(tied, use_vllm=True)
+
+
+FSDP2 = """
+import os, sys, torch, torch.distributed as dist
+sys.path[:0] = [".", "tests"]
+from pathlib import Path
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from test_vllm_adapter_sync import generation, policy
+from recipes.lora import merge_in_place
+from recipes.vllm_adapter_sync import send_merged_copies
+
+base, kind = Path(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo")
+wanted = dict(merge_in_place(policy(base, kind)).named_parameters())
+model = policy(base, kind)
+mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+for layer in model.get_base_model().model.language_model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(model, mesh=mesh)
+before = {name: weight.to_local().clone() for name, weight in model.named_parameters()}
+made, engine = generation(model)
+made._dist.fsdp_version, made._dist.is_fsdp = 2, True
+send_merged_copies(made)
+for _ in range(2):
+    made.sync_weights()
+assert engine.weights.keys() == wanted.keys()
+assert all(torch.equal(engine.weights[name], weight) for name, weight in wanted.items())
+assert all(torch.equal(weight.to_local(), before[name]) for name, weight in model.named_parameters())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_shards_of_fsdp_2_are_made_whole_on_the_way_and_stay_as_they_are(
+    kind: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "sync.py").write_text(FSDP2)
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(tmp_path / "sync.py"), str(tiny_base), kind]
+    started = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-2000:]
