@@ -192,7 +192,36 @@ class ReportTrainer(_Resumable, SFTTrainer):
         super().log(logs, start_time)
 
 
-class RolloutTrainer(_Resumable, TimedParts, SharedPrompts):
+class _TokenMeans:
+    """Mixin: what GRPOTrainer logs of tokens (KL, entropy, share clipped) is a mean over all tokens since the last log.
+
+    TRL averages the means of forward passes, so that a token of a pass with short reports would count for more.
+    """
+
+    _tokens: list[torch.Tensor] | None = None  # of each forward pass since the last log, of this process
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.model.training:
+            self._tokens = [*(self._tokens or []), inputs["completion_mask"].sum().float()]
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training and self._tokens:
+            weights = self.accelerator.reduce(torch.stack(self._tokens), reduction="sum").tolist()
+            self._tokens = None
+            by_token = self.importance_sampling_level == "token"
+            for name, values in self._metrics["train"].items():
+                of_tokens = name in ("kl", "entropy") or (
+                    by_token and name.startswith("clip_ratio/") and "mean" in name
+                )
+                if of_tokens and len(values) == len(weights) and sum(weights):
+                    mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+                    self._metrics["train"][name] = [mean]
+        super().log(logs, start_time)
+
+
+class RolloutTrainer(_Resumable, _TokenMeans, TimedParts, SharedPrompts):
     """GRPOTrainer that a kill does not disturb, not even inside a generation, that opens each image once a generation, and
     whose colocated vLLM sees the images that the policy sees.
 

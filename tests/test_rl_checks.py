@@ -248,8 +248,7 @@ def test_images_are_opened_once_a_generation_and_the_losses_are_those_of_trls_lo
     ours = grpo_run(tmp_path / "ours", tiny_base, phantom_data, **settings)
     seen = [{name: paths for name, paths in zip(of.study_ids, of.image_paths, strict=True)} for of in ours.seen]
     assert len(seen) == 2
-    # datasets opens the first image of a list twice
-    assert len(opened) == sum(len(paths) + 1 for studies in seen for paths in studies.values()) <= 2 * 4 * 3
+    assert len(opened) == sum(len(paths) for studies in seen for paths in studies.values()) <= 2 * 4 * 2
     opened.clear()
     for method in ("_get_dataloader", "_generate_and_score_completions"):
         monkeypatch.delattr(RolloutTrainer, method)
@@ -288,3 +287,22 @@ def test_sampled_rollouts_are_kept_with_parts_and_judge_counts(
     assert judged
     assert all(row["judge_significant"][0] == len(row["candidate"].split()) for row in judged)
     assert all(row["judge_significant"] is None for row in rows if row["reward"] is None)
+
+
+def test_logged_kl_and_entropy_are_means_over_tokens_however_a_batch_is_split(tiny_base, phantom_data, tmp_path):
+    """The same rollouts in one forward pass of eight, or in two of four with reports of other lengths."""
+    logs = {}
+    for rows in (8, 4):
+        settings = {
+            "per_device_train_batch_size": rows,
+            "max_steps": 2,
+            "save_strategy": "no",
+            "share_prompts": "false",
+        }
+        run = grpo_run(tmp_path / str(rows), tiny_base, phantom_data, "rl_step2", **settings)
+        lengths = {len(ids) for ids in run.generated[0]}
+        logs[rows] = run.log[1]  # the second update of the generation: the policy has moved
+    assert len(lengths) > 1
+    assert logs[8]["kl"] > 0
+    for name in ("kl", "entropy", "clip_ratio/region_mean", "loss"):
+        assert logs[4][name] == pytest.approx(logs[8][name], rel=1e-3, abs=1e-7), name
