@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -134,6 +135,7 @@ def one_training(ours: bool, folder: Path, steps: int) -> Training:
         "save_strategy": "no",
         "mask_truncated_completions": False,
         "shuffle_dataset": False,  # the recipe draws its order in a way of its own
+        "share_prompts": False,  # what else the recipe adds; the shared prompts have a part of their own
     }
     recipe = Path(__file__).resolve().parent.parent / "recipes" / "demo" / "rl_step1.yaml"
     options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
@@ -171,10 +173,16 @@ def one_training(ours: bool, folder: Path, steps: int) -> Training:
             train_dataset=rollout_dataset(studies, data.longitudinal, data.context),
             processing_class=load_processor(str(folder / "base")),
         )
+    # An update is a whole generation, so its order does not matter; but the two draw it by different random numbers.
+    trainer._order_of_rollouts = lambda lengths: torch.arange(len(lengths))
     clock = Clock()
     trainer.add_callback(clock)
     gc.collect()
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        mock.patch("trl.trainer.grpo_trainer.shuffle_sequence_dict", dict),
+    ):
         if ours:
             run_training(trainer, "bench", None)
         else:
