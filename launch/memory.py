@@ -39,14 +39,15 @@ class Batch:
         tokens: of a row, images, prompt and report together (with shared prompts: all reports of a study).
         images: of a row.
         image_pixels: a side.
-        masked: attention takes a mask of pairs of tokens, as shared prompts do.
+        repeated: tokens of all rows whose keys and values attention holds besides: a shared prompt's for each of its reports,
+            and those reports' own.
     """
 
     rows: int
     tokens: float
     images: float = 0
     image_pixels: int = 512
-    masked: bool = False
+    repeated: float = 0
 
 
 def training_memory(
@@ -129,11 +130,9 @@ def activation_bytes(arch: Architecture, batch: Batch, bytes_each: int, checkpoi
     """
     tokens = batch.rows * batch.tokens
     patches = batch.rows * batch.images * (batch.image_pixels / arch.vision_patch_size) ** 2
-    text_layer = tokens * text_layer_bytes(arch, bytes_each)
+    text_layer = tokens * text_layer_bytes(arch, bytes_each) + batch.repeated * 2 * arch.attention_width * bytes_each
     vision_layer = patches * vision_layer_bytes(arch, bytes_each)
     logits = min(tokens, _LOGIT_TOKENS) * arch.vocab_size * _LOGIT_BYTES
-    if batch.masked:  # as truth values, and as what sdpa adds to the scores
-        logits += batch.rows * batch.tokens**2 * (1 + bytes_each)
     if not checkpointing:
         in_work = 2 * max(text_layer, vision_layer)
         return arch.num_hidden_layers * text_layer + arch.vision_depth * vision_layer + in_work + logits

@@ -360,12 +360,13 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     plan.tokens_trained = rows_seen * (size.prompt / together + completion + (together > 1))
     adapter = arch.lora_parameters(model.lora_r, model.lora_target_modules) if model.use_peft else 0
     longest_report = training.max_completion_length if grpo else 2 * size.report
+    packed = math.ceil(training.per_device_train_batch_size / together)
     batch = Batch(  # at its largest: every row a study with a prior
-        rows=math.ceil(training.per_device_train_batch_size / together),
+        rows=packed,
         tokens=math.ceil(size.longest + together * (longest_report + (together > 1))),
         images=size.most_images,
         image_pixels=image_pixels(arch, target.assume),
-        masked=together > 1,
+        repeated=packed * together * (size.longest + longest_report) * (together > 1),
     )
     half = model.dtype != "float32" and not model.use_peft
     reference = grpo and training.beta > 0 and not model.use_peft
@@ -403,16 +404,18 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     plan.peak = sum(plan.memory.values())
     trained = adapter / arch.parameters if adapter else 1.0
     checkpointing = bool(training.gradient_checkpointing)
-    # What a mask hides is computed all the same, and a shared row is long.
-    hidden = (
-        4 * arch.num_hidden_layers * arch.attention_width * (size.prompt + together * (completion + 1)) * (together > 1)
-    )
-    update = _flops_per_token(arch.parameters, checkpointing, trained) + hidden * (3 + checkpointing)
+    # Attention, which the measured utilisation leaves out, is a larger share of a row that holds its prompt once.
+    row, own = size.prompt + together * (completion + 1), completion + 1
+    pairs = (size.prompt**2 / 2 + together * own * (size.prompt + own)) * (together > 1)
+    attention = 4 * arch.num_hidden_layers * arch.attention_width * pairs / row
+    update = _flops_per_token(arch.parameters, checkpointing, trained) + attention * (3 + checkpointing)
     flops = {"update": update * plan.tokens_trained}
     if grpo:
         plan.rollouts = rows_seen // training.num_iterations  # the steps that reuse a generation each take a part of it
         plan.tokens_generated = plan.rollouts * completion
-        flops["old log-probabilities"] = (2 * arch.parameters + hidden) * plan.tokens_trained / training.num_iterations
+        flops["old log-probabilities"] = (
+            (2 * arch.parameters + attention) * plan.tokens_trained / training.num_iterations
+        )
         if training.beta > 0:
             flops["reference log-probabilities"] = flops["old log-probabilities"]
     utilisation, plan.hours_by = training_utilisation(target, "grpo" if grpo else "sft")

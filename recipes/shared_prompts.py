@@ -18,21 +18,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from recipes.errors import RecipeError
+from recipes.shared_attention import Row, row_of, use_shared_attention
 
-ATTENTION = "sdpa"  # takes a mask of pairs of tokens; flash attention knows causal rows only
-_PROMPT, _PADDING = 0, -1  # segments of a row; its reports are 1, 2, …
+ATTENTION = "sdpa"  # what shared_attention is made of
 
 
 def check_attention(attn_implementation: str | None) -> None:
     """Raise `RecipeError` for an attention implementation that cannot keep the rollouts of one row apart."""
     if attn_implementation not in (None, ATTENTION):  # transformers takes sdpa where none is named
         raise RecipeError(
-            f"attn_implementation: {attn_implementation} cannot share a prompt among rollouts, which needs a mask of pairs "
-            f"of tokens; set attn_implementation: {ATTENTION}, or share_prompts: false"
+            f"attn_implementation: {attn_implementation} cannot share a prompt among rollouts; set attn_implementation: {ATTENTION}, or share_prompts: false"
         )
 
 
@@ -50,25 +50,19 @@ class Studies:
     """Studies as rows, each with its rollouts: n rows of L tokens, for r rollouts of at most C tokens.
 
     Attributes:
-        input_ids, segments, labels: int64 [n, L]; labels are -100 but where a report's token is to be scored.
+        input_ids, labels: int64 [n, L]; labels are -100 but where a report's token is to be scored.
         position_ids: int64 [3, n, L], Qwen3-VL's temporal, height and width positions.
         place: int64 [r, C], where in the flattened [n, L - 1] log-probabilities each rollout's tokens are.
         scored: bool [r, C], False beyond a rollout's end.
+        rows: of each row, which of its tokens see each other.
     """
 
     input_ids: torch.Tensor
-    segments: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
     place: torch.Tensor
     scored: torch.Tensor
-
-    def attention_mask(self) -> torch.Tensor:
-        """Who sees whom, bool [n, 1, L, L]: of what comes before, the prompt and the token's own report."""
-        segments = self.segments
-        before = torch.ones(segments.shape[1:] * 2, dtype=torch.bool, device=segments.device).tril()
-        own = segments[:, :, None] == segments[:, None, :]
-        return (before & (own | (segments == _PROMPT)[:, None, :]))[:, None]
+    rows: list[Row]
 
 
 def pack_studies(
@@ -77,6 +71,7 @@ def pack_studies(
     reports: Sequence[Sequence[torch.Tensor]],
     width: int,
     padding_id: int,
+    device: torch.device | str = "cpu",
 ) -> Studies:
     """Rows of studies and their rollouts.
 
@@ -86,10 +81,9 @@ def pack_studies(
         reports: of each study, the token ids of its rollouts, int64 [c] each; an empty one is not scored.
         width: C, the columns of the result of `Studies.place`.
     """
-    rows, scored_at = [], []
+    rows, layouts, scored_at = [], [], []
     for prompt, position, completions in zip(prompts, positions, reports, strict=True):
-        ids, segments, labels, places = [prompt[:-1]], [torch.full((len(prompt) - 1,), _PROMPT)], [], [position[:, :-1]]
-        labels.append(torch.full((len(prompt) - 1,), -100))
+        ids, labels, places = [prompt[:-1]], [torch.full((len(prompt) - 1,), -100)], [position[:, :-1]]
         end, starts = len(prompt) - 1, {}
         for completion in completions:
             key = tuple(completion.tolist())
@@ -97,22 +91,23 @@ def pack_studies(
                 starts[key] = end + 1
                 ids += [prompt[-1:], completion]
                 labels += [torch.tensor([-100]), completion]
-                segments.append(torch.full((1 + len(key),), len(starts)))
                 places.append(position[:, -1:] + torch.arange(1 + len(key)))
                 end += 1 + len(key)
             scored_at.append((len(rows), starts.get(key, 1), len(key)))
-        rows.append((torch.cat(ids), torch.cat(segments), torch.cat(labels), torch.cat(places, dim=1)))
+        layouts.append(row_of(len(prompt) - 1, [1 + len(key) for key in starts], device))
+        rows.append((torch.cat(ids), torch.cat(labels), torch.cat(places, dim=1)))
     length = max(len(ids) for ids, *_ in rows)
     packed = [
         torch.stack([torch.nn.functional.pad(row[part], (0, length - len(row[0])), value=value) for row in rows])
-        for part, value in enumerate((padding_id, _PADDING, -100, 0))
+        for part, value in enumerate((padding_id, -100, 0))
     ]
     column = torch.arange(width)
     row, start, tokens = torch.tensor(scored_at).T[:, :, None]
     scored = column < tokens
     # The log-probability of token t is in column t - 1 of its row.
     place = torch.where(scored, row * (length - 1) + start - 1 + column, 0)
-    return Studies(packed[0], packed[1], packed[2], packed[3].transpose(0, 1), place, scored)
+    tensors = (packed[0], packed[1], packed[2].transpose(0, 1), place, scored)
+    return Studies(*(tensor.to(device) for tensor in tensors), layouts)
 
 
 def groups_of(films: Sequence[torch.Tensor]) -> list[range]:
@@ -299,8 +294,7 @@ class SharedPrompts(GRPOTrainer):
         studies: Sequence[range],
         grids: Sequence[torch.Tensor],
     ) -> Studies:
-        model = self.accelerator.unwrap_model(self.model)
-        rope_index = (model.get_base_model() if hasattr(model, "get_base_model") else model).model.get_rope_index
+        rope_index = self._qwen(self.model).model.get_rope_index
         seen = attention_mask.bool()
         prompts, positions, reports = [], [], []
         for study in studies:
@@ -312,16 +306,22 @@ class SharedPrompts(GRPOTrainer):
             )
             positions.append(position[:, 0])
             reports.append([input_ids[row, -width:][seen[row, -width:]] for row in study])
-        packed = pack_studies(prompts, positions, reports, width, self._tokenizer.pad_token_id)
-        return Studies(**{name: value.to(self.accelerator.device) for name, value in vars(packed).items()})
+        device = self.accelerator.device
+        return pack_studies(prompts, positions, reports, width, self._tokenizer.pad_token_id, device)
+
+    def _qwen(self, model: torch.nn.Module) -> PreTrainedModel:
+        """The Qwen3-VL within what wraps it: processes, shards, an adapter."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        return unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
 
     def _forward(
         self, model: torch.nn.Module, packed: Studies, films: Sequence[torch.Tensor], grids: Sequence[torch.Tensor]
     ) -> Any:
+        use_shared_attention(self._qwen(model))
         image = packed.input_ids == self.processing_class.image_token_id
         return model(
             input_ids=packed.input_ids,
-            attention_mask=packed.attention_mask(),
+            shared_rows=packed.rows,
             position_ids=packed.position_ids,
             pixel_values=torch.cat(list(films)),
             image_grid_thw=torch.cat(list(grids)),

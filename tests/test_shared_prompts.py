@@ -169,9 +169,11 @@ def test_a_row_holds_the_prompt_once_and_equal_reports_once() -> None:
     assert packed.position_ids[0].tolist() == [[0, 1, 2, 3, 4, 2, 3, 4, 5]]
     assert packed.scored.sum(1).tolist() == [2, 2, 3]
     assert packed.place[0, :2].tolist() == packed.place[1, :2].tolist() == [2, 3]
-    seen_by = packed.attention_mask()[0, 0]
-    assert seen_by[4].tolist() == [True] * 5 + [False] * 4
-    assert seen_by[8].tolist() == [True] * 2 + [False] * 3 + [True] * 4
+    (row,) = packed.rows
+    assert row.prompt == 2
+    assert row.tokens.tolist() == [[2, 3, 4, 2], [5, 6, 7, 8]]  # the shorter one is filled
+    assert row.back.tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert row.visible[1].tolist() == [True, True, True, True, False, False]
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "eager", "flex_attention"])
