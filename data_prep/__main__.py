@@ -2,6 +2,7 @@
 
     python -m data_prep mimic --source DIR --out data/mimic [--rexrank FILE …] [--mimic-iv DIR] [--shard 1/8]
     python -m data_prep chexpert_plus | rexgradient | iu_xray | rexrank | custom --source … --out …
+    python -m data_prep try --source DIR           # your own data: 200 studies, in seconds, and a mapping proposed
     python -m data_prep phantom --institution harbor --seed 7 --out data/phantom_harbor
     python -m data_prep merge data/mimic           # after every --shard i/n has run
     python -m data_prep check data/mimic           # validate a prepared folder
@@ -95,6 +96,13 @@ def parser() -> argparse.ArgumentParser:
     )
     cut.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
     cut.set_defaults(run=run_sections)
+    trial = commands.add_parser("try", help="a first look at your own data: some studies, in seconds")
+    trial.add_argument("--source", type=Path, required=True, help="the folder with the table")
+    trial.add_argument("--mapping", type=Path, help="YAML: which column is what (default: one is proposed)")
+    trial.add_argument("--images", type=Path, help="image folder, where it is not below --source")
+    trial.add_argument("--studies", type=int, default=200, help="about so many (default: 200)")
+    trial.add_argument("--workers", type=int, default=available_cores(), help="image processes (default: all cores)")
+    trial.set_defaults(run=run_try)
     check = commands.add_parser("check", help="validate a prepared folder")
     check.add_argument("folder", type=Path)
     check.add_argument(
@@ -231,6 +239,17 @@ def run_sections(arguments: argparse.Namespace) -> None:
     from data_prep.cutting import show_sections
 
     print(show_sections(arguments.source, arguments.mapping, arguments.show, arguments.seed))
+
+
+def run_try(arguments: argparse.Namespace) -> None:
+    """A first look."""
+    from data_prep.source import Options, SourceError
+    from data_prep.trial import try_source
+
+    if arguments.studies < 1 or arguments.workers < 1:
+        raise SourceError("--studies and --workers must be 1 or more")
+    options = Options("custom", images=arguments.images, mapping=arguments.mapping)
+    try_source(arguments.source, options, arguments.studies, arguments.workers)
 
 
 def run_merge(arguments: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ def parse(content: bytes, pixels: bool = True) -> Dataset:
     """
     import pydicom
 
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # else a warning for each odd value
     if is_dicom(content) and DEFLATED.encode() in content[132:1024]:
         start = 144 + int.from_bytes(content[140:144], "little")  # behind the group of the file's meta information
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -113,6 +113,8 @@ def _check_beside(out: Path, whole: Path, made_from: Mapping[str, Any], force: b
     if not whole.is_dir():
         raise SourceError(f"{whole} is a file; choose a folder with --out")
     parts = parts_of(whole)
+    if not parts and made_from_of(whole) is None and _holds_anything(whole):
+        raise SourceError(f"{whole} is not empty and holds no prepared data; choose another --out")
     for folder in (whole, *parts):
         if folder == out or (record := made_from_of(folder)) is None:
             continue
@@ -129,9 +131,7 @@ def _check_beside(out: Path, whole: Path, made_from: Mapping[str, Any], force: b
                 f"{folder} was made from other {differs}, and its images lie in the same folder; replace it with --force or "
                 "choose another --out"
             )
-        clear(folder, whole, but_images=True)
-    if not parts and made_from_of(whole) is None and _holds_anything(whole):
-        raise SourceError(f"{whole} is not empty and holds no prepared data; choose another --out")
+        clear(folder, whole, but_images=folder != whole)  # another part may have overwritten a part's images already
 
 
 def _holds_anything(folder: Path) -> bool:

@@ -140,7 +140,7 @@ def prepare(
         notes.append(
             f"{int(there.sum()):,} of {len(there):,} key images are in the image folder; the others are rejects."
         )
-    validation = validation_count(found, options)
+    validation = 0 if options.sample else validation_count(found, options)
     set_aside(studies[there], validation, options.seed, [])  # before hours of work: can it be done?
     total = len(studies) + len(rejects)
     if shard:
@@ -408,7 +408,7 @@ def dry_run(source: Path, out: Path, options: Options, workers: int, say: Callab
     check_options(source, options)
     module = importlib.import_module(SOURCES[options.dataset])
     files = module.inputs(source, options)
-    say(f"would read {len(files)} index file(s): {', '.join(p.name for p in files)}")
+    say(f"would read {len(files)} index file(s): {', '.join(fingerprint(files, source))}")
     found = read_source(module, source, options)
     studies, rejects, notes = select(found, options)
     images_there(studies, found.images)

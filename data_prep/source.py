@@ -310,11 +310,24 @@ def inside(relative: str) -> str | None:
     return "/".join(parts)
 
 
-def fingerprint(paths: Sequence[Path], root: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class Listing:
+    """A folder of films, whose names and sizes alone are fingerprinted: the films themselves are terabytes."""
+
+    path: Path
+
+
+def fingerprint(paths: Sequence[Path | Listing], root: Path) -> dict[str, str]:
     """SHA-256 by path below `root` (by name where it lies elsewhere): of a file's content; of a folder, one over the
-    names and contents of all its files."""
+    names and contents (of a `Listing`, the sizes) of all its files."""
     digests = {}
-    for path in sorted(paths):
+    for listing in (path for path in paths if isinstance(path, Listing)):
+        digest = hashlib.sha256()
+        for file in sorted(p for p in listing.path.rglob("*") if p.is_file() and not hidden(p.name)):
+            name = file.relative_to(listing.path).as_posix().encode(errors="surrogateescape")
+            digest.update(name + b"\0" + str(file.stat().st_size).encode() + b"\0")
+        digests[f"{listing.path.name or '.'}/ (names and sizes)"] = digest.hexdigest()
+    for path in sorted(path for path in paths if not isinstance(path, Listing)):
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         if path.is_dir():
             digest = hashlib.sha256()

@@ -36,6 +36,13 @@ mapping.yaml:
 
     python -m data_prep sections --source DIR --mapping mapping.yaml --show 20   # reports as they are cut, before training
 
+A folder of DICOM files needs no table of images. Their headers give study (accession number), patient, date and time, view, sex
+and age; a table gives the reports, and whatever else `columns` names, by the study's number:
+
+    dicom: films                   # below --source or --images; "." for all of it
+    table: reports.csv
+    columns: {study_id: accession, report: text}
+
 Several rows of one study are its images; the first frontal one by row order is the key image. The report is that row's; where
 it has none, that of the study's first row that has one, and so for date, sex, age, race and split. Words for views, sex and
 race that are not known count as unknown; the data card lists them with how often they occur, to be named under `values`.
@@ -54,11 +61,20 @@ import pandas as pd
 import yaml
 
 from data_prep.demographics import age_of, races, sexes, unknown_words
+from data_prep.dicom_headers import read_headers
 from data_prep.headings import HeadingRules, HeadingRulesError, parse_free_text, read_rules
 from data_prep.priors import none
-from data_prep.rejects import NO_FRONTAL, NO_IMAGE, NOT_IN_SPLIT, VIEW_UNKNOWN, reject_frame
+from data_prep.rejects import (
+    IMAGE_UNREADABLE,
+    NO_FRONTAL,
+    NO_IMAGE,
+    NO_PATIENT,
+    NOT_IN_SPLIT,
+    VIEW_UNKNOWN,
+    reject_frame,
+)
 from data_prep.sections import SECTIONS, with_raw
-from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, inside
+from data_prep.source import FOUND_COLUMNS, Found, Listing, Options, SourceError, inside
 from data_prep.splits import random_split
 from data_prep.study import SPLITS, VIEWS
 from data_prep.tables import CSV_SUFFIXES, CsvForm, csv_form, is_nothing, iterate_table, one_line
@@ -69,6 +85,7 @@ REQUIRED = ("study_id", "patient_id", "image")
 OPTIONAL = ("report", *SECTIONS, "view", "study_datetime", "sex", "age", "race", "split")
 KEYS = (
     "table",
+    "dicom",
     "delimiter",
     "encoding",
     "columns",
@@ -80,6 +97,8 @@ KEYS = (
     "credentialed",
     "sections",
 )
+FROM_HEADERS = ("patient_id", "view", "study_datetime", "sex", "age")  # where `columns` does not name them
+SAMPLED_ROWS = 20_000
 SEVERAL = ("study_id", "patient_id")  # what several columns can make up together
 SHARES = (0.8, 0.1, 0.1)
 SPLIT_WORDS = {
@@ -100,9 +119,11 @@ _LINE_END = re.compile(
 _ESCAPED_LINE_END = re.compile(r"\\r\\n|\\n|\\r")
 
 
-def inputs(root: Path, options: Options) -> list[Path]:
-    """The table (the mapping is fingerprinted as an option)."""
-    return [_table_path(root, read_mapping(options.mapping))]
+def inputs(root: Path, options: Options) -> list[Path | Listing]:
+    """The table, and the listing of a folder of DICOM files (the mapping is fingerprinted as an option)."""
+    mapping = read_mapping(options.mapping)
+    films = [Listing(_dicom_folder(options.images or root, mapping))] if "dicom" in mapping else []
+    return [_table_path(root, mapping), *films]
 
 
 def read(root: Path, options: Options) -> Found:
@@ -120,11 +141,16 @@ def read(root: Path, options: Options) -> Found:
     for table in iterate_table(path, list(dict.fromkeys(name for names in columns.values() for name in names)), form):
         frames.append(_with_reports(_raw_rows(table, mapping, path, read), texts, mapping["sections"]))
         read += len(table)
+        if options.sample and read >= SAMPLED_ROWS:
+            break
     rows = pd.concat(frames, ignore_index=True)
     del frames
+    notes: list[str] = []
+    bad: list[pd.DataFrame] = []
+    if "dicom" in mapping:
+        rows, bad = _with_headers(rows, _dicom_folder(images, mapping), images, columns, options, notes)
     rows["dataset"] = options.name or "custom"
     _one_patient_a_study(rows, path, columns)
-    notes: list[str] = []
     words = understand(rows, mapping, path, notes)
     rows["image"] = _below(rows["image"], images)
     if form and form.guessed:
@@ -132,18 +158,21 @@ def read(root: Path, options: Options) -> Found:
 
     usable = rows["view"].isin(VIEWS) & rows["image"].notna()
     key_rows = rows[usable & ~rows["study_id"].where(usable).duplicated()]
-    studies = _filled(key_rows, rows, notes)
-    rejects = _without_key_image(rows[~rows["study_id"].isin(studies["study_id"])])
+    studies = _filled(key_rows, rows, notes, joined="dicom" in mapping)
+    rejects = [*bad, *_without_key_image(rows[~rows["study_id"].isin(studies["study_id"])])]
     if "split" in columns:
         rejects.append(reject_frame(studies[studies["split"].isna()], NOT_IN_SPLIT, "its split cell is blank"))
         studies = studies[studies["split"].notna()].reset_index(drop=True)
-    if options.sample:
-        studies = studies.iloc[:: max(1, len(studies) // options.sample)].reset_index(drop=True)
+    if options.sample:  # whole patients, for their priors
+        patients = studies["patient_id"].drop_duplicates()
+        some = patients.iloc[:: max(1, len(studies) // options.sample)]
+        studies = studies[studies["patient_id"].isin(some)].reset_index(drop=True)
     if "split" not in columns:
         shares = mapping.get("shares", list(SHARES))
         studies["split"] = random_split(studies["patient_id"], tuple(shares), options.seed)
         notes.append(f"Split here by patient, shares {shares}, seed {options.seed}.")
-    if "study_datetime" not in columns:
+    dated = "study_datetime" in columns or "dicom" in mapping
+    if not dated:
         notes.append("No date-times: no priors, every encounter is 1.")
     studies["order"] = None
     return Found(
@@ -156,7 +185,7 @@ def read(root: Path, options: Options) -> Found:
         rejects=pd.concat(rejects, ignore_index=True),
         notes=notes,
         unknown_words=words,
-        priors="study_datetime" in columns,
+        priors=dated,
     )
 
 
@@ -177,13 +206,13 @@ def _raw_rows(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, befor
             None if any(map(is_nothing, row)) else _TOGETHER.join(map(str, row)) for row in zip(*parts, strict=True)
         ]
         if name in SEVERAL:
-            if None in cells:
+            if None in cells and not (name == "patient_id" and "dicom" in mapping):
                 row = before + cells.index(None) + 1
                 raise SourceError(
                     f"{path}: column {' or '.join(columns[name])} ({name}) is empty in row {row}, or says nothing; every row "
                     "needs one: take the row out or fill it"
                 )
-            if damaged := next((cell for cell in cells if re.fullmatch(r"\d(?:[.,]\d+)?E\+\d+", cell)), None):
+            if damaged := next((cell for cell in cells if cell and re.fullmatch(r"\d(?:[.,]\d+)?E\+\d+", cell)), None):
                 raise SourceError(
                     f"{path}: column {' or '.join(columns[name])} ({name}) has {damaged!r}: a spreadsheet has cut its last "
                     "digits; export the numbers as text"
@@ -233,16 +262,16 @@ def with_line_ends(text: str | None) -> str | None:
 
 def _one_patient_a_study(rows: pd.DataFrame, path: Path, columns: Mapping[str, Sequence[str]]) -> None:
     """Raise `SourceError` where a study number has rows of two patients; make each number of several columns one word."""
-    pairs = rows[["study_id", "patient_id"]].drop_duplicates()
+    pairs = rows[["study_id", "patient_id"]].dropna().drop_duplicates()
     twice = pairs.loc[pairs["study_id"].duplicated(), "study_id"]
     if len(twice):
-        patient, study = columns["patient_id"][0], columns["study_id"][-1]
+        names = [*columns.get("patient_id", ["PatientID"])[:1], columns["study_id"][-1]]
         raise SourceError(
             f"{path}: study {twice.iloc[0].replace(_TOGETHER, ' ')} has rows of two patients ({twice.nunique()} such): is "
-            f"{study} unique only within a patient? Then map study_id: [{patient}, {study}]"
+            f"{names[1]} unique only within a patient? Then map study_id: [{', '.join(names)}]"
         )
     for name in SEVERAL:
-        if len(columns[name]) > 1:
+        if len(columns.get(name, ())) > 1:
             joined = {key: key.replace(_TOGETHER, "_") for key in rows[name].unique()}
             if len(set(joined.values())) < len(joined):
                 raise SourceError(f"{path}: columns {', '.join(columns[name])} ({name}) joined by _ are not unique")
@@ -262,7 +291,7 @@ def understand(
     """
     columns, unknown = mapping["columns"], {}
     for name, meaning in (("sex", sexes), ("race", races), ("age", _ages), ("view", _views)):
-        if name in columns:
+        if name in columns or ("dicom" in mapping and name in FROM_HEADERS):
             meant = meaning(rows[name])
             if left := unknown_words(rows[name], meant):
                 if name == "view":
@@ -338,8 +367,67 @@ def _below(paths: pd.Series, images: Path) -> pd.Series:
     return paths.map({path: relative(path) for path in paths.dropna().unique() if path.startswith("/")}).fillna(paths)
 
 
-def _filled(key_rows: pd.DataFrame, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The key images' rows; what one lacks (report, time, sex, …) from the study's first row that has it."""
+def _with_headers(
+    table: pd.DataFrame,
+    folder: Path,
+    images: Path,
+    columns: Mapping[str, Sequence[str]],
+    options: Options,
+    notes: list[str],
+) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+    """A row for each film below `folder` and the table's rows, which have no film, together; and the rejects of films whose
+    header cannot be used. What `columns` names is from the table alone."""
+    headers, said = read_headers(folder, options.sample and 4 * options.sample)
+    notes += said
+    dataset = options.name or "custom"
+    below = folder.relative_to(images).as_posix()
+    headers["image"] = [path if below == "." else f"{below}/{path}" for path in headers["image"]]
+    unreadable = headers["problem"].notna()
+    named = headers.assign(study_id=headers["accession"], dataset=dataset, split=None)
+    nameless = ~unreadable & (headers["patient_id"].isna() | headers["accession"].isna())
+    bad = [
+        reject_frame(
+            named[unreadable].assign(study_id=headers.loc[unreadable, "image"]),
+            IMAGE_UNREADABLE,
+            headers.loc[unreadable, "problem"].to_numpy(),
+            headers.loc[unreadable, "image"].to_numpy(),
+        )
+    ]
+    lost = named[nameless].assign(study_id=named.loc[nameless, "accession"].fillna(named.loc[nameless, "image"]))
+    known = set(named.loc[~unreadable & ~nameless, "accession"])
+    lost = lost[~lost["study_id"].isin(known)].drop_duplicates("study_id")
+    bad.append(
+        reject_frame(lost, NO_PATIENT, "the DICOM header has no PatientID or no study", lost["image"].to_numpy())
+    )
+    films = named[~unreadable & ~nameless]
+    if len(columns["study_id"]) > 1:  # a number within a patient
+        films = films.assign(accession=films["patient_id"] + _TOGETHER + films["accession"])
+    ids = set(table["study_id"])
+    by_uid = films["study_uid"].isin(ids).sum() > films["accession"].isin(ids).sum()
+    films = films.assign(study_id=films["study_uid" if by_uid else "accession"])
+    notes.append(
+        f"Reports from the table by {'StudyInstanceUID' if by_uid else 'AccessionNumber'}: "
+        f"{len(ids & set(films['study_id'])):,} of {films['study_id'].nunique():,} studies are in it."
+    )
+    if options.sample:
+        table = table[table["study_id"].isin(films["study_id"])]
+    films = films.drop(columns=[name for name in FROM_HEADERS if name in columns and name in films])
+    films = films.reindex(columns=table.columns)
+    films[[*TEXT_COLUMNS, "report_hash"]] = 0
+    # A study's table row has its patient from the films, where the table has no column for it.
+    patients = films.drop_duplicates("study_id").set_index("study_id")["patient_id"]
+    if "patient_id" not in columns:
+        table = table.assign(patient_id=table["study_id"].map(patients))
+    elif films["patient_id"].isna().all():
+        known_patients = table.drop_duplicates("study_id").set_index("study_id")["patient_id"]
+        films["patient_id"] = films["study_id"].map(known_patients)
+    words = {name: "str" for name in ("study_id", "patient_id", "image", "view", "split", "sex", "race")}
+    return pd.concat([films.astype(words), table.astype(words)], ignore_index=True), bad
+
+
+def _filled(key_rows: pd.DataFrame, rows: pd.DataFrame, notes: list[str], joined: bool) -> pd.DataFrame:
+    """The key images' rows; what one lacks (report, time, sex, …) from the study's first row that has it. `joined`: reports
+    are in rows of their own."""
     studies = key_rows.reset_index(drop=True)
     rows = rows[rows["study_id"].isin(studies["study_id"])]
     said = rows[(rows["findings_words"] > 0) | (rows["impression_words"] > 0)]
@@ -357,7 +445,8 @@ def _filled(key_rows: pd.DataFrame, rows: pd.DataFrame, notes: list[str]) -> pd.
         own = first.reindex(studies.loc[found, "study_id"])
         for name in TEXT_COLUMNS:
             studies.loc[found, name] = own[name].to_numpy()
-        notes.append(f"{int(found.sum()):,} studies have their report in another row than the key image's.")
+        if not joined:
+            notes.append(f"{int(found.sum()):,} studies have their report in another row than the key image's.")
     for name in OF_A_STUDY:
         if studies[name].isna().any():
             known = rows[rows[name].notna()].drop_duplicates("study_id").set_index("study_id")[name]
@@ -419,8 +508,9 @@ def read_mapping(path: Path | None) -> dict[str, Any]:
     _known_keys(path, "", mapping, KEYS)
     for key in ("table", "columns"):
         if key not in mapping:
-            raise SourceError(f"{path}: key {key} is missing")
-    for key in ("table", "delimiter", "encoding", "datetime_format", "title", "licence"):
+            reports = "; the reports of a folder of DICOM files are in a table" if "dicom" in mapping else ""
+            raise SourceError(f"{path}: key {key} is missing{reports}")
+    for key in ("table", "dicom", "delimiter", "encoding", "datetime_format", "title", "licence"):
         if key in mapping and not (isinstance(mapping[key], str) and mapping[key]):
             raise SourceError(f"{path}: {key} must be a text, in quotation marks where it is a number or a sign")
     if len(mapping.get("delimiter", ",")) != 1:
@@ -433,7 +523,9 @@ def read_mapping(path: Path | None) -> dict[str, Any]:
     _known_keys(path, "values: ", mapping["values"], mapping["columns"])
     mapping["columns"] = {name: _column_names(path, name, given) for name, given in mapping["columns"].items()}
     mapping["values"] = {name: _meanings(path, name, given) for name, given in mapping["values"].items()}
-    if missing := [name for name in REQUIRED if name not in mapping["columns"]]:
+    if "dicom" in mapping and "image" in mapping["columns"]:
+        raise SourceError(f"{path}: columns: image: the films are those of the folder dicom; leave one of the two out")
+    if missing := [n for n in (REQUIRED[:1] if "dicom" in mapping else REQUIRED) if n not in mapping["columns"]]:
         raise SourceError(f"{path}: columns: {', '.join(missing)} must be named")
     if not {"report", "findings", "impression"} & set(mapping["columns"]):
         raise SourceError(f"{path}: columns: name report, or findings or impression")
@@ -493,6 +585,13 @@ def table_form(path: Path, mapping: Mapping[str, Any]) -> CsvForm | None:
     if path.name.endswith(CSV_SUFFIXES):
         return csv_form(path, columns, mapping.get("delimiter"), mapping.get("encoding"))
     return CsvForm(encoding=mapping["encoding"]) if "encoding" in mapping else None
+
+
+def _dicom_folder(images: Path, mapping: Mapping[str, Any]) -> Path:
+    relative = inside(mapping["dicom"]) if mapping["dicom"] not in (".", "./") else "."
+    if relative is None or not (folder := images / relative).is_dir():
+        raise SourceError(f"{images}: dicom {mapping['dicom']!r} of the mapping is not a folder below it")
+    return folder
 
 
 def _table_path(root: Path, mapping: Mapping[str, Any]) -> Path:
