@@ -30,7 +30,7 @@ NAMES = {
     "patient_id": "patient id, patientid, mrn, patient, subject id, subject, pid, id paciente, paciente, nhc, historia, "
     "patientennummer, patienten id",
     "image": "image path, imagepath, image, file, filename, file name, path, imageid, dicom path, dicom, imagen, fichero, "
-    "ruta, archivo, bild, datei, dateiname",
+    "ruta, archivo, placa, radiografia, cliche, bild, datei, dateiname",
     "report": "report, report text, text, narrative, informe, texto, befundtext, bericht, rapport, compte rendu",
     "indication": "indication, clinical information, clinical history, history, indicacion, klinische angaben, fragestellung",
     "comparison": "comparison, comparacion, vergleich",
