@@ -129,3 +129,31 @@ def test_only_references_of_the_boards_form_stand_beside_it(form, sections, reas
 def test_an_unknown_form_is_one_line(wrong):
     with pytest.raises(EvaluationError, match="choose"):
         ReferenceForm(**wrong)
+
+
+def test_prepared_from_a_rexrank_file_the_references_are_its_sections_to_the_byte(tmp_path):
+    from data_prep.prepare import to_table
+    from data_prep.source import Options
+    from data_prep.sources import rexrank
+
+    entries = {
+        f"5000000{n}": {
+            "image_path": [f"/p10/p1000000{n}/s5000000{n}/a.jpg"],
+            "key_image_path": f"/p10/p1000000{n}/s5000000{n}/a.jpg",
+            "section_findings": f"{RAW}\n  {n} wires.  ",
+            "section_impression": None if n else "1.  No change.\n2. Line in place.\n",
+            "context": "Indication: Cough.",
+        }
+        for n in range(3)
+    }
+    file = tmp_path / "ReXRank_MIMICCXR_test.json"
+    file.write_text(json.dumps(entries))
+    found = rexrank.read(file, Options("rexrank", images=tmp_path))
+    studies = found.studies.assign(
+        image="images/a.jpg", prior_text=0, prior_study_id=None, prior_image=None, encounter=1
+    )
+    for study in to_table(studies, found.texts).to_pylist():
+        entry = entries[study["study_id"]]
+        assert reference_text(study, "findings") == entry["section_findings"]
+        wanted = f"Findings: {entry['section_findings']} Impression: {entry['section_impression']}"
+        assert reference_text(study, "findings_impression") == wanted
