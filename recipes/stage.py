@@ -128,6 +128,7 @@ _OWN = (
     "result.json",
     "settings.json",
     "checkpoint-*",
+    ".removed-checkpoint-*",
     "damaged-checkpoint-*",
     ".removed-checkpoint-*",
     "final",
