@@ -130,7 +130,6 @@ _OWN = (
     "checkpoint-*",
     ".removed-checkpoint-*",
     "damaged-checkpoint-*",
-    ".removed-checkpoint-*",
     "final",
     "adapter",
     "best",
