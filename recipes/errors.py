@@ -51,9 +51,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def _told(error: Exception) -> str:
     """An error as one line; of the file system with what mends it."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in _NO_ROOM):
         room = "; make room on its disk and run the same command again" if error.errno in _NO_ROOM else ""
-        return f"{error.filename}: {error.strerror}{room}"
+        return f"{error.filename or 'a file could not be written'}: {error.strerror}{room}"
     return " ".join(str(error).split())
 
 

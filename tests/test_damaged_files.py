@@ -137,3 +137,12 @@ def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
         svg = figures.save(figure, tmp_path, "named")
         plt.close(figure)
     assert "model$_{a" in svg
+
+
+def test_a_full_disk_is_one_line_that_says_to_make_room() -> None:
+    for named in ('OSError(28, "No space left on device", "out/x.json")', 'OSError(27, "File too large")'):
+        code = f"from recipes.errors import run_command\ndef main():\n    raise {named}\nrun_command(main)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "make room on its disk" in done.stderr
