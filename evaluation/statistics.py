@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -257,17 +258,10 @@ def smallest_p(patients: int) -> float:
 
 
 def gap_test(
-    statistics: Mapping[str, Statistic],
-    strata: Sequence[Hashable],
-    patients: Sequence[Hashable],
-    *,
-    permutations: int = GAP_PERMUTATIONS,
-    seed: int = 0,
-    level: float = LEVEL,
+    statistics: Mapping[str, Statistic], strata: Sequence[Hashable], patients: Sequence[Hashable], **options: Any
 ) -> dict[str, float | None]:
-    """p-value of each statistic's differences between strata; see `largest_gaps`. None where no two strata have it."""
-    found = largest_gaps(statistics, strata, patients, permutations=permutations, seed=seed, level=level)
-    return {name: gap and gap.p for name, gap in found.items()}
+    """The p-value of each statistic's `largest_gaps` (`options`: its own); None where no two strata have it."""
+    return {name: gap and gap.p for name, gap in largest_gaps(statistics, strata, patients, **options).items()}
 
 
 def largest_gaps(
