@@ -34,6 +34,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_prep.files import sha256_of, write_json
+from launch.signals import end_with_parent
 from rewards.offline.judge_server import MODEL as JUDGE
 from rewards.offline.judge_server import offline_judge_server
 
@@ -131,8 +132,10 @@ class Chaos:
         }
         environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
-        def limited() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        def set_up() -> None:
+            end_with_parent()  # this driver, when it is stopped
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
         with log.open("a") as file:
             return subprocess.Popen(
@@ -140,7 +143,7 @@ class Chaos:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                preexec_fn=limited if limit is not None else None,
+                preexec_fn=set_up,
             )
 
     def prepare(self) -> None:
