@@ -755,7 +755,10 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
         **({"peak_gpu_memory_mib": memory} if (memory := peak_gpu_memory_mib()) else {}),
         "processes": trainer.accelerator.num_processes,
         "final_sha256": fingerprint,
-        "final_files": described_files(output_dir / "final"),
+        # Not the card, into which an evaluation writes its scores.
+        "final_files": {
+            name: file for name, file in described_files(output_dir / "final").items() if name != "README.md"
+        },
         "last_log": history[-1] if history else None,
         "versions": package_versions(),
         "settings": settings,
