@@ -8,6 +8,7 @@ rewards: the composite of step 1 over 16 prompts × 16 rollouts (63% unique), ba
 sft, grpo: the recipes' own stages (recipes/unirg_cxr/*_lora.yaml, rollouts from vLLM in the process), a few updates. GRPO
   has fewer studies an update than the recipe, the same rows at once. Memory: what torch allocated and held at most, and the
   most that nvidia-smi saw in use.
+grpo_rows: the same with TRL's row for each rollout (share_prompts: false) and the rows at once that it was measured with, 8.
 sft_full: SFT of all weights of Qwen3-VL-2B, which one GPU holds (the recipe's other settings).
 generate: vLLM writes greedy reports for many studies at once, as evaluation does.
 
@@ -40,9 +41,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-PARTS = ("rewards", "sft", "grpo", "generate", "sft_full", "rewards_compiled")
+PARTS = ("rewards", "sft", "grpo", "grpo_rows", "generate", "sft_full", "rewards_compiled")
 SIZE, SMALL_SIZE = "Qwen3-VL-8B-Instruct", "Qwen3-VL-2B-Instruct"
-RECIPES = {"sft": "sft_lora.yaml", "grpo": "rl_step1_lora.yaml", "sft_full": "sft.yaml"}
+RECIPES = {
+    "sft": "sft_lora.yaml",
+    "grpo": "rl_step1_lora.yaml",
+    "grpo_rows": "rl_step1_lora.yaml",
+    "sft_full": "sft.yaml",
+}
 DATASET = "noise"
 WEIGHTS = {"bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
 
@@ -78,6 +84,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
     from transformers import TrainerCallback
 
     from launch.models import architecture
+    from launch.plan import rollouts_of_a_row
     from recipes.stage import add_progress, quiet_logs
 
     quiet_logs()
@@ -85,7 +92,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
     trainer, lora = _trainer(stage, recipe, model, folder, options)
     training = trainer.args
     # Updates that use one generation.
-    each = training.steps_per_generation // training.gradient_accumulation_steps if stage == "grpo" else 1
+    each = training.steps_per_generation // training.gradient_accumulation_steps if stage.startswith("grpo") else 1
 
     marks: list[float] = []
 
@@ -108,7 +115,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
 
     add_progress(trainer, stage)
     trainer.add_callback(Clock())
-    vllm = stage == "grpo" and training.use_vllm
+    vllm = stage.startswith("grpo") and training.use_vllm
     timed = {name: Timed(trainer.vllm_generation, name) for name in ("generate", "sync_weights") if vllm}
     with memory_in_use() as used:
         trainer.train()
@@ -118,7 +125,10 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
     seconds = statistics.median(units) / each
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     prompt, report = study_tokens(model, folder)
-    tokens = rows * (prompt + (options.report_tokens if stage == "grpo" else report))
+    report = options.report_tokens if stage.startswith("grpo") else report
+    # As the plan counts: a shared prompt once for the rollouts of its row, and its last token before each.
+    together = rollouts_of_a_row(training, trainer.share_prompts) if stage.startswith("grpo") else 1
+    tokens = rows * (prompt / together + report + (together > 1))
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     mean = {
         key: statistics.mean(entry[key] for entry in log)
@@ -133,7 +143,8 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "rows_an_update": rows,
         "prompt_tokens": prompt,
-        "report_tokens": options.report_tokens if stage == "grpo" else report,
+        "report_tokens": report,
+        "rollouts_a_row": together,
         "update_seconds": seconds,
         "all_update_seconds": steps,
         "tokens_per_gpu_second": tokens / seconds,
@@ -141,7 +152,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
         **torch_memory(),
         "memory_in_use_mib": max(used, default=0),
     }
-    if stage == "grpo":
+    if stage.startswith("grpo"):
         # Reused rollouts need no generation: the difference of the two kinds of update is what generating and scoring takes.
         first = statistics.median(steps[each::each])
         again = statistics.median(steps[index] for index in range(each, len(steps)) if index % each)
@@ -173,7 +184,7 @@ def _trainer(
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
     }
-    if stage == "grpo":
+    if stage.startswith("grpo"):
         given |= {
             "weights_dir": options.weights,
             "score_cache_dir": folder / "scores",
@@ -184,14 +195,16 @@ def _trainer(
             "monitor_max_logp_difference": 1e9,
             "rollouts_logged": 0,
         }
+        if stage == "grpo_rows":
+            given |= {"share_prompts": "false", "per_device_train_batch_size": 8}
     else:
         given |= {"global_batch_size": 16, "max_steps": options.updates}
     words = ["--config", str(recipe), *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
-    types = grpo.ARGUMENTS if stage == "grpo" else (DataArguments, StageArguments, ModelConfig, SFTConfig)
+    types = grpo.ARGUMENTS if stage.startswith("grpo") else (DataArguments, StageArguments, ModelConfig, SFTConfig)
     parsed = parse_recipe(types, [*words, *options.settings])
     data, model_arguments, training = parsed[0], parsed[-2], parsed[-1]
     studies = load_studies(data.datasets, data.data_dir, data.train_split)
-    if stage != "grpo":
+    if not stage.startswith("grpo"):
         set_global_batch(parsed[1], training)
         return sft.build_trainer(data, model_arguments, training, studies), model_arguments.use_peft
     _, reward, judge, stage_arguments, rollouts, watched, *_ = parsed
@@ -367,7 +380,7 @@ def prepare(options: argparse.Namespace) -> None:
     if not (options.folder / DATASET).exists():
         write_study_folder(options.folder / DATASET, options.studies, longest)
     sizes = []
-    if not options.model and {"sft", "grpo", "generate"} & set(options.parts):
+    if not options.model and {"sft", "grpo", "grpo_rows", "generate"} & set(options.parts):
         sizes.append(SIZE)
     if "sft_full" in options.parts:
         sizes.append(SMALL_SIZE)
@@ -375,7 +388,7 @@ def prepare(options: argparse.Namespace) -> None:
         if not (options.folder / size / "config.json").exists():
             print(f"writing {size} with random weights to {options.folder}", flush=True)
             write_model(size, options.folder / size, options.processor)
-    if options.weights is None and {"rewards", "rewards_compiled", "grpo"} & set(options.parts):
+    if options.weights is None and {"rewards", "rewards_compiled", "grpo", "grpo_rows"} & set(options.parts):
         options.weights = random_weights_folder("base")
 
 
