@@ -25,6 +25,7 @@ from evaluation.errors import EvaluationError
 from evaluation.generate import read_lines, write_reports
 from evaluation.predictions import SECTIONS, inside, read_predictions, studies_of_file
 from recipes.errors import run_command
+from recipes.films import PAPERS, FilmForm, form_of_model
 from recipes.models import check_model_folder, model_fingerprint
 
 USAGE = "python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER"
@@ -70,10 +71,15 @@ def infer(input_json: Path, output_json: Path, image_root: Path, batch_size: int
     check_model_folder(model)
     settings = engine_here(GenerationSettings(sections=sections, longitudinal=False))
     file = read_predictions(input_json)
-    studies = [study_to_read(study, image_root) for study in studies_of_file(file)]
+    form = form_of_model(model)
+    if form is None:
+        print(f"{model} does not say which films it was trained on; they are shown as the paper's, {PAPERS}")
+    studies = [study_to_read(study, image_root, form or PAPERS) for study in studies_of_file(file)]
     check_images(studies, settings)
     # Named by what decides the reports, so that another model or file never goes on with them.
-    made_by = hashlib.sha256(f"{model_fingerprint(model)} {sections} {file.fingerprint}".encode()).hexdigest()[:12]
+    made_by = hashlib.sha256(f"{model_fingerprint(model)} {form} {sections} {file.fingerprint}".encode()).hexdigest()[
+        :12
+    ]
     partial = output_json.with_name(f"{output_json.name}.{made_by}.partial.jsonl")
     write_reports(studies, partial, lambda: make_writer(model, settings), batch_size)
     reports = {line["study_id"]: line["model_prediction"] for line in read_lines(partial)}
@@ -82,12 +88,13 @@ def infer(input_json: Path, output_json: Path, image_root: Path, batch_size: int
     partial.unlink()
 
 
-def study_to_read(study: dict[str, Any], image_root: Path) -> dict[str, Any]:
-    """The study with its key image's path inside `image_root`, prepared as training images are when it is opened."""
+def study_to_read(study: dict[str, Any], image_root: Path, form: FilmForm) -> dict[str, Any]:
+    """The study with its key image's path inside `image_root`, prepared in the form `form` when it is opened."""
     if not study["image"]:
         raise EvaluationError(f"study {study['study_id']} has no key_image_path")
     inside(image_root, study["image"])
-    return {**study, "folder": str(image_root), "image": study["image"].lstrip("/"), "prepare": ImageSettings()}
+    settings = ImageSettings(form.size, form.mode)
+    return {**study, "folder": str(image_root), "image": study["image"].lstrip("/"), "prepare": settings}
 
 
 def _without_nan(value: Any) -> Any:

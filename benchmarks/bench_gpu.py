@@ -253,13 +253,13 @@ def study_tokens(model: Path, folder: Path) -> tuple[float, float]:
 
 def generate(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Reports of many studies by evaluation's own vLLM writer."""
-    from evaluation.engines import GenerationSettings, vllm_writer
+    from evaluation.engines import GenerationSettings, make_writer
     from launch.models import architecture
     from recipes.data import load_studies
 
     studies = load_studies([DATASET], folder, "test")[: options.studies]
     with memory_in_use() as used:
-        write = vllm_writer(str(model), GenerationSettings(engine="vllm", max_new_tokens=options.report_tokens))
+        write = make_writer(str(model), GenerationSettings(engine="vllm", max_new_tokens=options.report_tokens))
         write(studies[:8])
         start = time.perf_counter()
         reports = write(studies)

@@ -135,9 +135,9 @@ def add_source_arguments(command: argparse.ArgumentParser, name: str) -> None:
     add("--image-size", type=int, default=512, help="pixels (default: 512, the paper's)")
     add(
         "--image-mode",
-        default="longest",
-        help="longest: longest side at most --image-size, aspect kept, never enlarged (default); "
-        "letterbox: black bars to a square; stretch: square",
+        default="stretch",
+        help="stretch: square, aspect lost (default, the paper's 512×512); letterbox: black bars to a square; "
+        "longest: longest side at most --image-size, aspect kept, never enlarged",
     )
     add("--image-format", default="jpg", help="jpg (quality 95, default) or png")
     add("--seed", type=int, default=0, help="of the validation choice and of any split made here (default: 0)")

@@ -62,8 +62,8 @@ class Options:
         dataset: name of the source (`mimic`, `chexpert_plus`, …).
         name: value of the table's `dataset` column; the source's own name unless the user gives one.
         image_size: pixels, 16 or more.
-        image_mode: `longest` (longest side at most `image_size`, aspect kept, never enlarged), `letterbox` (black
-            bars to a square) or `stretch` (square, aspect lost).
+        image_mode: `stretch` (square, aspect lost: the paper's "resized to a resolution of 512×512 pixels"), `letterbox`
+            (black bars to a square) or `longest` (longest side at most `image_size`, aspect kept, never enlarged).
         image_format: `jpg` (quality 95) or `png`.
         seed: of every random choice.
         validation_studies: studies set aside from training, by patient; None: the source's default.
@@ -78,7 +78,7 @@ class Options:
     dataset: str
     name: str = ""
     image_size: int = 512
-    image_mode: str = "longest"
+    image_mode: str = "stretch"
     image_format: str = "jpg"
     seed: int = 0
     validation_studies: int | None = None

@@ -52,7 +52,11 @@ def _baseline(options: argparse.Namespace) -> None:
     from evaluation.baselines import write_baseline
 
     train = options.train or [options.data]
-    result = write_baseline(options.name, options.data, options.split, train, options.out, options.sections)
+    result = write_baseline(
+        options.name, options.data, options.split, train, options.out, options.sections, options.force
+    )
+    if result is None:
+        raise EvaluationError("no training study to learn from; name prepared folders that have some with --train")
     replaced = result["studies_given_the_most_frequent_report"]
     note = f"; {replaced} studies without a prior or an indication got the most frequent report" if replaced else ""
     print(f"{options.out / 'predictions.json'}: baseline {options.name}{note}")
@@ -269,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--sections", default=BOARD, choices=SECTIONS, help="which sections it writes")
     made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--force", action="store_true", help="replace one that learned from other data sets")
 
     made = command("score", _score, "score a file of predictions in ReXrank's form")
     made.add_argument(

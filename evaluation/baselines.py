@@ -8,12 +8,14 @@ The paper compares with "copy prior report" (figure 3); the most frequent report
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from data_prep.files import write_json
 from data_prep.locks import folder_lock
@@ -29,20 +31,39 @@ SUBSTITUTED_IDS = "given_the_most_frequent_report"
 
 
 def write_baseline(
-    name: str, data: Path, split: str, train: Sequence[Path], out: Path, sections: str = "available"
-) -> dict[str, Any]:
+    name: str,
+    data: Path,
+    split: str,
+    train: Sequence[Path],
+    out: Path,
+    sections: str = "available",
+    force: bool = False,
+) -> dict[str, Any] | None:
     """Write a baseline's `predictions.json` (ReXrank's form) and `generation.json` in `out`; returns the latter.
 
-    It writes the sections that models are asked for (`sections`, of `predictions.SECTIONS`), and no others.
+    It writes the sections that models are asked for (`sections`, of `predictions.SECTIONS`), and no others. None, said
+    aloud, where no folder of `train` has a training study to learn from (a folder of test studies alone).
 
     Raises:
-        EvaluationError: no such baseline.
+        EvaluationError: no such baseline; `out` holds one that learned from other data sets (force replaces it).
         StudyError: no such data.
     """
     if name not in BASELINES:
         raise EvaluationError(f"no baseline {name!r}; choose one of {', '.join(BASELINES)}")
     if sections not in SECTIONS:
         raise EvaluationError(f"sections is {sections!r}; choose one of {', '.join(SECTIONS)}")
+    train = [folder for folder in train if not _is_empty(folder / "train.parquet")]
+    if not train:
+        print(f"{out.name}: no training study to learn from; this baseline is left out")
+        return None
+    learned_from = [folder.name for folder in train]
+    if (out / "generation.json").is_file() and not force:
+        before = json.loads((out / "generation.json").read_text(encoding="utf-8"))["made_by"].get("train")
+        if before not in (None, learned_from):
+            raise EvaluationError(
+                f"{out} holds this baseline as learned from {', '.join(before)}, not from {', '.join(learned_from)}; "
+                "evaluate in another run (RUN=…), or replace it with FORCE=1"
+            )
     with folder_lock(out):
         return _write_baseline(name, data, split, train, out, sections)
 
@@ -86,6 +107,10 @@ def _write_baseline(
     }
     write_json(out / "generation.json", result)
     return result
+
+
+def _is_empty(table: Path) -> bool:
+    return table.is_file() and pq.read_metadata(table).num_rows == 0
 
 
 def most_frequent(training: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _TEMPLATE = {"available": None, "findings_impression": ("findings", "impression"
 
 # Takes studies, returns their (report, was it cut at max_new_tokens).
 Writer = Callable[[Sequence[Mapping[str, Any]]], list[tuple[str, bool]]]
+# A loaded model: the writer of given settings (of the same engine and dtype).
+Engine = Callable[["GenerationSettings"], Writer]
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,17 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
+def load_engine(model: str, settings: GenerationSettings) -> Engine:
+    """The engine of `settings.engine` with its model loaded: writers of any settings that differ in neither from it."""
+    return (vllm_engine if settings.engine == "vllm" else transformers_engine)(model, settings)
+
+
 def make_writer(model: str, settings: GenerationSettings) -> Writer:
     """The writer of `settings.engine`, its model loaded."""
-    return (vllm_writer if settings.engine == "vllm" else transformers_writer)(model, settings)
+    return load_engine(model, settings)(settings)
 
 
-def transformers_writer(model: str, settings: GenerationSettings) -> Writer:
+def transformers_engine(model: str, settings: GenerationSettings) -> Engine:
     """Greedy generation with transformers, on a GPU where there is one."""
     import torch
 
@@ -98,7 +106,7 @@ def writer_of(network: Any, processor: Any, settings: GenerationSettings, device
 
     end = set(end_tokens(processor))
 
-    def write(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    def write(settings: GenerationSettings, studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
         images = [image for study in studies for image in open_images(study, settings)]
         texts = [prompt_text(processor, study, settings) for study in studies]
         inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(device)
@@ -109,10 +117,10 @@ def writer_of(network: Any, processor: Any, settings: GenerationSettings, device
         cut = [not end.intersection(row) for row in completions.tolist()]
         return [(report.strip(), truncated) for report, truncated in zip(reports, cut, strict=True)]
 
-    return write
+    return lambda settings: partial(write, settings)
 
 
-def vllm_writer(model: str, settings: GenerationSettings) -> Writer:
+def vllm_engine(model: str, settings: GenerationSettings) -> Engine:
     """Greedy generation with vLLM (up to two images a prompt), on a GPU, or on a CPU with vLLM's build for it.
 
     vLLM takes whole models: an adapter is merged for as long as the writer is in use.
@@ -134,9 +142,10 @@ def vllm_writer(model: str, settings: GenerationSettings) -> Writer:
             generation_config="vllm",  # its own defaults, and nothing of the checkpoint's generation_config.json
         )
         kept = opened.pop_all()
-    sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens, stop_token_ids=end_tokens(processor))
+    ends = end_tokens(processor)
 
-    def write(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    def write(settings: GenerationSettings, studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+        sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens, stop_token_ids=ends)
         requests = [
             {
                 "prompt": prompt_text(processor, study, settings),
@@ -148,7 +157,7 @@ def vllm_writer(model: str, settings: GenerationSettings) -> Writer:
         return [(output.text.strip(), output.finish_reason == "length") for output in outputs]
 
     weakref.finalize(write, kept.close)  # until then: vLLM may read the processor's files with its first request
-    return write
+    return lambda settings: partial(write, settings)
 
 
 def checkpoint_dtype(model: str) -> str:

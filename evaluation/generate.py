@@ -19,9 +19,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,12 +33,13 @@ from data_prep.files import sha256_of, write_json
 from data_prep.locks import folder_lock
 from evaluation.engines import (
     VLLM_BATCHES,
+    Engine,
     GenerationSettings,
     Writer,
     check_images,
     engine_here,
     gpu_count,
-    make_writer,
+    load_engine,
 )
 from evaluation.errors import EvaluationError, read_record
 from evaluation.predictions import rexrank_entry, studies_of_data
@@ -65,70 +68,99 @@ class Task:
 
 
 def generate(task: Task, force: bool = False, processes: int | None = None) -> dict[str, Any]:
-    """Generate for one split of a prepared folder; returns what `generation.json` holds.
+    """As `generate_all`, for one task."""
+    return generate_all([task], force, processes)[0]
+
+
+def generate_all(tasks: Sequence[Task], force: bool = False, processes: int | None = None) -> list[dict[str, Any]]:
+    """Generate for tasks of one model, which is loaded once; returns what each `generation.json` holds.
 
     Args:
         processes: how many share the studies; None is one a GPU.
 
     Raises:
-        EvaluationError: an unreadable image, or results of other settings in `task.out` (force replaces them).
+        EvaluationError: an unreadable image, or results of other settings in a task's `out` (force replaces them).
         RecipeError, StudyError: no such model or data.
     """
-    studies, settings, made_by = planned(task)
-    with folder_lock(task.out):
-        return load_finished(task.out, made_by, force) or _generate(task, studies, settings, made_by, processes)
-
-
-def _generate(
-    task: Task,
-    studies: list[dict[str, Any]],
-    settings: GenerationSettings,
-    made_by: Mapping[str, Any],
-    processes: int | None,
-) -> dict[str, Any]:
-    check_images(studies, settings)
-    processes = processes or max(1, gpu_count())
-    started = time.monotonic()
-    if processes > 1:
-        _in_processes(replace(task, settings=settings), processes)
-    else:
-        write_reports(
-            studies,
-            partial_path(task.out),
-            lambda: make_writer(task.model, settings),
-            _batch_size(settings, task.batch_size),
-            partials(task.out),
-        )
-    return finish(task.out, studies, made_by, time.monotonic() - started)
+    with contextlib.ExitStack() as locks:
+        results: dict[Path, dict[str, Any]] = {}
+        todo = []
+        for task in tasks:
+            studies, settings, made_by = planned(task)
+            locks.enter_context(folder_lock(task.out))
+            if finished := load_finished(task.out, made_by, force):
+                results[task.out] = finished
+                continue
+            check_images(studies, settings)
+            todo.append((replace(task, settings=settings), studies, made_by))
+        processes = processes or (max(1, gpu_count()) if todo else 1)
+        started = time.monotonic()
+        if todo and processes > 1:
+            _in_processes([task for task, _, _ in todo], processes)
+        engine = _loaded_once()
+        for task, studies, made_by in todo:
+            if processes == 1:
+                started = time.monotonic()
+                write_reports(
+                    studies,
+                    partial_path(task.out),
+                    partial(engine, task),
+                    _batch_size(task.settings, task.batch_size),
+                    partials(task.out),
+                )
+            results[task.out] = finish(task.out, studies, made_by, time.monotonic() - started)
+        return [results[task.out] for task in tasks]
 
 
 def generate_shard(task: Task, shard: int, shards: int) -> None:
-    """One process's part of the studies: every `shards`-th, from `shard`. A `generate` puts the parts together.
+    """As `generate_shards`, for one task."""
+    generate_shards([task], shard, shards)
+
+
+def generate_shards(tasks: Sequence[Task], shard: int, shards: int) -> None:
+    """One process's part of the studies: every `shards`-th, from `shard`. A `generate_all` puts the parts together.
 
     Raises:
-        EvaluationError: as `generate`; also where the model or the data changed since the other parts.
+        EvaluationError: as `generate_all`; also where the model or the data changed since the other parts.
     """
-    studies, settings, made_by = planned(task)
-    if load_finished(task.out, made_by, force=False, replace_changed=False):
-        return
-    studies = studies[shard::shards]
-    check_images(studies, settings)
-    write_reports(
-        studies,
-        partial_path(task.out, shard),
-        lambda: make_writer(task.model, settings),
-        _batch_size(settings, task.batch_size),
-        partials(task.out),
-        title=f"reports, part {shard + 1} of {shards}",
-    )
+    engine = _loaded_once()
+    for task in tasks:
+        studies, settings, made_by = planned(task)
+        if load_finished(task.out, made_by, force=False, replace_changed=False):
+            continue
+        studies = studies[shard::shards]
+        check_images(studies, settings)
+        write_reports(
+            studies,
+            partial_path(task.out, shard),
+            partial(engine, replace(task, settings=settings)),
+            _batch_size(settings, task.batch_size),
+            partials(task.out),
+            title=f"reports, part {shard + 1} of {shards}",
+        )
+
+
+def _loaded_once() -> Callable[[Task], Writer]:
+    """Writers of tasks of one model, which the first that is asked for loads."""
+    loaded: list[Engine] = []
+
+    def writer(task: Task) -> Writer:
+        if not loaded:
+            loaded.append(load_engine(task.model, task.settings))
+        return loaded[0](task.settings)
+
+    return writer
 
 
 def planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict[str, Any]]:
     """The studies, the settings with their engine decided, and what decides the reports."""
+    from recipes.films import check_form, form_of_data
     from recipes.models import check_model_folder, model_fingerprint  # loads torch: only where a model is needed
 
     studies = studies_of_data(task.data, task.split)[: task.max_studies]
     check_model_folder(task.model)
+    films = form_of_data(task.data)
+    check_form(task.model, films, str(task.data))
     settings = engine_here(task.settings)
     made_by = {
         "model": task.model,
@@ -137,6 +169,7 @@ def planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict[
         "split": task.split,
         "data_sha256": sha256_of(task.data / f"{task.split}.parquet"),
         "studies": len(studies),
+        **({"films": str(films)} if films else {}),
         **asdict(settings),
     }
     return studies, settings, made_by
@@ -338,18 +371,34 @@ def finish(
     return result
 
 
-def _in_processes(task: Task, processes: int) -> None:
+def write_tasks(tasks: Sequence[Task], path: Path) -> None:
+    """Tasks as a JSON file that `read_tasks` reads: what a process of its own is to do."""
+    rows = [asdict(task) | {"data": str(task.data), "out": str(task.out)} for task in tasks]
+    write_json(path, rows)
+
+
+def read_tasks(path: Path) -> list[Task]:
+    """The tasks of a file that `write_tasks` made."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        Task(
+            **{
+                **row,
+                "data": Path(row["data"]),
+                "out": Path(row["out"]),
+                "settings": GenerationSettings(**row["settings"]),
+            }
+        )
+        for row in rows
+    ]
+
+
+def _in_processes(tasks: Sequence[Task], processes: int) -> None:
     """Each process, with a GPU of its own where there are GPUs, writes its share of the studies.
 
     Raises:
         EvaluationError: a process failed (its own message is above); what is written is kept.
     """
-    command = [sys.executable, "-m", "evaluation", "generate", "--model", task.model, "--data", str(task.data)]
-    command += ["--split", task.split, "--out", str(task.out), "--batch_size", str(task.batch_size)]
-    for key, value in asdict(task.settings).items():
-        command += [f"--{key}", str(value)]
-    if task.max_studies is not None:
-        command += ["--max_studies", str(task.max_studies)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     shared = {"OMP_NUM_THREADS": threads, **os.environ}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -358,20 +407,29 @@ def _in_processes(task: Task, processes: int) -> None:
     if gpus and processes > gpus:
         raise EvaluationError(f"--processes is {processes}, but there are {gpus} GPUs; give each process its own")
     running: list[subprocess.Popen] = []
-    try:
-        for i in range(processes):
-            own = {**shared, "CUDA_VISIBLE_DEVICES": devices[i]} if gpus else shared
-            running.append(signals.start([*command, "--shard", f"{i}/{processes}"], env={**own, signals.PART: "1"}))
-        failed = [i for i, process in enumerate(running) if process.wait()]
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_SECONDS)
-            process.kill()
+    with tempfile.TemporaryDirectory() as folder:
+        write_tasks(tasks, Path(folder) / "tasks.json")
+        command = [sys.executable, "-m", "evaluation.generate", str(Path(folder) / "tasks.json")]
+        try:
+            for i in range(processes):
+                own = {**shared, "CUDA_VISIBLE_DEVICES": devices[i]} if gpus else shared
+                running.append(signals.start([*command, f"{i}/{processes}"], env={**own, signals.PART: "1"}))
+            failed = [i for i, process in enumerate(running) if process.wait()]
+        finally:
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_SECONDS)
+                process.kill()
     if failed:
         raise EvaluationError(
             f"{len(failed)} of {processes} processes failed (their messages are above); run the command again to go on"
         )
+
+
+if __name__ == "__main__":  # one process of `_in_processes`: python -m evaluation.generate TASKS.json I/N
+    from recipes.errors import run_command
+
+    run_command(lambda: generate_shards(read_tasks(Path(sys.argv[1])), *map(int, sys.argv[2].split("/"))), OSError)

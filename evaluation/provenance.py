@@ -49,6 +49,11 @@ def notices(m: Material, unusual: int) -> list[str]:
             f"{unusual} unusual things about the prediction files (missing, extra, empty or null predictions, failed judge "
             "calls): see the table in the summary. Missing, null and empty predictions count as empty reports."
         )
+    if m.summary["not_rexranks_test"]:
+        found.append(
+            f"Not ReXrank's test: {listed(m.summary['not_rexranks_test'])}. These studies are not those of ReXrank's board "
+            "or of the paper's figures, and their numbers do not compare with either."
+        )
     if m.summary["not_evaluated"]:
         found.append(f"Not evaluated in this run: {listed([shown_name(s) for s in m.summary['not_evaluated']])}.")
     return found

@@ -8,16 +8,21 @@ text does not hold them; their source says so.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from data_prep.sources.rexrank import KEYS, recorded
 from evaluation.references import unlike_the_board
 
 METRICS = ("bleu2", "bertscore", "sembscore", "radgraph", "1/radcliq_v1", "ratescore")
 _PATH = Path(__file__).with_name("published.csv")
 
 
+@cache
 def read_published() -> list[dict[str, Any]]:
     """All rows: dataset, studies, sections, model, year, the metrics as floats (None where not published), source, date."""
     with _PATH.open(encoding="utf-8", newline="") as file:
@@ -29,13 +34,37 @@ def read_published() -> list[dict[str, Any]]:
     return rows
 
 
-def comparable(result: Mapping[str, Any], dataset: str) -> tuple[list[dict[str, Any]], str]:
+def test_file_of(data: Path) -> dict[str, Any] | None:
+    """The ReXrank test file whose studies are a prepared folder's test split, as its card names it; None: no such file."""
+    try:
+        return json.loads((data / "card.json").read_text(encoding="utf-8")).get("test_file")
+    except (OSError, ValueError):  # a folder without a card says nothing of its test set
+        return None
+
+
+def test_file_of_references(study_ids: Collection[str]) -> dict[str, Any] | None:
+    """The same of a file of references: ReXrank's, where its keys and their number are those of one of the boards."""
+    dataset = next((name for pattern, name, _ in KEYS if re.fullmatch(pattern, next(iter(study_ids)))), None)
+    if len(study_ids) not in {row["studies"] for row in read_published() if row["dataset"] == dataset}:
+        return None
+    return recorded(dataset, study_ids)
+
+
+def comparable(result: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Published rows that a scores.json may stand beside, and why there are none where there are none.
 
-    The same kind means: references in the form of ReXrank's script (`references.unlike_the_board`), the same data set, its ReXrank test split (by its number of studies), the sections of one of
-    ReXrank's boards, and real backends. RexGradient's board is on a private set, so its public split never qualifies.
+    The same kind means: references in the form of ReXrank's script (`references.unlike_the_board`), the table's own data
+    set, exactly the studies of ReXrank's test file (by the fingerprint of their ids), the sections of one of ReXrank's
+    boards, no priors shown (ReXrank's setup has none) and real backends. A folder's name decides nothing.
     """
     made_by = result["made_by"]
+    datasets = result.get("datasets") or ["unknown"]
+    dataset = datasets[0] if len(datasets) == 1 else ""
+    if dataset == "rexgradient":
+        return (
+            [],
+            "not ReXrank's test: its board, and the paper's figures, are of 10,000 private studies, not of the public split",
+        )
     rows = [row for row in read_published() if row["dataset"] == dataset]
     if not rows:
         return [], "no published numbers for this data set"
@@ -46,9 +75,32 @@ def comparable(result: Mapping[str, Any], dataset: str) -> tuple[list[dict[str, 
     boards = [row for row in rows if row["sections"] == made_by["sections"]]
     if not boards:
         return [], "ReXrank's boards compare findings_impression or findings; score with one of these --sections"
-    if result["studies"] != boards[0]["studies"]:
-        return (
-            [],
-            f"ReXrank's test split of {dataset} has {boards[0]['studies']} studies; these scores are of {result['studies']}",
-        )
+    listed = made_by.get("test_file")
+    if not listed or listed["dataset"] != dataset:
+        return [], "not ReXrank's test: the data was prepared without ReXrank's test file (--rexrank)"
+    if listed["study_ids_sha256"] != result["study_ids_sha256"]:
+        return [], f"ReXrank's test file lists {listed['studies']:,} studies; these scores are of {result['studies']:,}"
+    if made_by.get("longitudinal"):
+        return [], "the model was shown prior studies, which ReXrank's setup has not; see the evaluation without priors"
     return boards, ""
+
+
+def not_rexranks_test(result: Mapping[str, Any]) -> bool:
+    """Whether the data set has a board, or the paper a figure, that these studies are not of."""
+    dataset = next(iter(result.get("datasets") or [""]))
+    if dataset == "rexgradient":
+        return True
+    if dataset not in {row["dataset"] for row in read_published()}:
+        return False
+    listed = result["made_by"].get("test_file")
+    return not listed or (listed["dataset"], listed["study_ids_sha256"]) != (dataset, result["study_ids_sha256"])
+
+
+def caution(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What to say beside published rows where the file that was given is not the board's in full; else empty."""
+    if not rows or result["studies"] == rows[0]["studies"]:
+        return ""
+    return (
+        f"Not the same test: the ReXrank file that was given lists {result['studies']:,} studies, the board's "
+        f"{rows[0]['studies']:,}."
+    )

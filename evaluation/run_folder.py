@@ -17,8 +17,10 @@ import numpy as np
 from evaluation.baselines import BASELINES, SUBSTITUTED, SUBSTITUTED_IDS
 from evaluation.compare import judge_left_out, read_result, same_studies
 from evaluation.errors import EvaluationError, read_record
+from evaluation.published import not_rexranks_test
 from evaluation.score import Scores
 
+MAIN = "eval"  # the recipe's own evaluation; those beside it are in eval_<sections>_<with or no>_priors
 STAGES = ("base", "sft", "rl_step1", "rl_step2")
 
 
@@ -120,8 +122,34 @@ class Run:
         return self._read(folder / "scores.jsonl").fields["split"][0] or "test"
 
     def shown(self, datasets: Sequence[str]) -> list[str]:
-        """Data sets for people, those of another split than test with its name: `ours (validation)`."""
-        return [name if (split := self.split(name)) == "test" else f"{name} ({split})" for name in datasets]
+        """Data sets for people, with what they are not: `ours (validation)`, `mimic (not ReXrank's test)`."""
+        shown = []
+        for name in datasets:
+            split = self.split(name)
+            mark = split if split != "test" else "not ReXrank's test" if self.not_rexranks_test(name) else ""
+            shown.append(f"{name} ({mark})" if mark else name)
+        return shown
+
+    def not_rexranks_test(self, dataset: str) -> bool:
+        """Whether a data set has a board, or the paper a figure, that the evaluated studies are not of."""
+        return not_rexranks_test(self.result(dataset))
+
+    def result(self, dataset: str) -> dict[str, Any]:
+        """`scores.json` of a data set, of the first model that has it."""
+        return read_result(
+            next(self.folders[model][dataset] for model in self.models if dataset in self.folders[model])
+        )
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What was asked and shown: sections, and whether priors were (None: not known, or not the same everywhere)."""
+        made_by = [read_result(folder)["made_by"] for folders in self.folders.values() for folder in folders.values()]
+        sections = {made["sections"] for made in made_by}
+        priors = {made.get("longitudinal") for made in made_by} - {None}
+        return {
+            "sections": sections.pop() if len(sections) == 1 else None,
+            "longitudinal": priors.pop() if len(priors) == 1 else None,
+        }
 
     def described(self, model: str, dataset: str | None = None) -> dict[str, Any]:
         """Backends and fingerprints of a model's scores (`made_by.scorers`).
@@ -213,10 +241,21 @@ class Run:
         return _json(path) if path.is_file() else None
 
 
-def read_run(root: Path) -> Run:
-    """Raises EvaluationError where nothing in `root` has been scored."""
+def beside(name: str) -> str:
+    """The folder of an evaluation that is made beside the recipe's own."""
+    return f"{MAIN}_{name}"
+
+
+def evaluations(root: Path) -> list[str]:
+    """The evaluations that a run has scores of, the recipe's own first."""
+    scored = {path.parents[2].name for path in root.glob(f"{MAIN}*/*/*/scores.json")}
+    return sorted(scored, key=lambda name: (name != MAIN, name))
+
+
+def read_run(root: Path, evaluation: str = MAIN) -> Run:
+    """One evaluation of a run. Raises EvaluationError where nothing in it has been scored."""
     folders: dict[str, dict[str, Path]] = {}
-    for path in sorted((root / "eval").glob("*/*/scores.json")):
+    for path in sorted((root / evaluation).glob("*/*/scores.json")):
         folders.setdefault(path.parent.name, {})[path.parent.parent.name] = path.parent
     if not folders:
         if not root.is_dir():
@@ -225,7 +264,7 @@ def read_run(root: Path) -> Run:
                 f"nothing in {root} has been scored: there is no such run; those with an evaluation: {runs}"
             )
         raise EvaluationError(
-            f"nothing in {root}/eval has been scored; run: make eval RUN={root.name}, with the RECIPE that trained it"
+            f"nothing in {root}/{evaluation} has been scored; run: make eval RUN={root.name}, with the RECIPE that trained it"
         )
     ablations: dict[str, dict[str, Path]] = {}
     for path in sorted((root / "ablations").glob("*/eval/*/*/scores.json")):

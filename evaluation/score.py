@@ -25,11 +25,13 @@ from tqdm import tqdm
 
 from data_prep.files import sha256_of, write_json
 from data_prep.locks import folder_lock
+from data_prep.study import ids_fingerprint
 from evaluation import statistics, temporal
 from evaluation.errors import EvaluationError
 from evaluation.graphs import MarkedEntity, marked_graphs
 from evaluation.names import split_number
 from evaluation.predictions import Problems, ReferenceForm, pair, read_predictions, studies_of_data, studies_of_file
+from evaluation.published import test_file_of, test_file_of_references
 from evaluation.references import described as references_described
 from evaluation.statistics import Statistic
 from recipes.errors import RecipeError, read_json
@@ -221,6 +223,8 @@ def _score(
         "data": data,
         "made_by": described,
         "studies": len(scores.study_id),
+        "study_ids_sha256": ids_fingerprint(scores.study_id),
+        "datasets": sorted(set(scores.fields["dataset"])),
         "patients": len(set(scores.patient_id)),
         "counts": problems.counts(),
         "listed": {name: ids[:_LISTED] for name, ids in vars(problems).items() if ids},
@@ -575,7 +579,7 @@ def score_file(
     if references and data:
         raise EvaluationError("give --references or --data, not both")
     file = read_predictions(predictions)
-    source = {"predictions_sha256": file.fingerprint, "sections": sections}
+    source = {"predictions_sha256": file.fingerprint, "sections": sections, "longitudinal": priors_shown(predictions)}
     command = (
         f"python -m evaluation score --predictions {predictions} --sections {sections} --backend {scorers.backend}"
         f" --reference_form {form.text} --missing_section {form.missing_section}"
@@ -586,11 +590,13 @@ def score_file(
         truth = read_truth(data, studies)
         command += f" --data {data} --split {split}"
         source |= {"references": f"{data.name}/{split}", "references_sha256": sha256_of(data / f"{split}.parquet")}
+        source |= {"test_file": test_file_of(data) if split == "test" else None}
     else:
         reference_file = read_predictions(references) if references else file
         studies = studies_of_file(reference_file)
         command += f" --references {references}" if references else ""
         source |= {"references": reference_file.path.name, "references_sha256": reference_file.fingerprint}
+        source |= {"test_file": test_file_of_references(reference_file.entries) if references else None}
     if dataset:
         named = {study["study_id"]: claimed_source(study["dataset"], dataset) for study in studies if "source" in study}
         studies = [{**s, "dataset": dataset, "source": named.get(s["study_id"], dataset)} for s in studies]
@@ -600,6 +606,14 @@ def score_file(
     if scorers.judge is not None:
         command += f" --judge {scorers.judge.settings.judge_base_url} --judge_model {scorers.judge.model}"
     return score(rows, problems, scorers, out, source, command, data and str(data), truth, resamples, seed, force)
+
+
+def priors_shown(predictions: Path) -> bool | None:
+    """Whether the model saw prior studies, from the file beside its predictions; None where nothing says so."""
+    path = predictions.parent / "generation.json"
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get("made_by", {}).get("longitudinal")
 
 
 def read_truth(data: Path, studies: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:

@@ -13,16 +13,19 @@ from evaluation import figures
 from evaluation.breakdowns import SUBGROUPS
 from evaluation.compare import read_result, studies_in_words
 from evaluation.material import Material
-from evaluation.names import sentence, shown_name, shown_number
+from evaluation.names import sentence, shown_name, shown_number, split_number
 from evaluation.published import METRICS as PUBLISHED_METRICS
-from evaluation.published import comparable
-from evaluation.run_folder import Common
+from evaluation.published import caution, comparable
+from evaluation.run_folder import Common, evaluations, read_run
 from evaluation.statistics import MIN_PATIENTS, holm
+from evaluation.summary import PAPERS_NUMBERS
 from evaluation.tables import Table, cell, listed, p_value, says_something, with_p
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS
 
-PRINCIPAL = ("micro_f1", "composite", "judge_errors")
+# The paper's primary number and its parts first (Results: "RadCliQ-v1 serves as our primary evaluation metric").
+PRINCIPAL = ("inverse_radcliq_v1", "bertscore", "sembscore", "radgraph", "micro_f1", "composite", "judge_errors")
+DRAWN = ("inverse_radcliq_v1", "micro_f1", "composite", "judge_errors")
 
 
 @dataclass
@@ -44,6 +47,7 @@ def report_parts(m: Material) -> list[Part]:
     """The report's sections in order."""
     return [
         summary(m),
+        *evaluated(m),
         metrics(m),
         *published(m),
         rewards(m),
@@ -103,7 +107,12 @@ def summary(m: Material) -> Part:
     )
     if m.summary["paired"]:
         note = f"A change is called clear where p < 0.05 after Holm's correction. {note}"
-    figure = figures.principal_numbers(seen, never, titles)
+    drawn = {
+        key: title
+        for key, title in titles.items()
+        if key in DRAWN and all(says_something(title, n[key]) for n in (*seen.values(), *never.values()) if key in n)
+    }
+    figure = figures.principal_numbers(seen, never, drawn)
     return Part("summary", "Summary", text, figure, tables, points=points, note=note)
 
 
@@ -136,11 +145,13 @@ def _most_frequent(m: Material) -> list[str]:
 
 
 def principal_names(m: Material) -> dict[str, str]:
-    """The three numbers of the summary, each with the mark of its backend and ↓ where lower is better."""
+    """The numbers of the summary, each with the mark of its backend and ↓ where lower is better."""
     scorers = m.summary["scorers"]
     labels = scorers["labels"]["backend"]
     mark = "" if labels in ("real", "exact") else f" [{labels}]"
-    names = {"micro_f1": f"micro-F1, {_micro_of(m)}{mark}"}
+    there = {split_number(name)[0]: name for name in next(iter(m.means.values()))}
+    names = {key: shown_number(there[number]) for key, number in PAPERS_NUMBERS.items() if number in there}
+    names["micro_f1"] = f"micro-F1, {_micro_of(m)}{mark}"
     if scorers["composite"]["name"]:
         names["composite"] = shown_number(scorers["composite"]["name"])
     if scorers["judge"]:
@@ -150,20 +161,36 @@ def principal_names(m: Material) -> dict[str, str]:
 
 def _principal_table(m: Material, numbers: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
     rows = [
-        [shown_name(name), f"{n['n']:,} of {n['patients']:,}", *(cell(n.get(key)) for key in PRINCIPAL)]
+        [shown_name(name), f"{n['n']:,} of {n['patients']:,}", *(_principal_cell(key, n.get(key)) for key in PRINCIPAL)]
         for name, n in numbers.items()
     ]
     return Table(["", "studies of patients", *principal_names(m).values()], rows, caption=caption)
 
 
+def _principal_cell(key: str, value: Mapping[str, Any] | None) -> str:
+    return readable("1/radcliq_v1", value) if key == "inverse_radcliq_v1" else cell(value)
+
+
 def _in_short(m: Material) -> list[str]:
     """What the summary's numbers say, by rule: a change counts as clear where p after Holm's correction is below 0.05."""
-    words = {"micro_f1": "micro-F1", "composite": "composite reward", "judge_errors": "judge errors a report"}
+    words = {
+        "inverse_radcliq_v1": "1/RadCliQ-v1",
+        "micro_f1": "micro-F1",
+        "composite": "composite reward",
+        "judge_errors": "judge errors a report",
+    }
+    unreadable = {
+        model
+        for model, numbers in m.summary["stages"].items()
+        if (value := numbers.get("inverse_radcliq_v1")) and not says_something("1/radcliq_v1", value)
+    }
     points = []
     for pair, numbers in m.summary["paired"].items():
         told = []
         for key, value in numbers.items():
-            if value["difference"] is None:
+            if value["difference"] is None or key not in words:
+                continue
+            if key == "inverse_radcliq_v1" and unreadable & set(pair.split(" - ")):
                 continue
             clear = value["p_holm"] is not None and value["p_holm"] < 0.05
             kind = ("a clear rise" if value["difference"] > 0 else "a clear fall") if clear else "no clear change"
@@ -175,7 +202,9 @@ def _in_short(m: Material) -> list[str]:
     last = next(reversed(stages), None)
     if last and baselines:
         told = []
-        for key in PRINCIPAL:
+        for key in words:
+            if key == "inverse_radcliq_v1" and (last in unreadable or not _all_readable(baselines)):
+                continue
             known = {n: v[key]["mean"] for n, v in baselines.items() if v.get(key) and v[key]["mean"] is not None}
             if known and stages[last].get(key):
                 best = (min if key == "judge_errors" else max)(known, key=known.get)
@@ -185,6 +214,11 @@ def _in_short(m: Material) -> list[str]:
                 )
         points.append(f"{shown_name(last)} beside the better baseline that sees no image: {'; '.join(told)}.")
     return points
+
+
+def _all_readable(numbers: Mapping[str, Mapping[str, Any]]) -> bool:
+    found = [n["inverse_radcliq_v1"] for n in numbers.values() if n.get("inverse_radcliq_v1")]
+    return all(says_something("1/radcliq_v1", value) for value in found)
 
 
 def _pair_name(pair: str) -> str:
@@ -235,43 +269,85 @@ def readable(number: str, value: Mapping[str, float | None] | None) -> str:
     return cell(value) if says_something(number, value) else "–"
 
 
+def evaluated(m: Material) -> list[Part]:
+    """All evaluations of the run beside each other, where there is more than one: both boards, with and without priors."""
+    names = evaluations(m.run.root)
+    if len(names) < 2:
+        return []
+    rows = []
+    for name in names:
+        run = read_run(m.run.root, name)
+        for dataset in run.datasets:
+            for model in run.models:
+                if dataset in run.folders[model]:
+                    result = read_result(run.folders[model][dataset])
+                    found = {split_number(key)[0]: value for key, value in result["metrics"].items()}
+                    cells = [readable(number, found.get(number)) for number in PUBLISHED_METRICS]
+                    shown = run.shown([dataset])[0]
+                    rows.append([_asked(result), shown, shown_name(model), f"{result['studies']:,}", *cells])
+    header = ["asked and shown", "data set", "", "studies", *map(shown_number, PUBLISHED_METRICS)]
+    text = (
+        "The same models, asked for findings and impression or for findings alone (ReXrank's two boards), with and without "
+        "the prior study. ReXrank's own setup shows none; with priors is the paper's Figure 3."
+    )
+    return [Part("evaluations", "Both boards, with and without priors", text, None, [Table(header, rows)])]
+
+
+def _asked(result: Mapping[str, Any]) -> str:
+    """The evaluation of a scores.json for people."""
+    shown = {True: "with priors", False: "without priors"}.get(result["made_by"].get("longitudinal"))
+    sections = {"findings_impression": "findings + impression", "available": "the reference's sections"}
+    return ", ".join(filter(None, (sections.get(result["made_by"]["sections"], result["made_by"]["sections"]), shown)))
+
+
 def published(m: Material) -> list[Part]:
-    """A section for each data set where published numbers may stand beside these; one that says why for the others."""
+    """A section for each board that published numbers may stand on beside these; one that says why for the others."""
     parts: list[Part] = []
     reasons: dict[str, list[str]] = {}
-    for dataset in m.run.datasets:
-        models = [model for model in m.run.models if dataset in m.run.folders[model]]
-        results = {model: read_result(m.run.folders[model][dataset]) for model in models}
-        rows, reason = comparable(results[models[0]], dataset)
-        if reason:
-            reasons.setdefault(reason, []).append(dataset)
-            continue
-        means = {model: results[model]["metrics"] for model in models if not comparable(results[model], dataset)[1]}
-        ranked = sorted(rows, key=lambda r: -(r["1/radcliq_v1"] or 0))
-        table = [
-            [shown_name(model), *(cell(means[model].get(n)) for n in PUBLISHED_METRICS), "this run", ""]
-            for model in means
-        ]
-        table += [
-            [r["model"], *("–" if r[n] is None else f"{r[n]:.3f}" for n in PUBLISHED_METRICS), r["source"], r["date"]]
-            for r in ranked
-        ]
-        parts.append(
-            Part(
-                f"published-{len(parts)}",
-                f"Beside published numbers: {dataset}",
-                f"ReXrank's test split, sections {rows[0]['sections']}. Published numbers come without intervals; the figure "
-                "shows the eight highest by 1/RadCliQ-v1 whose source was checked, the table all.",
-                figures.metrics_against_published(
-                    means, PUBLISHED_METRICS, [r for r in ranked if "not checked" not in r["source"]][:8]
-                ),
-                [Table(["", *map(shown_number, PUBLISHED_METRICS), "source", "date"], table)],
-            )
-        )
+    for name in evaluations(m.run.root):
+        run = read_run(m.run.root, name)
+        for dataset in run.datasets:
+            results = {
+                model: read_result(run.folders[model][dataset]) for model in run.models if dataset in run.folders[model]
+            }
+            # A baseline's file does not say what a model saw; the models' own results decide.
+            first = next((r for r in results.values() if r["made_by"].get("longitudinal") is not None), None)
+            first = first or next(iter(results.values()))
+            rows, reason = comparable(first)
+            if reason:
+                reasons.setdefault(reason, []).append(f"{dataset} ({_asked(first)})")
+                continue
+            parts.append(_board(f"published-{len(parts)}", dataset, results, rows))
     if reasons:
         points = [f"{listed(datasets)}: {reason}." for reason, datasets in reasons.items()]
         parts.append(Part("published", "Published numbers", "None stand beside these:", points=points))
     return parts
+
+
+def _board(id: str, dataset: str, results: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Part:
+    """This run's models beside the rows of one board."""
+    means = {model: result["metrics"] for model, result in results.items() if not comparable(result)[1]}
+    ranked = sorted(rows, key=lambda r: -(r["1/radcliq_v1"] or 0))
+    table = [
+        [shown_name(model), *(readable(n, means[model].get(n)) for n in PUBLISHED_METRICS), "this run", ""]
+        for model in means
+    ]
+    table += [
+        [r["model"], *("–" if r[n] is None else f"{r[n]:.3f}" for n in PUBLISHED_METRICS), r["source"], r["date"]]
+        for r in ranked
+    ]
+    warning = caution(next(iter(results.values())), rows)
+    sections = _asked({"made_by": {"sections": rows[0]["sections"]}})
+    return Part(
+        id,
+        f"Beside published numbers: {dataset}, {sections}",
+        f"{warning and warning + ' '}ReXrank's test set, {sections}, without priors as on its board. Published numbers come "
+        "without intervals; the figure shows the eight highest by 1/RadCliQ-v1 whose source was checked, the table all.",
+        figures.metrics_against_published(
+            means, PUBLISHED_METRICS, [r for r in ranked if "not checked" not in r["source"]][:8]
+        ),
+        [Table(["", *map(shown_number, PUBLISHED_METRICS), "source", "date"], table, caption=warning)],
+    )
 
 
 def rewards(m: Material) -> Part:

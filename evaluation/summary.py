@@ -17,20 +17,32 @@ from data_prep.files import write_json
 from evaluation import statistics
 from evaluation.baselines import BASELINES
 from evaluation.compare import correct
-from evaluation.run_folder import STAGES, Common, Run, read_run
+from evaluation.names import split_number
+from evaluation.run_folder import MAIN, STAGES, Common, Run, evaluations, read_run
 from evaluation.score import Scores, principal_statistics
+from evaluation.tables import says_something
 
-_NUMBERS = {"micro_f1": "label_micro_f1_14", "judge_errors": "errors"}  # short key → number, for its family of tests
+# Short key → number: the paper's primary metric and what it is made of.
+PAPERS_NUMBERS = {
+    "inverse_radcliq_v1": "1/radcliq_v1",
+    "bertscore": "bertscore",
+    "sembscore": "sembscore",
+    "radgraph": "radgraph",
+    "bleu2": "bleu2",
+}
+# Short key → number, for its family of tests.
+_NUMBERS = {**PAPERS_NUMBERS, "micro_f1": "label_micro_f1_14", "judge_errors": "errors"}
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
 
 def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """Write and return `summary.json`.
 
-    It holds, for each stage, n and micro-F1 of the labels (the true ones where the data has them), composite reward and
-    judge errors a report, each {mean, low, high}, over the test studies of the data sets that were trained on; the same
-    for zero-shot data sets, for each data set, for the baselines and for comparisons (`make ablation`); paired
-    differences of consecutive stages, and of comparisons from the RL stages; seconds a stage; versions; backends.
+    It holds, for each stage, n, 1/RadCliQ-v1 and its parts, micro-F1 of the labels (the true ones where the data has them),
+    composite reward and judge errors a report, each {mean, low, high}, over the test studies of the data sets that were
+    trained on; the same for zero-shot data sets, for each data set, for the baselines, for comparisons (`make ablation`)
+    and for the evaluations beside the recipe's own (`beside`: the other board, without priors); paired differences of
+    consecutive stages, and of comparisons from the RL stages; seconds a stage; versions; backends.
 
     Each group of models is over the studies that all of them have (`studies` says how many that leaves out, and why); the
     numbers of a model's own larger set are under `own_studies`. A validation split, by which the checkpoint was chosen, is
@@ -59,7 +71,9 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
 
     result = {
         "run": outputs.name,
+        "evaluation": run.evaluation,
         "datasets": {"seen": run.seen, "zero_shot": run.zero_shot},
+        "not_rexranks_test": [name for name in run.datasets if run.not_rexranks_test(name)],
         "apart": run.apart,
         "studies": seen.described(),
         "stages": numbers(stages, seen),
@@ -81,6 +95,7 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
             "paired": _paired(run, never, resamples, seed),
         },
         "by_dataset": {name: numbers(run.models, common) for name, common in by_dataset.items()},
+        "beside": {name: _beside(outputs, name, resamples, seed) for name in evaluations(outputs) if name != MAIN},
         "not_evaluated": [stage for stage in STAGES if stage not in run.folders],
         "seconds": run.root_file("timings.json")
         or {stage: file.get("seconds") for stage, file in run.stage_files("result.json").items()},
@@ -106,27 +121,68 @@ def compared_models(run: Run, models: Sequence[str]) -> list[str]:
 
 
 def principal(scores: Scores, described: Mapping[str, Any]) -> dict[str, statistics.Statistic]:
-    """The three numbers of the summary, under short keys; a number that was not scored is left out."""
-    found = principal_statistics(scores, described)
+    """The numbers of the summary, under short keys; a number that was not scored is left out.
+
+    1/RadCliQ-v1 and its parts first: the paper's "primary evaluation metric" (Results).
+    """
+    found = {split_number(name)[0]: value for name, value in principal_statistics(scores, described).items()}
     kind = "truth" if "truth" in scores.labels else "label"
-    wanted = {
-        "micro_f1": f"{kind}_micro_f1_14",
-        "composite": "composite",
-        "judge_errors": "errors ",
-    }
-    return {key: found[name] for key, start in wanted.items() for name in found if name.startswith(start)}
+    wanted = {**PAPERS_NUMBERS, "micro_f1": f"{kind}_micro_f1_14", "composite": "composite"}
+    if judge := next((name for name in found if name.startswith("errors ")), None):
+        wanted["judge_errors"] = judge
+    return {key: found[name] for key, name in wanted.items() if name in found}
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The summary for a terminal."""
-    lines = [f"{'':<14}{'n':>6}  {'micro-F1':<24}{'composite':<24}{'judge errors a report':<24}"]
-    for name, numbers in {**result["stages"], **result["baselines"]}.items():
-        cells = [_cell(numbers.get(key)) for key in ("micro_f1", "composite", "judge_errors")]
-        lines.append(f"{name:<14}{numbers['n']:>6}  " + "".join(f"{cell:<24}" for cell in cells))
+    """The summary for a terminal: means with intervals, of 1/RadCliQ-v1's parts the means alone."""
+    parts, whole = ("bertscore", "sembscore", "radgraph"), ("micro_f1", "composite", "judge_errors")
+    header = f"{'':<14}{'n':>6}  {'1/RadCliQ-v1':<24}{'BERTScore':<11}{'SembScore':<11}{'RadGraph-F1':<13}"
+    lines = [header + f"{'micro-F1':<24}{'composite':<24}{'judge errors a report':<24}".rstrip()]
+    if result["not_rexranks_test"]:
+        lines.insert(0, f"not ReXrank's test: {', '.join(result['not_rexranks_test'])}")
+
+    def row(name: str, numbers: Mapping[str, Any]) -> str:
+        means = [_cell({**numbers[key], "low": None}) if key in numbers else "–" for key in parts]
+        return (
+            f"{name:<14}{numbers['n']:>6}  {_cell(_readable(numbers.get('inverse_radcliq_v1'))):<24}"
+            + f"{means[0]:<11}{means[1]:<11}{means[2]:<13}"
+            + "".join(f"{_cell(numbers.get(key)):<24}" for key in whole).rstrip()
+        )
+
+    lines += [row(name, numbers) for name, numbers in {**result["stages"], **result["baselines"]}.items()]
+    for evaluation, found in result["beside"].items():
+        lines.append(f"{evaluation}:")
+        lines += [row(name, numbers) for name, numbers in {**found["stages"], **found["baselines"]}.items()]
     for pair, numbers in result["paired"].items():
         for key, value in numbers.items():
             lines.append(f"{pair}: {key} {_cell(value, 'difference')}")
     return "\n".join(lines)
+
+
+def _readable(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """1/RadCliQ-v1, or None where RadCliQ's interval reaches zero: its inverse says nothing there."""
+    return value if value is not None and says_something("1/radcliq_v1", value) else None
+
+
+def _beside(outputs: Path, evaluation: str, resamples: int, seed: int) -> dict[str, Any]:
+    """The numbers of an evaluation beside the recipe's own, over the data sets trained on and for each data set."""
+    run = read_run(outputs, evaluation)
+    seen = run.common(run.models, run.seen)
+
+    def numbers(models: Sequence[str], common: Common) -> dict[str, Any]:
+        return {
+            model: _numbers(common.scores[model], run.described(model), resamples, seed)
+            for model in models
+            if model in common.scores
+        }
+
+    return {
+        "evaluation": run.evaluation,
+        "studies": seen.described(),
+        "stages": numbers([model for model in run.models if model not in BASELINES], seen),
+        "baselines": numbers([model for model in run.models if model in BASELINES], seen),
+        "by_dataset": {name: numbers(run.models, run.common(run.models, [name])) for name in run.datasets},
+    }
 
 
 def _numbers(scores: Scores, described: Mapping[str, Any], resamples: int, seed: int) -> dict[str, Any]:

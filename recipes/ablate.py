@@ -194,6 +194,8 @@ def start_of(ablation: Ablation, run: Path, recipe: str, variant: str = "", weig
 
 def run(ablation: Ablation, arguments: argparse.Namespace, folder: Path) -> None:
     """Train, select and evaluate one ablation in `folder`; what is done already is not done again."""
+    if "data_dir" in ablation.changes:  # the same studies prepared otherwise
+        arguments = argparse.Namespace(**{**vars(arguments), "data_dir": ablation.changes["data_dir"]})
     recipes = {
         stage: stage_recipe(ablation, stage, arguments.recipe, "", folder / stage, arguments.variant)
         for stage in ablation.stages
@@ -215,7 +217,9 @@ def run(ablation: Ablation, arguments: argparse.Namespace, folder: Path) -> None
             start = str(folder / stage / "best")
         if stage == "rl_step2" and ablation.count_errors:
             call([*select, "--count_errors", "true"])
-    call([sys.executable, "-m", "recipes.evaluate", *evaluation, "--models", f"{ablation.name}={start}"])
+    model = f"{ablation.name}={start}"
+    # One evaluation, the recipe's own: what an ablation is compared by.
+    call([sys.executable, "-m", "recipes.evaluate", *evaluation, "--also", "none", "--models", model])
 
 
 def check_evaluation(options: Sequence[str], needs_judge: bool = False) -> None:

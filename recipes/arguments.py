@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from trl import GRPOConfig, SFTConfig, TrlParser
 
+from evaluation.predictions import evaluation_named
 from recipes.errors import RecipeError
 from recipes.keys import check_keys
 from recipes.values import check_values
@@ -146,6 +147,13 @@ class EvaluationArguments:
     longitudinal: bool = field(
         default=True, metadata={"help": "Show the prior image and report where a study has them."}
     )
+    also: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Further evaluations of the same models, each in a folder of its own beside eval/: findings_impression, "
+            "findings or available, with _with_priors or _no_priors (findings_no_priors, …); none for none."
+        },
+    )
     context: bool = field(default=True, metadata={"help": "Show indication and comparison."})
     batch_size: int = field(default=16, metadata={"help": "Studies generated at once."})
     max_new_tokens: int = field(default=512, metadata={"help": "A longer report is cut there, and counted."})
@@ -174,6 +182,12 @@ class EvaluationArguments:
     force: bool = field(default=False, metadata={"help": "Do finished work again."})
 
     def __post_init__(self) -> None:
+        self.also = [] if self.also == ["none"] else self.also
+        for name in self.also:
+            try:
+                evaluation_named(name)
+            except ValueError as error:
+                raise RecipeError(str(error)) from None
         if self.only_dataset:
             self.datasets, self.zero_shot_datasets, self.validation_datasets = [self.only_dataset], [], []
 

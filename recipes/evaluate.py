@@ -2,13 +2,15 @@
 
     python -m recipes.evaluate --config recipes/demo/eval.yaml --run outputs/demo --models sft rl_step1
 
-Writes `<run>/eval/<dataset>/<model>/{predictions.json,scores.jsonl,scores.json}`; finished studies are not redone.
+Writes `<run>/eval/<dataset>/<model>/{predictions.json,scores.jsonl,scores.json}`, and the same in `<run>/eval_<name>/` for each
+further evaluation that `also` names (ReXrank's other board, without priors, …). Each model is loaded once; finished studies
+are not redone.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +18,9 @@ import pyarrow.parquet as pq
 
 from evaluation.baselines import write_baseline
 from evaluation.engines import GenerationSettings
-from evaluation.generate import Task, generate
-from evaluation.predictions import ReferenceForm
+from evaluation.generate import Task, generate_all
+from evaluation.predictions import ReferenceForm, evaluation_name, evaluation_named
+from evaluation.run_folder import MAIN, beside
 from evaluation.score import OPTIONAL_METRICS, score_file
 from evaluation.scorers import open_scorers
 from launch.provenance import write_run
@@ -41,8 +44,14 @@ def main() -> None:
     if not datasets:
         raise RecipeError("no data set to evaluate on; set datasets, or DATASET=… on the make command line")
     data_dir = Path(evaluation.data_dir)
-    settings, form = generation_settings(evaluation), reference_form(evaluation)
+    splits = {
+        name: available_split(data_dir / name, evaluation.split, evaluation.validation_split) for name in datasets
+    }
+    evaluations = evaluation_settings(evaluation)
+    form = reference_form(evaluation)
     judge_settings = asdict(judge) if judge.judge_base_url else None
+    # A baseline may learn from the training studies of what the run trains on, never of a zero-shot data set.
+    seen = [data_dir / name for name in evaluation.datasets]
     with open_scorers(
         evaluation.reward_backend,
         Path(evaluation.weights_dir),
@@ -50,35 +59,72 @@ def main() -> None:
         judge_settings,
         optional=OPTIONAL_METRICS,
     ) as scorers:
-        for dataset in datasets:
-            data = data_dir / dataset
-            split = available_split(data, evaluation.split, evaluation.validation_split)
-            folders = []
-            write_run(run / "eval" / dataset, "eval", seed=None)
-            for name, path in models.items():
-                folders.append(run / "eval" / dataset / name)
-                announce(f"{dataset}: {name}")
-                generate(Task(path, data, split, folders[-1], settings, evaluation.batch_size), evaluation.force)
-            # A baseline may learn from the training studies of what the run trains on, never of a zero-shot data set.
-            seen = [data_dir / name for name in evaluation.datasets]
-            for name in evaluation.baselines:
-                folders.append(run / "eval" / dataset / name)
-                write_baseline(name, data, split, seen, folders[-1], evaluation.sections)
-            for folder in folders:
-                predictions = folder / "predictions.json"
-                score_file(
-                    predictions,
-                    scorers,
-                    folder,
-                    data=data,
-                    split=split,
-                    sections=evaluation.sections,
-                    form=form,
-                    force=evaluation.force,
+        for folder in evaluations:
+            for dataset in datasets:
+                write_run(run / folder / dataset, "eval", seed=None)
+
+        # ---- reports: each model is loaded once, for all evaluations and data sets ----
+        for name, path in models.items():
+            announce(f"{name}: {', '.join(datasets)}; {', '.join(described(s) for s in evaluations.values())}")
+            tasks = [
+                Task(
+                    path,
+                    data_dir / dataset,
+                    splits[dataset],
+                    run / folder / dataset / name,
+                    settings,
+                    evaluation.batch_size,
                 )
+                for folder, settings in evaluations.items()
+                for dataset in datasets
+            ]
+            generate_all(tasks, evaluation.force)
+
+        # ---- scores ----
+        for folder, settings in evaluations.items():
+            for dataset in datasets:
+                out, data, split = run / folder / dataset, data_dir / dataset, splits[dataset]
+                names = [*models]
+                for name in evaluation.baselines:
+                    if name == "copy_prior" and not settings.longitudinal:
+                        continue  # it would show what no model of this evaluation sees
+                    if (
+                        write_baseline(name, data, split, seen, out / name, settings.sections, evaluation.force)
+                        is not None
+                    ):
+                        names.append(name)
+                announce(f"{dataset}, {described(settings)}: scores")
+                for name in names:
+                    score_file(
+                        out / name / "predictions.json",
+                        scorers,
+                        out / name,
+                        data=data,
+                        split=split,
+                        sections=settings.sections,
+                        form=form,
+                        force=evaluation.force,
+                    )
     for path in map(Path, models.values()):
         if path.resolve().is_relative_to(run.resolve()) and any(training_stages(str(path))):
             write_model_card(path, model_fingerprint(str(path)))  # with its scores
+
+
+def evaluation_settings(evaluation: EvaluationArguments) -> dict[str, GenerationSettings]:
+    """Folder of the run → how reports are generated there: the recipe's own evaluation, then those that `also` names."""
+    settings = generation_settings(evaluation)
+    found = {MAIN: settings}
+    for name in evaluation.also:
+        sections, longitudinal = evaluation_named(name)
+        other = replace(settings, sections=sections, longitudinal=longitudinal)
+        if other not in found.values():
+            found[beside(name)] = other
+    return found
+
+
+def described(settings: GenerationSettings) -> str:
+    """The evaluation for people: `findings impression with priors`."""
+    return evaluation_name(settings.sections, settings.longitudinal).replace("_", " ")
 
 
 def available_split(data: Path, split: str, validation: str) -> str:

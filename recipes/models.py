@@ -38,6 +38,7 @@ from trl import ModelConfig
 from data_prep.files import write_json
 from recipes.checkpoint_files import check_weight_files
 from recipes.errors import RecipeError, read_json
+from recipes.films import copy_form
 from recipes.finite import check_finite_weights
 from recipes.lora import merge_in_place
 from recipes.merge_check import compared
@@ -260,6 +261,7 @@ def merge_adapter(path: str, output_dir: Path) -> dict[str, Any]:
     temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
     model.save_pretrained(temporary)
     load_processor(path).save_pretrained(temporary)
+    copy_form(Path(path), temporary)
     record = {"adapter_sha256": model_fingerprint(path), **difference}
     write_json(temporary / MERGE_FILE, record)
     os.replace(temporary, output_dir)

@@ -56,6 +56,7 @@ from recipes.checkpoint_files import (
 from recipes.data import Studies, check_images, load_studies
 from recipes.disk_space import RoomForCheckpoint
 from recipes.errors import RecipeError, read_json
+from recipes.films import FilmForm, RecordForm, check_form, common_form, write_form
 from recipes.finite import StopNotFinite
 from recipes.gradients import EveryTensorLearns
 from recipes.hub import Upload, open_upload
@@ -219,7 +220,11 @@ def open_stage(
         studies = Studies(studies.table.take(fit))
     repeated = check_rows(len(studies), training)
     parts = [part for part in (data, rollouts, *others, model, training) if part is not None]
+    films = common_form([Path(data.data_dir) / name for name in data.datasets])
+    check_form(model.model_name_or_path, films, "the data")
     settings = stage_settings(model.model_name_or_path, data_sha256, *parts) | {"studies_trained_on": len(studies)}
+    if films:
+        settings["films"] = asdict(films)
     check_report_to(training)
     upload = open_upload(training, studies.sources, model.model_name_or_path, stage.hub_allow_datasets)
     opened = Stage(Path(training.output_dir), studies, settings, upload, repeated)
@@ -623,6 +628,7 @@ def run_training(
     trainer.add_callback(StopNotFinite(trainer))
     trainer.add_callback(RoomForCheckpoint())
     trainer.add_callback(EveryTensorLearns())
+    trainer.add_callback(RecordForm(form_of_stage(Path(trainer.args.output_dir))))
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -632,6 +638,13 @@ def run_training(
         announce(f"{stage}: {name} received; checkpoint-{step} saved; the same command goes on from there")
         leave_together()
         raise SystemExit(128 + on_signal.received)
+
+
+def form_of_stage(output_dir: Path) -> FilmForm | None:
+    """The form of the films that a stage trains on, as its settings have it."""
+    path = output_dir / "settings.json"
+    films = read_json(path).get("films") if path.is_file() else None
+    return FilmForm(**films) if films else None
 
 
 def announce(line: str) -> None:
@@ -740,6 +753,7 @@ def _write_result(trainer: transformers.Trainer, stage: str, settings: dict[str,
         shutil.rmtree(adapter, ignore_errors=True)
         (output_dir / "final").rename(adapter)
         merge = {"merge": merge_adapter(str(adapter), output_dir / "final")}
+    write_form(output_dir / "final", FilmForm(**settings["films"]) if "films" in settings else None)
     fingerprint = model_fingerprint(str(output_dir / "final"))
     write_model_card(output_dir / "final", fingerprint)
     history = [finite(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]

@@ -208,7 +208,7 @@ WHERE = {"output_dir", "model_name_or_path"}
         ("sft_no_priors", "sft", {"longitudinal"}),
         ("rl_step1_no_priors", "rl_step1", {"longitudinal"}),
         ("rl_step2_no_priors", "rl_step2", {"longitudinal"}),
-        ("eval_no_priors", "eval", {"longitudinal"}),
+        ("eval_no_priors", "eval", {"longitudinal", "also"}),
     ],
 )
 def test_a_variant_differs_from_the_recipe_by_what_its_name_says(variant: str, of: str, may_differ: set[str]) -> None:

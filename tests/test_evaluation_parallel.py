@@ -57,7 +57,7 @@ def test_parts_made_one_by_one_are_put_together(tiny_base, data, alone, tmp_path
     for part in (2, 0, 1):
         generate_shard(Task(str(tiny_base), data, "test", tmp_path, SETTINGS, 4), part, 3)
     assert [len(read_lines(partial_path(tmp_path, part))) for part in range(3)] == [14, 13, 13]
-    monkeypatch.setattr(generate_module, "make_writer", lambda *_: pytest.fail("loaded a model for nothing"))
+    monkeypatch.setattr(generate_module, "load_engine", lambda *_: pytest.fail("loaded a model for nothing"))
     result = generate(Task(str(tiny_base), data, "test", tmp_path, SETTINGS, batch_size=4))
     assert predictions(tmp_path) == alone
     assert list(predictions(tmp_path)) == list(alone)

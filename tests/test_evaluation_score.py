@@ -15,13 +15,13 @@ import pytest
 from evaluation_files import make_data, make_studies, write_predictions
 
 import evaluation.score as score_module
-from data_prep.study import read_studies, report_text
+from data_prep.study import ids_fingerprint, read_studies, report_text
 from evaluation.__main__ import run as run_here
 from evaluation.baselines import asked_of, frequent_for, most_frequent, retrieve, write_baseline
 from evaluation.breakdowns import UNKNOWN, breakdown, strata
 from evaluation.compare import compare
 from evaluation.errors import EvaluationError
-from evaluation.published import comparable, read_published
+from evaluation.published import caution, comparable, not_rexranks_test, read_published
 from evaluation.score import Scores, score_file
 from evaluation.scorers import open_scorers
 from evaluation.seeds import seeds_table
@@ -391,21 +391,42 @@ def test_published_numbers_only_beside_their_own_kind():
     unirg = next(row for row in mimic if row["model"] == "UniRG-CXR")
     assert unirg["1/radcliq_v1"] == 1.108
 
-    def result(backend="real", sections="findings_impression", studies=2347):
+    ids = [f"{50000000 + i}" for i in range(2347)]
+    listed = {"dataset": "mimic", "studies": 2347, "study_ids_sha256": ids_fingerprint(ids)}
+
+    def result(backend="real", sections="findings_impression", ids=ids, datasets=("mimic",), test_file=listed, **shown):
         form = {"text": "raw", "missing_section": "None"}
         made_by = {"sections": sections, "scorers": {"backend": backend}, "reference_form": form}
-        return {"studies": studies, "made_by": made_by}
+        made_by |= {"test_file": test_file, **shown}
+        return {
+            "studies": len(ids),
+            "study_ids_sha256": ids_fingerprint(ids),
+            "datasets": list(datasets),
+            "made_by": made_by,
+        }
 
-    assert comparable(result(), "mimic")[0] == mimic
-    for other, dataset, reason in (
-        (result(backend="offline"), "mimic", "stand-ins"),
-        (result(sections="available"), "mimic", "boards"),
-        (result(studies=2000), "mimic", "2347"),
-        (result(), "phantom_harbor", "no published"),
+    assert comparable(result()) == (mimic, "")
+    assert comparable(result(longitudinal=False)) == (mimic, "")
+    for other, reason in (
+        (result(backend="offline"), "stand-ins"),
+        (result(sections="available"), "boards"),
+        (result(ids=ids[1:]), "2,346"),
+        (result(ids=[*ids[1:], "x"]), "lists 2,347 studies; these scores are of"),
+        (result(test_file=None), "not ReXrank's test"),
+        (result(test_file={**listed, "dataset": "iu_xray"}), "not ReXrank's test"),
+        (result(longitudinal=True), "shown prior studies"),
+        (result(datasets=["phantom_harbor"]), "no published"),
+        (result(datasets=["rexgradient"]), "10,000 private studies"),
     ):
-        found, why = comparable(other, dataset)
+        found, why = comparable(other)
         assert found == []
         assert reason in why
+        assert not_rexranks_test(other) is (
+            reason in ("2,346", "not ReXrank's test", "10,000 private studies") or "lists" in reason
+        )
+    part = result(ids=ids[:12], test_file={**listed, "studies": 12, "study_ids_sha256": ids_fingerprint(ids[:12])})
+    assert comparable(part)[0] == mimic
+    assert "lists 12 studies, the board's 2,347" in caution(part, mimic)
 
 
 def test_published_rows_are_those_of_the_reference_sheet(shared_data):
