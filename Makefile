@@ -42,8 +42,6 @@ PROCESSES ?= $(if $(filter demo,$(RECIPE)),2,1)
 TRAIN      = $(PYTHON) -m launch.start --processes $(PROCESSES) $(if $(GPUS),--gpus $(GPUS)) $(if $(filter-out 1,$(NODES)),--nodes $(NODES)) \
              $(if $(PARALLEL),--parallel $(PARALLEL)) --
 
-# Nothing is sent anywhere: no hub, no usage statistics. Loopback servers only, unless a recipe says otherwise.
-export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 ifeq ($(RECIPE),demo)

@@ -23,7 +23,10 @@ if ! "$PYTHON" -c 'import sys; from launch.machine import port_is_free; sys.exit
   echo "error: port $PORT on $HOST is in use; choose another: PORT=$((PORT + 1))" >&2; exit 2
 fi
 
-export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+set -a
+# shellcheck source=data_prep/telemetry.env
+. "$(dirname "$0")/../data_prep/telemetry.env"
+set +a
 # shellcheck disable=SC2086  # EXTRA is a list of options
 exec "$VLLM" serve "$JUDGE_MODEL" --host "$HOST" --port "$PORT" \
   --tensor-parallel-size "$TENSOR_PARALLEL" --data-parallel-size "$DATA_PARALLEL" \

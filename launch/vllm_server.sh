@@ -26,7 +26,10 @@ if ! "$PYTHON" -c 'import sys; from launch.machine import port_is_free; sys.exit
 fi
 
 export VLLM_SERVER_DEV_MODE=1               # opens the weight push to the trainer
-export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+set -a
+# shellcheck source=data_prep/telemetry.env
+. "$(dirname "$0")/../data_prep/telemetry.env"
+set +a
 # shellcheck disable=SC2086  # EXTRA is a list of options
 exec "$VLLM" serve "$MODEL" --host "$HOST" --port "$PORT" \
   --tensor-parallel-size "$TENSOR_PARALLEL" --max-model-len "$MAX_MODEL_LEN" --gpu-memory-utilization "$MEMORY" \

@@ -219,7 +219,7 @@ def run(ablation: Ablation, arguments: argparse.Namespace, folder: Path) -> None
             call([*select, "--count_errors", "true"])
     model = f"{ablation.name}={start}"
     # One evaluation, the recipe's own: what an ablation is compared by.
-    call([sys.executable, "-m", "recipes.evaluate", *evaluation, "--also", "none", "--models", model])
+    call([sys.executable, "-m", "recipes.evaluate", "--also", "none", *evaluation, "--models", model])
 
 
 def check_evaluation(options: Sequence[str], needs_judge: bool = False) -> None:

@@ -64,6 +64,10 @@ class RewardArguments:
     weight_bertscore: float = field(default=0.0, metadata={"help": "Weight of BERTScore."})
     weight_sembscore: float = field(default=0.0, metadata={"help": "Weight of SembScore."})
     weight_radgraph: float = field(default=0.0, metadata={"help": "Weight of RadGraph-F1 (combined)."})
+    weight_sembscore_labels: float = field(
+        default=0.0,
+        metadata={"help": "Weight of SembScore from CheXbert's 14 labels, the paper's words, in place of its vectors."},
+    )
     weight_radcliq_v1: float = field(
         default=0.0, metadata={"help": "Weight of RadCliQ-v1; negative, as lower is better."}
     )
@@ -103,11 +107,10 @@ class RewardArguments:
     @property
     def metric_weights(self) -> dict[str, float]:
         """Weight by metric name, the judge's left out. A weight of 0 stays: that metric is logged, not optimised."""
-        names = ("bleu2", "bertscore", "sembscore", "radgraph", "radcliq_v1")
-        weights = {name: getattr(self, f"weight_{name}") for name in names}
-        if not weights["radcliq_v1"]:
-            del weights["radcliq_v1"]
-        return weights
+        names = ("bleu2", "bertscore", "sembscore", "radgraph")
+        others = ("sembscore_labels", "radcliq_v1")  # not logged where they are not optimised
+        weights = {name: getattr(self, f"weight_{name}") for name in (*names, *others)}
+        return {name: weight for name, weight in weights.items() if name in names or weight}
 
 
 @dataclass
