@@ -13,8 +13,11 @@ VARIANT ?=
 V       := $(if $(VARIANT),_$(VARIANT))
 # The demo recipe on another data set or seed is a run of its own; any name can be given: RUN=my_run
 RUN     ?= $(RECIPE)$(V)$(if $(filter demo,$(RECIPE)),$(if $(DATASET),-$(DATASET))$(if $(filter-out 1,$(SEED)),-seed$(SEED)))
-DATA    ?= data$(if $(filter demo,$(RECIPE)),$(if $(filter-out 1,$(SEED)),/seed$(SEED)))
-OUT     := outputs/$(RUN)
+# Where prepared data, weights (launch/targets.mk) and runs lie; every target and Slurm follow.
+DATA_DIR    ?= data
+OUTPUTS_DIR ?= outputs
+DATA    ?= $(DATA_DIR)$(if $(filter demo,$(RECIPE)),$(if $(filter-out 1,$(SEED)),/seed$(SEED)))
+OUT     := $(OUTPUTS_DIR)/$(RUN)
 
 # What becomes part of a path is a name: RUN=../data would have `make clean` remove the data, RUN= all of outputs/.
 DIGITS  := 0 1 2 3 4 5 6 7 8 9
@@ -52,7 +55,7 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean \
+.PHONY: always help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean \
         check-data submission bench-rewards bench-gpu bench-data chaos
 
 help: ## list every target
@@ -61,15 +64,11 @@ help: ## list every target
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
 
-setup: .venv/installed ## make .venv with the pinned packages
+setup: .venv/installed ## make .venv with the pinned packages, as the machine wants them [GPU=1] [GPU=0]
 
-.venv/installed: requirements.txt requirements-dev.txt requirements-ratescore.txt constraints.txt
-	@echo "── installing the pinned packages into .venv (about 2 GB on a CPU machine, 2–5 minutes)"
-	@test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv .venv
-	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off $$(grep '^torch==' requirements.txt) -c constraints.txt
-	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off -r requirements.txt -r requirements-dev.txt -c constraints.txt
-	@$(PYTHON) -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps -r requirements-ratescore.txt
-	@touch $@
+# GPU=1 or GPU=0 asks for the one or the other; GPU=h100 and the like are plan's.
+.venv/installed: requirements.txt requirements-dev.txt requirements-ratescore.txt requirements-gpu.txt constraints.txt $(if $(filter 0 1,$(GPU)),always)
+	@VENV=.venv SYSTEM_PYTHON="$(SYSTEM_PYTHON)" GPU="$(filter 0 1,$(GPU))" launch/setup.sh
 
 test: setup ## the tests (CPU, under 10 minutes)
 	$(PYTHON) -m pytest -q -n auto --dist loadfile $(ARGS)
@@ -99,6 +98,8 @@ data: setup ## prepare a data set: DATASET=mimic SOURCE=/path/to/it [ARGS="--rex
 # A run that is not the recipe's own (another data set, seed or RUN name) keeps its stages in its own folder.
 OTHER  := $(filter-out outputs/$(RECIPE)$(V),$(OUT))
 TRAINED_ON := $(if $(DATASET),--datasets $(DATASET) --dataset_weights 1)
+# The judge's answers and the metrics' findings are kept beside the runs.
+CACHES := $(if $(filter-out outputs,$(OUTPUTS_DIR)),--judge_cache_dir $(OUTPUTS_DIR)/judge_cache --score_cache_dir $(OUTPUTS_DIR)/score_cache)
 RATED_ON := $(if $(DATASET),--validation_datasets $(DATASET))
 SEEDED := $(if $(filter-out 1,$(SEED)),--seed $(SEED))
 COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true) $(if $(DETERMINISTIC),--full_determinism true)
@@ -123,7 +124,7 @@ sft: setup base ## supervised fine-tuning
 
 rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint by 1/RadCliQ-v1
 	@$(STAGE) --stage rl_step1 --title "RL step 1: GRPO on the RadCliQ-weighted reward" --done $(OUT)/rl_step1/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(WEIGHED) $(TRAINED_ON) $(RATED_ON) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(WEIGHED) $(CACHES) $(TRAINED_ON) $(RATED_ON) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step1 --model_name_or_path $(OUT)/sft/final) $(ARGS)
 	@$(MAKE) --no-print-directory select STAGE_NAME=rl_step1
 
@@ -140,7 +141,7 @@ endif
 
 rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
 	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(TRAINED_ON) $(RATED_ON) $(JUDGE) \
+	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(CACHES) $(TRAINED_ON) $(RATED_ON) $(JUDGE) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best) $(ARGS)
 
 MODELS ?=
@@ -179,6 +180,7 @@ demo-data:
 # ---- more ------------------------------------------------------------------------------------------------------------
 
 check-data: setup ## validate a prepared folder: DATASET=mimic
+	@test -n "$(DATASET)" || { echo "error: name the data set: make check-data DATASET=mimic; in $(DATA) there are: $(or $(notdir $(patsubst %/card.json,%,$(wildcard $(DATA)/*/card.json))),none yet)" >&2; exit 2; }
 	$(PYTHON) -m data_prep check $(DATA)/$(DATASET)
 
 submission: setup ## pack what ReXrank asks of a submission: ARGS="--help" lists the options

@@ -17,6 +17,7 @@ import platform
 import re
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -311,7 +312,7 @@ def check_plan(question: Question) -> Iterator[Check]:
         free, needed = machine.free_disk(folder), plan.checkpoint_bytes + _SPARE_DISK
         found = f"{format_bytes(free)} free at {folder}; {plan.checkpoints} checkpoint(s) and the final model take "
         found += format_bytes(plan.checkpoint_bytes)
-        mend = 'make room, another disk (ARGS="--output_dir …"), or ARGS="--save_only_model true --save_total_limit 1"'
+        mend = 'make room, another disk (OUTPUTS_DIR=/big/disk, for every make), or ARGS="--save_only_model true --save_total_limit 1"'
         status = "missing" if free < needed else "ok"
         yield Check(f"disk for {stage}", status, found, mend if free < needed else "", (stage,))
 
@@ -544,6 +545,26 @@ def check_judge(question: Question) -> Iterator[Check]:
             yield Check(f"judge of {stage}", "ok", f"{values.get('judge_model')} at {url}", "", (stage,))
 
 
+def check_judge_weights(question: Question) -> Iterator[Check]:
+    """The weights of a judge that is served from this machine: what `make judge-server` takes, complete or not."""
+    from rewards.chexprompt.governance import is_loopback
+
+    values = question.recipes.get("rl_step2", {})
+    url, model = str(values.get("judge_base_url") or ""), str(values.get("judge_model") or "")
+    host = urllib.parse.urlsplit(url).hostname or ""
+    if not question.asked(("rl_step2",)) or not is_loopback(host) or model.count("/") != 1:
+        return
+    folder = question.weights_dir / model.split("/")[1]
+    mend = f'make weights WEIGHTS_DIR={question.weights_dir} ARGS="--only judge --judge_model {model}"'
+    if not (folder / "config.json").is_file():
+        found = f"not in {folder}: make judge-server would fetch {model} from the hub when it starts"
+        yield Check("judge's weights", "warning", found, mend, ("rl_step2",))
+    elif lacking := missing_weights(folder):
+        yield Check("judge's weights", "missing", f"{folder}: {'; '.join(lacking[:4])}", mend, ("rl_step2",))
+    else:
+        yield Check("judge's weights", "ok", f"{folder}{_locked(question, folder.name + '/')}", "", ("rl_step2",))
+
+
 def check_hub(question: Question) -> Iterator[Check]:
     """Access to the hub, which only `make weights` needs."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
@@ -590,6 +611,7 @@ CHECKS: tuple[Callable[[Question], Iterator[Check]], ...] = (
     check_data,
     check_earlier_stage,
     check_judge,
+    check_judge_weights,
     check_generation_server,
     check_hub,
 )

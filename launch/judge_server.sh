@@ -4,7 +4,8 @@
 # The rubric is the same in every request: prefix caching computes it once.
 set -euo pipefail
 
-JUDGE_MODEL=${JUDGE_MODEL:-Qwen/Qwen3-32B}
+JUDGE_MODEL=${JUDGE_MODEL:-Qwen/Qwen3-32B}  # its hub name, under which recipes ask for it; or a folder
+WEIGHTS_DIR=${WEIGHTS_DIR:-weights}         # where make weights put it; not there: from the hub, by its name
 HOST=${HOST:-127.0.0.1}
 PORT=${PORT:-8001}
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-1}
@@ -27,8 +28,13 @@ set -a
 # shellcheck source=data_prep/telemetry.env
 . "$(dirname "$0")/../data_prep/telemetry.env"
 set +a
+model=$JUDGE_MODEL
+if [[ ! -d $model && -f $WEIGHTS_DIR/${JUDGE_MODEL##*/}/config.json ]]; then
+  model=$WEIGHTS_DIR/${JUDGE_MODEL##*/}
+  export HF_HUB_OFFLINE=1                   # all of it is here
+fi
 # shellcheck disable=SC2086  # EXTRA is a list of options
-exec "$VLLM" serve "$JUDGE_MODEL" --host "$HOST" --port "$PORT" \
+exec "$VLLM" serve "$model" --served-model-name "$JUDGE_MODEL" --host "$HOST" --port "$PORT" \
   --tensor-parallel-size "$TENSOR_PARALLEL" --data-parallel-size "$DATA_PARALLEL" \
   --max-model-len "$MAX_MODEL_LEN" --max-num-seqs "$MAX_SEQUENCES" --gpu-memory-utilization "$MEMORY" \
   --enable-prefix-caching $EXTRA

@@ -28,7 +28,7 @@ plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [JU
 	  $(if $(GPUS),--gpus "$(GPUS)") --nodes "$(NODES)" $(if $(JUDGE_GPUS),--judge_gpus $(JUDGE_GPUS)) \
 	  $(if $(SERVER_GPUS),--server_gpus $(SERVER_GPUS)) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) $(ARGS)
 
-weights: setup ## base model and metric weights into WEIGHTS_DIR [MIRROR=https://…] [ARGS="--only metrics"]
+weights: setup ## base model, judge and metric weights into WEIGHTS_DIR [MIRROR=https://…] [ARGS="--only metrics"]
 	@$(PYTHON) -m launch.weights --out $(WEIGHTS_DIR) $(if $(MIRROR),--mirror $(MIRROR)) $(ARGS)
 
 weights-check: setup ## check every sha256 of WEIGHTS_DIR against its lock file
@@ -38,8 +38,8 @@ reproduce: setup ## the commands that made an output: OUTPUT=outputs/demo/sft
 	@test -n "$(OUTPUT)" || { echo "error: name the stage's folder: make reproduce OUTPUT=$(OUT)/sft" >&2; exit 2; }
 	@$(PYTHON) -m launch.provenance $(OUTPUT)
 
-judge-server: setup ## a local judge by vLLM [JUDGE_MODEL=Qwen/Qwen3-32B] [PORT=8001]
-	@$(PYTHON) -m launch.signals launch/judge_server.sh
+judge-server: setup ## a local judge by vLLM, from WEIGHTS_DIR where make weights put it [JUDGE_MODEL=Qwen/Qwen3-32B] [PORT=8001]
+	@WEIGHTS_DIR=$(WEIGHTS_DIR) $(PYTHON) -m launch.signals launch/judge_server.sh
 
 vllm-server: setup ## rollouts on GPUs of their own: MODEL=outputs/unirg_cxr/sft/final [PORT=8000]
 	@$(PYTHON) -m launch.signals launch/vllm_server.sh

@@ -1,10 +1,11 @@
-"""Fetch the base model and the metric weights from the Hugging Face hub, or a mirror of it, into one folder.
+"""Fetch the base model, the judge and the metric weights from the Hugging Face hub, or a mirror of it, into one folder.
 
     python -m launch.weights [--out weights] [--only metrics] [--mirror https://hub.example.org]
 
-The folder's layout is in rewards/weights.py; the base model lies in `Qwen3-VL-8B-Instruct/` beside it. Transfers are
-huggingface_hub's, into a `.part` beside each file, so that the next run goes on where one was stopped. Each file's size and sha256 are checked against what the hub says and
-written to `weights.lock.json` with the repository's commit; later runs fetch that commit, and must find these sums.
+The folder's layout is in rewards/weights.py; the base model lies in `Qwen3-VL-8B-Instruct/` beside it, the judge in
+`Qwen3-32B/`. Transfers are huggingface_hub's, into a `.part` beside each file, so that the next run goes on where one was
+stopped. Each file's size and sha256 are checked against what the hub says and written to `weights.lock.json` with the
+repository's commit; later runs fetch that commit, and must find these sums.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ HUB = "https://huggingface.co"
 BASE_MODEL = "Qwen/Qwen3-VL-8B-Instruct"
 # What a checkpoint consists of: configuration, tokenizer, safetensors. No pickles, no example scripts.
 CHECKPOINT = ("*.json", "*.txt", "*.jinja", "*.safetensors", "spm.model")
-GROUPS = ("base", "chexbert", "radgraph", "bertscore", "ratescore")
+JUDGE_MODEL = "Qwen/Qwen3-32B"  # as judge_model in recipes/unirg_cxr/rl_step2.yaml
+GROUPS = ("base", "chexbert", "radgraph", "bertscore", "ratescore", "judge")
+MODELS = ("base", "judge")  # large ones; the other groups are the metrics
 _BLOCK = 1 << 20
 
 
@@ -58,7 +61,9 @@ class Source:
         return f"{self.repository} {' '.join(self.patterns)}"
 
 
-def sources(groups: tuple[str, ...], base_model: str = BASE_MODEL, radgraph: str = "radgraph") -> list[Source]:
+def sources(
+    groups: tuple[str, ...], base_model: str = BASE_MODEL, radgraph: str = "radgraph", judge_model: str = JUDGE_MODEL
+) -> list[Source]:
     """The repositories of the named groups, small ones first."""
     chosen = []
     if "chexbert" in groups:
@@ -74,9 +79,10 @@ def sources(groups: tuple[str, ...], base_model: str = BASE_MODEL, radgraph: str
     if "ratescore" in groups:
         for folder, name in RATESCORE_MODELS.items():
             chosen.append(Source(name, folder, CHECKPOINT, ("config.json", "model.safetensors")))
-    if "base" in groups:
-        name = PurePosixPath(base_model).name
-        chosen.append(Source(base_model, name, CHECKPOINT, ("config.json", "*.safetensors")))
+    for group, model in (("base", base_model), ("judge", judge_model)):
+        if group in groups:
+            name = PurePosixPath(model).name
+            chosen.append(Source(model, name, CHECKPOINT, ("config.json", "*.safetensors")))
     return chosen
 
 
@@ -350,9 +356,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("WEIGHTS_DIR", "weights")), help="the folder")
     parser.add_argument(
-        "--only", nargs="+", choices=(*GROUPS, "metrics"), help="some groups only; metrics is all but the base model"
+        "--only", nargs="+", choices=(*GROUPS, "metrics"), help="some groups only; metrics is all but the two models"
     )
     parser.add_argument("--base_model", default=BASE_MODEL, help="hub name of the base model")
+    parser.add_argument("--judge_model", default=JUDGE_MODEL, help="hub name of the judge")
     parser.add_argument("--radgraph", choices=RADGRAPH_MODELS, default="radgraph", help="which RadGraph model")
     parser.add_argument("--mirror", default=os.environ.get("HF_ENDPOINT") or HUB, help="address of a mirror of the hub")
     parser.add_argument("--send-token", action="store_true", help="send the hub token to the mirror too")
@@ -363,10 +370,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _verify(given.out)
         groups = set(given.only or GROUPS)
         if "metrics" in groups:
-            groups |= set(GROUPS) - {"base"}
+            groups |= set(GROUPS) - set(MODELS)
         given.out.mkdir(parents=True, exist_ok=True)
         fetcher = Fetcher(given.out, given.mirror, given.send_token)
-        for source in sources(tuple(groups), given.base_model, given.radgraph):
+        for source in sources(tuple(groups), given.base_model, given.radgraph, given.judge_model):
             fetcher.fetch(source)
     except (FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

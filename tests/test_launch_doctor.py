@@ -383,3 +383,20 @@ def test_it_runs_where_nothing_is_installed(tmp_path, recipe):
     assert "not installed: torch" in run.stdout
     assert "make setup" in run.stdout
     assert "Traceback" not in run.stderr
+
+
+def test_the_judges_weights_are_looked_for_where_make_weights_puts_them(question):
+    (check,) = doctor.check_judge_weights(question)
+    assert (check.status, check.stages) == ("warning", ("rl_step2",))
+    assert check.mend.endswith('ARGS="--only judge --judge_model Qwen/Qwen3-32B"')
+    folder = question.weights_dir / "Qwen3-32B"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (check,) = doctor.check_judge_weights(question)
+    assert check.status == "missing"
+    (folder / "model.safetensors").write_bytes(b"")
+    (check,) = doctor.check_judge_weights(question)
+    assert check.status == "ok"
+    elsewhere = dict(question.recipes)
+    elsewhere["rl_step2"] = elsewhere["rl_step2"] | {"judge_base_url": "http://judge0:8001/v1"}
+    assert list(doctor.check_judge_weights(replace(question, recipes=elsewhere))) == []

@@ -117,3 +117,27 @@ def test_a_variant_that_a_stage_lacks_is_one_line_that_names_those_there_are() -
     assert made.returncode == 2
     assert "VARIANT=no has no sft of its own" in made.stderr
     assert "sft_lora" in made.stderr
+
+
+@pytest.mark.parametrize("target", ["sft", "rl-step1", "rl-step2", "select", "eval", "report", "summary", "doctor"])
+def test_one_variable_each_moves_data_weights_and_outputs(target: str) -> None:
+    line = commands(target, "OUTPUTS_DIR=/big/out", "DATA_DIR=/big/data", "WEIGHTS_DIR=/big/weights")
+    assert "/big/out/unirg_cxr" in line
+    assert " outputs/" not in line
+    assert " data " not in line
+    if target not in ("report", "summary"):
+        assert "/big/data" in line
+        assert "/big/weights" in line
+    if target in ("rl-step1", "rl-step2"):
+        assert "--judge_cache_dir /big/out/judge_cache --score_cache_dir /big/out/score_cache" in line
+
+
+def test_check_data_without_a_data_set_says_which_there_are() -> None:
+    made = subprocess.run(
+        ["make", "-o", "setup", "check-data", f"DATA_DIR={REPOSITORY}/no"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 2
+    assert "name the data set: make check-data DATASET=mimic; in" in made.stderr

@@ -49,15 +49,27 @@ def everything_needed() -> dict[str, str | None]:
     return versions
 
 
-def test_what_is_installed_here_is_what_constraints_txt_says() -> None:
-    assert everything_needed() == pins("constraints.txt"), (
-        "make setup in a fresh .venv, or bring constraints.txt up to date"
-    )
+def for_gpus() -> bool:
+    """Whether this environment was set up for a machine with GPUs (launch/setup.sh notes it)."""
+    noted = REPOSITORY / ".venv" / "installed"
+    return noted.is_file() and "kind gpu" in noted.read_text()
+
+
+def test_what_is_installed_here_is_what_was_tested() -> None:
+    if for_gpus():
+        wanted = {
+            name: version for name, version in pins("requirements-gpu.txt").items() if name in everything_needed()
+        }
+    else:
+        wanted = pins("constraints.txt")
+    assert everything_needed() == wanted, "make setup in a fresh .venv, or bring the pins up to date"
 
 
 def test_pip_finds_nothing_to_change_here() -> None:
     # From what is installed alone: an index is neither needed nor asked.
     files = ["-r", "requirements.txt", "-r", "requirements-dev.txt", "-c", "constraints.txt"]
+    if for_gpus():
+        files = ["--no-deps", "-r", "requirements-gpu.txt"]
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--disable-pip-version-check", *files]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ enter_repository() {
 set_run() {
   OWN_RUN=$RECIPE${VARIANT:+_$VARIANT}
   RUN=${RUN:-$OWN_RUN}
-  OUT=outputs/$RUN
+  OUT=${OUTPUTS_DIR:-outputs}/$RUN
   EVAL_YAML=recipes/$RECIPE/eval${VARIANT:+_$VARIANT}.yaml
   [[ -f $EVAL_YAML ]] || EVAL_YAML=recipes/$RECIPE/eval.yaml
 }
@@ -41,7 +41,7 @@ set_stage() {
     model=$(sed -n 's|^model_name_or_path: *weights/\([^ #]*\).*|\1|p' "$YAML")
     if [[ -n $model ]]; then FLAGS+=(--model_name_or_path "$WEIGHTS_DIR/$model"); fi
   fi
-  if [[ $RUN != "$OWN_RUN" ]]; then FLAGS+=(--output_dir "$OUT/$1" ${2:+--model_name_or_path "$OUT/$2"}); fi
+  if [[ $OUT != "outputs/$OWN_RUN" ]]; then FLAGS+=(--output_dir "$OUT/$1" ${2:+--model_name_or_path "$OUT/$2"}); fi
 }
 
 # Where the first process listens. The port differs between jobs that share a node.
