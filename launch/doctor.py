@@ -306,6 +306,9 @@ def check_plan(question: Question) -> Iterator[Check]:
             found = f"{format_bytes(plan.peak)} planned of {format_bytes(memory)}"
             status, mend = ("ok", "") if plan.fits else ("missing", "; or ".join(plan.advice[1:]) or "make plan")
             yield Check(f"GPU memory for {stage}", status, found, mend, (stage,))
+        for line in plan.advice:
+            if "stops the stage" in line:
+                yield Check(f"judge's limits of {stage}", "warning", line, "", (stage,))
         folder = (
             question.run if not question.own_run else Path(str(question.recipes[stage].get("output_dir", question.run)))
         )

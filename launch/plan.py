@@ -38,6 +38,7 @@ from rewards.chexprompt.governance import host_of, is_loopback
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
 _SERVER_SHARE = 0.9  # of its GPUs that a vLLM server takes (launch/vllm_server.sh)
+JUDGE_MARGIN = 1.5  # of the judge's limits over its planned time
 _JUDGE_SHARE = 0.92  # and the judge's (launch/judge_server.sh)
 
 
@@ -61,8 +62,12 @@ GPUS = {
     "b200": GpuKind(183359 * MIB, 2250e12, 8.0e12),
 }
 
-# Training studies where a data set is not prepared yet: published counts, before those without a report are dropped.
-PUBLISHED_STUDIES = {"mimic": 222_758, "chexpert_plus": 187_511, "rexgradient": 140_000, "iu_xray": 2_069}
+# Training studies where a data set is not prepared yet: published counts, before those without a report are dropped; MIMIC's
+# without the 1,024 that validate, IU X-ray's without ReXrank's test.
+PUBLISHED_STUDIES = {"mimic": 221_734, "chexpert_plus": 187_511, "rexgradient": 140_000, "iu_xray": 2_365}
+# Share of them with a prior: all but each patient's first (MIMIC-CXR: 227,835 studies of 65,379 patients; ReXGradient: 140,000
+# of 95,716). CheXpert Plus' are not linked by default, IU X-ray has none.
+PUBLISHED_PRIORS = {"mimic": 0.71, "chexpert_plus": 0.0, "rexgradient": 0.32, "iu_xray": 0.0}
 PUBLISHED_TEST = {"mimic": 2_347, "chexpert_plus": 200, "rexgradient": 10_000, "iu_xray": 590}
 
 
@@ -75,10 +80,11 @@ class Assumptions:
     context_tokens: int = 40  # indication and comparison
     report_tokens: int = 140
     tokens_per_word: float = 1.7  # Qwen's vocabulary on the 294 reports of IU X-ray's validation (1.698)
-    prior_share: float = 0.5  # studies with a prior image and report
     training_utilisation: float = 0.2  # share of the data sheet's FLOP/s that training reaches (an H100: 0.19 to 0.22)
     prefill_utilisation: float = 0.4
-    decode_utilisation: float = 0.5  # share of the bandwidth that decoding reaches
+    decode_utilisation: float = (
+        0.4  # share of the bandwidth that decoding reaches (benchmarks/gpu.json: an H100's rollouts)
+    )
     max_concurrent: int = 256  # sequences that vLLM decodes at once on one GPU
     reward_seconds: float = 0.002  # of one GPU, for the metrics of one rollout (an H100, float32: benchmarks/gpu.json)
     image_bytes: int = 160_000  # of a prepared image
@@ -108,6 +114,7 @@ class StagePlan:
     studies: int
     steps: int = 0
     rollouts: int = 0
+    rollouts_a_generation: int = 0
     tokens_trained: float = 0
     tokens_generated: float = 0
     memory: dict[str, float] = field(default_factory=dict)
@@ -266,7 +273,7 @@ def sizes(
                 raise RecipeError(
                     f"{path} is not there, and no published size of {name} is known; prepare it first: {command}"
                 )
-            n, measured, priors = published[name], False, assume.prior_share
+            n, measured, priors = published[name], False, PUBLISHED_PRIORS[name]
             report_tokens, context, prior_tokens = assume.report_tokens, assume.context_tokens, assume.report_tokens
         n = round(n * weight)
         pair = longitudinal and priors > 0
@@ -412,6 +419,7 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     flops = {"update": update * plan.tokens_trained}
     if grpo:
         plan.rollouts = rows_seen // training.num_iterations  # the steps that reuse a generation each take a part of it
+        plan.rollouts_a_generation = rows * training.steps_per_generation // training.gradient_accumulation_steps
         plan.tokens_generated = plan.rollouts * completion
         flops["old log-probabilities"] = (
             (2 * arch.parameters + attention) * plan.tokens_trained / training.num_iterations
@@ -558,6 +566,8 @@ def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target, processe
         )
         return
     plan.judge_hours = seconds / 3600
+    if plan.steps:
+        _judge_limits(plan, settings, seconds / plan.judge_calls, processes)
     if plan.judge_hours > plan.hours:
         plan.advice.append(
             f"the judge is the bottleneck ({hours(plan.judge_hours)} against {hours(plan.hours)} of all else): more GPUs "
@@ -566,6 +576,36 @@ def _judge(plan: StagePlan, size: Sizes, settings: Any, target: Target, processe
     plan.hours += plan.judge_hours
     plan.hours_of["judge"] = plan.judge_hours
     plan.gpu_hours = plan.hours * (processes + plan.server_gpus + plan.judge_gpus)
+
+
+def _judge_limits(plan: StagePlan, settings: Any, seconds_a_call: float, processes: int) -> None:
+    """Advice where the judge's limits leave no half as much again over what the plan expects of it: a stage that passes
+    them stops, its judge having failed.
+
+    Each process sends its part of a generation at once, `judge_concurrency` calls at a time; all share the server.
+    """
+    waiting = settings.judge_concurrency * processes * seconds_a_call
+    batch = plan.rollouts_a_generation * seconds_a_call
+    for name, limit, expected, what in (
+        (
+            "judge_timeout",
+            settings.judge_timeout,
+            waiting,
+            f"a call waits for the {settings.judge_concurrency * processes:,} in flight",
+        ),
+        (
+            "judge_batch_timeout",
+            settings.judge_batch_timeout,
+            batch,
+            f"a generation's {plan.rollouts_a_generation:,} rollouts are judged",
+        ),
+    ):
+        if limit is not None and limit < JUDGE_MARGIN * expected:
+            wanted = math.ceil(2 * expected / 60) * 60
+            plan.advice.append(
+                f"{what} in {expected:,.0f} s as planned, and {name} is {limit:g}: a judge somewhat slower stops the stage; "
+                f"{name}: {wanted}, or more GPUs for it"
+            )
 
 
 def _judge_seconds(plan: StagePlan, size: Sizes, in_flight: int, target: Target) -> tuple[int, float | None]:
@@ -738,7 +778,7 @@ def plan_evaluation(path: Path, target: Target, arch: Architecture) -> StagePlan
 
 
 def plan_recipe(recipe: str, target: Target, stages: Sequence[str] = ()) -> list[StagePlan]:
-    """The named stages of a recipe (names of its YAML files), or all.
+    """The named stages of a recipe (names of its YAML files), or its own four, which are one run; a variant is another.
 
     Raises:
         RecipeError: one of its files is wrong, or cannot run on so many GPUs.
@@ -747,7 +787,8 @@ def plan_recipe(recipe: str, target: Target, stages: Sequence[str] = ()) -> list
     if unknown := sorted(set(stages) - set(files)):
         raise RecipeError(f"recipe {recipe} has no {', '.join(unknown)}; it has {', '.join(files)}")
     plans = []
-    for path in (files[name] for name in stages or files):
+    own = [name for name in ("sft", "rl_step1", "rl_step2", "eval") if name in files]
+    for path in (files[name] for name in stages or own or files):
         if path.stem.startswith("eval"):
             first = path.parent / "sft.yaml"
             model = find(parse(first), "ModelConfig").model_name_or_path if first.is_file() else ""

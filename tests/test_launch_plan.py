@@ -262,7 +262,7 @@ def test_every_yaml_of_every_shipped_recipe_parses(recipe):
 def test_the_paper_recipe_on_eight_gpus():
     stages = ("sft", "rl_step1", "rl_step2", "eval")
     plans = {plan.stage: plan for plan in plan_recipe("unirg_cxr", target(), stages)}
-    studies = 222_758 + 187_511 + 140_000 + 2_069
+    studies = 222_758 - 1_024 + 187_511 + 140_000 + 2_955 - 590
     sft, rl1, rl2 = (plans[name] for name in ("sft", "rl_step1", "rl_step2"))
     assert sft.studies == studies
     assert sft.steps == -(-studies * 3 // 256)
@@ -411,10 +411,14 @@ def test_what_keeps_small_steps_is_said_and_counted():
     assert plan_training(lora, target(1, parallel="single")).notes == []  # adapters are float32
 
 
-def test_activations_are_those_of_rows_with_two_images():
+def test_activations_are_those_of_rows_with_two_images(monkeypatch):
     """Few priors are fewer tokens; the largest batch is the same."""
     path = REPOSITORY / "recipes/unirg_cxr/sft.yaml"
-    many, few = (plan_training(path, target(prior_share=share)) for share in (0.9, 0.1))
+    plans = []
+    for share in (0.9, 0.1):
+        monkeypatch.setattr("launch.plan.PUBLISHED_PRIORS", dict.fromkeys(PUBLISHED_STUDIES, share))
+        plans.append(plan_training(path, target()))
+    many, few = plans
     assert many.tokens_trained > few.tokens_trained
     assert many.memory["activations"] == few.memory["activations"]
     alone = plan_training(path, target(overrides=("--longitudinal", "false")))
@@ -485,7 +489,7 @@ def test_checkpoints_by_hand():
     assert checkpoint_bytes(10, {"dtype": "bfloat16", "save_only_model": True}) == 20
 
 
-@pytest.mark.parametrize("pair", ["prior_shar=1", "prior_share=much", "prior_share=0", "prior_share=inf"])
+@pytest.mark.parametrize("pair", ["context_token=1", "context_tokens=much", "context_tokens=0", "context_tokens=inf"])
 def test_a_wrong_assumption_is_refused(pair):
     with pytest.raises(RecipeError, match="--assume"):
         read_assumptions([pair])
@@ -584,3 +588,31 @@ def test_the_best_and_the_newest_checkpoint_take_little_disk():
     assert plan.checkpoint_bytes <= 150 * 2**30
     assert any("114.3 GiB more for a moment" in note for note in plan.notes)
     assert any(f"validation: {plan.saves} × 1,024 greedy reports" in note for note in plan.notes)
+
+
+def test_two_stages_counted_by_hand():
+    """SFT and step 1 of the four data sets, by plain arithmetic: within a tenth."""
+    studies = {"mimic": 221_734, "chexpert_plus": 187_511, "rexgradient": 140_000, "iu_xray": 2_365}
+    with_prior = 0.71 * studies["mimic"] + 0.32 * studies["rexgradient"]
+    total = sum(studies.values())
+    image, report, template, context = 512 * 512 / 32**2, 140, 75, 40  # a token of Qwen3-VL is 32 × 32 pixels
+    prompt = template + context + image + with_prior / total * (image + report)
+    sft, rl = plan_recipe("unirg_cxr", target(), ["sft", "rl_step1"])
+    assert sft.steps == pytest.approx(total * 3 / 256, rel=0.001)
+    assert sft.tokens_trained == pytest.approx(3 * total * (prompt + report), rel=0.1)
+    assert rl.rollouts == pytest.approx(total * 16, rel=0.001)
+    assert rl.tokens_generated == pytest.approx(total * 16 * report, rel=0.1)
+
+
+def test_a_recipe_is_its_four_stages_and_no_variant():
+    assert [plan.stage for plan in plan_recipe("unirg_cxr", target())] == ["sft", "rl_step1", "rl_step2", "eval"]
+
+
+def test_a_judge_that_would_pass_its_limits_is_said_before():
+    (slow,) = plan_recipe("unirg_cxr", target(judge_gpus=1, overrides=("--judge_batch_timeout", "900")), ["rl_step2"])
+    assert slow.rollouts_a_generation == 2 * 4_096
+    (line,) = [line for line in slow.advice if "judge_batch_timeout" in line]
+    assert "8,192 rollouts are judged in" in line
+    assert "judge_batch_timeout is 900" in line
+    (shipped,) = plan_recipe("unirg_cxr", target(judge_gpus=1), ["rl_step2"])
+    assert not [line for line in shipped.advice if "_timeout" in line]
