@@ -55,7 +55,7 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: always help setup demo test test-slow lint data base sft rl-step1 select rl-step2 eval summary report clean \
+.PHONY: always help setup demo test test-slow lint check-docs data base sft rl-step1 select rl-step2 eval summary report clean \
         check-data submission bench-rewards bench-gpu bench-data chaos
 
 help: ## list every target
@@ -75,6 +75,9 @@ test: setup ## the tests (CPU, under 10 minutes)
 
 test-slow: setup ## the slower checks (whole demo on three seeds, servers, vLLM where it installs)
 	$(PYTHON) -m pytest -q -m slow $(ARGS)
+
+check-docs: setup ## what the READMEs claim: commands, links, figures, choices (a part of make test)
+	$(PYTHON) -m pytest -q tests/test_docs.py tests/test_paper_choices.py tests/test_makefile.py $(ARGS)
 
 lint: setup ## ruff check and format
 	.venv/bin/ruff check .

@@ -18,6 +18,7 @@ from rewards.weights import ENCODERS, RATESCORE_MODELS, SCORERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE = "someone/Tiny-VL"
+JUDGE = "someone/Tiny-Judge"
 SHARD = Source(BASE, "Tiny-VL", ("*.json", "*.safetensors"), ("config.json", "*.safetensors"))
 
 
@@ -38,7 +39,7 @@ def hub(monkeypatch):
     }
     for repository, files in ENCODERS.values():
         repositories[repository] = {name: content(name, 700) for name in files if name != "special_tokens_map.json"}
-    for repository in (BASE, *RATESCORE_MODELS.values()):
+    for repository in (BASE, JUDGE, *RATESCORE_MODELS.values()):
         repositories[repository] = {
             "config.json": b"{}",
             "tokenizer.json": b'{"a": 1}',
@@ -51,7 +52,7 @@ def hub(monkeypatch):
 
 
 def test_everything_arrives_where_the_metrics_look_for_it(hub, tmp_path, capsys):
-    assert main(["--out", str(tmp_path), "--base_model", BASE, "--mirror", hub.url]) == 0
+    assert main(["--out", str(tmp_path), "--base_model", BASE, "--judge_model", JUDGE, "--mirror", hub.url]) == 0
     for name in (
         "chexbert.pth",
         "radgraph.tar.gz",
@@ -59,7 +60,7 @@ def test_everything_arrives_where_the_metrics_look_for_it(hub, tmp_path, capsys)
         "distilroberta-base/model.safetensors",
     ):
         assert (tmp_path / name).is_file(), name
-    for name in ("RaTE-NER-Deberta", "BioLORD-2023-C", "Tiny-VL"):
+    for name in ("RaTE-NER-Deberta", "BioLORD-2023-C", "Tiny-VL", "Tiny-Judge"):
         assert (tmp_path / name / "model.safetensors").is_file()
         assert not list((tmp_path / name).glob("*.bin"))
         assert not list((tmp_path / name).glob("*.py"))
@@ -68,7 +69,7 @@ def test_everything_arrives_where_the_metrics_look_for_it(hub, tmp_path, capsys)
     assert lock["chexbert.pth"]["revision"] == hub.commit(SCORERS)
     assert problems(tmp_path, deep=True) == []
     asked = len(hub.requests)
-    assert main(["--out", str(tmp_path), "--base_model", BASE, "--mirror", hub.url]) == 0
+    assert main(["--out", str(tmp_path), "--base_model", BASE, "--judge_model", JUDGE, "--mirror", hub.url]) == 0
     assert len(hub.requests) == asked  # all there: nothing is asked again
     assert main(["--out", str(tmp_path), "--verify"]) == 0
 
