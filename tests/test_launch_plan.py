@@ -425,22 +425,27 @@ def test_activations_are_those_of_rows_with_two_images(monkeypatch):
     assert alone.memory["activations"] < few.memory["activations"]
 
 
+# The four data sets by their published counts: the share of studies with a prior, and the mean prompt's tokens.
+WITH_PRIOR = (0.71 * 221_734 + 0.32 * 140_000) / 551_610
+PROMPT = 75 + 40 + (1 + WITH_PRIOR) * 256 + WITH_PRIOR * 140
+
+
 def test_a_shared_prompt_is_counted_once_a_study_by_hand():
-    """The recipe's step 1 at the assumed lengths: 75 + 40 + 1.5 × 256 + 0.5 × 140 = 569 prompt tokens, 140 a report."""
+    """The recipe's step 1 at the assumed lengths: 75 + 40 + 1.367 × 256 + 0.367 × 140 = 516 prompt tokens, 140 a report."""
     path = REPOSITORY / "recipes/unirg_cxr/rl_step1.yaml"
     ours, theirs = (
         plan_training(path, target(overrides=("--share_prompts", share, "--per_device_train_batch_size", "16")))
         for share in ("true", "false")
     )
-    assert ours.steps == theirs.steps == 2158  # 552,338 studies / 256
-    rollouts = 2158 * 4096
-    assert theirs.tokens_trained == pytest.approx(rollouts * (569 + 140))
-    assert ours.tokens_trained == pytest.approx(rollouts * (569 / 16 + 1 + 140))
-    # 8,192 rollouts a generation on 8 GPUs: 64 studies of 1.5 films of 6 MiB each
-    assert ours.memory["films"] == pytest.approx(64 * 1.5 * 6 * 2**20)
+    assert ours.steps == theirs.steps == 2155  # 551,610 studies / 256
+    rollouts = 2155 * 4096
+    assert theirs.tokens_trained == pytest.approx(rollouts * (PROMPT + 140))
+    assert ours.tokens_trained == pytest.approx(rollouts * (PROMPT / 16 + 1 + 140))
+    # 8,192 rollouts a generation on 8 GPUs: 64 studies of 1.367 films of 6 MiB each
+    assert ours.memory["films"] == pytest.approx(64 * (1 + WITH_PRIOR) * 6 * 2**20)
     assert theirs.memory["films"] == pytest.approx(16 * ours.memory["films"])
     assert ours.memory["activations"] < theirs.memory["activations"]
-    assert ours.hours_of["films"] == pytest.approx(2158 * 256 * 1.5 * 0.026 / 8 / 3600)
+    assert ours.hours_of["films"] == pytest.approx(2155 * 256 * (1 + WITH_PRIOR) * 0.026 / 8 / 3600)
     assert theirs.hours_of["films"] == pytest.approx(32 * ours.hours_of["films"])
     assert ours.hours == pytest.approx(sum(ours.hours_of.values()))
     assert 0.2 < ours.hours_of["update"] / theirs.hours_of["update"] < 0.3
@@ -451,7 +456,7 @@ def test_parts_of_a_study_pay_for_its_prompt_again():
     whole, half = (
         plan_training(path, target(overrides=("--per_device_train_batch_size", rows))) for rows in ("16", "8")
     )
-    assert half.tokens_trained - whole.tokens_trained == pytest.approx(2158 * 4096 * 569 / 16)
+    assert half.tokens_trained - whole.tokens_trained == pytest.approx(2155 * 4096 * PROMPT / 16)
 
 
 def test_disk_counts_each_data_set_and_each_download_once():
