@@ -37,7 +37,7 @@ DESCRIPTION = {
 }
 MIMIC_RESULT = "mimic_result.json"
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_CODE = ("inference.py", "requirements.txt", "data_prep", "evaluation", "recipes", "rewards")
+_CODE = ("inference.py", "requirements.txt", "data_prep", "evaluation", "launch", "recipes", "rewards")
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 

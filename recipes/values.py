@@ -65,6 +65,7 @@ RANGES = {
             "max_length",
             "max_completion_length",
             "save_total_limit",
+            "keep_best",
             "keep_optimizer_states",
             "monitor_patience",
             "vllm_max_model_length",

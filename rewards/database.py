@@ -38,7 +38,7 @@ def reason(error: Exception) -> str:
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or getattr(error, "errno", None) in _NO_ROOM:
         return f"{said}: make room on its disk, or mend it, and run the same command again"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM) or isinstance(error, OSError):
-        return f"{said}: make its folder writable, or name another"
+        return f"{said}: make its folder writable, or name another folder"
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or not code:
         return f"{said}: it is damaged or no cache; move it away, or name another folder"
     return f"{said}: run the same command again"

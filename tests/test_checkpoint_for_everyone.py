@@ -130,7 +130,7 @@ def test_processor_of_the_hubs_files_loads_here(final: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_without_image_settings_is_one_line(final: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((final / name).read_bytes())
     with pytest.raises(RecipeError, match=r"cannot load the processor of .*"):
         load_processor(str(tmp_path))

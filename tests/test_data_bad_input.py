@@ -143,7 +143,7 @@ def test_a_wrong_rexrank_file(
         ("studies.jsonl", b'{"accession": "1"}\n{', "line 2 is not JSON"),
         ("studies.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("studies.jsonl", b'{"accession": "1", "mrn": "2"}\n', "column(s) file"),
-        ("studies.csv.gz", gzip.compress(b"accession,mrn\n" * 999)[:40], "not a readable CSV file"),
+        ("studies.csv.gz", gzip.compress(b"accession,mrn\n" * 999, mtime=0)[:40], "not a readable CSV file"),
         ("studies.xlsx", b"PK", "expected a .csv, .csv.gz, .tsv, .txt, .jsonl or .parquet table"),
     ],
 )

@@ -120,12 +120,13 @@ def test_metric_weights_missing_unknown_and_recorded(question):
 
 
 def test_a_full_disk_is_said_before_the_first_checkpoint(question, monkeypatch):
-    """What make plan counts: 44 checkpoints of step 1, of which three whole."""
-    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 900 * 2**30)
+    """What make plan counts: the two best checkpoints of step 1 and the newest, which alone is whole."""
+    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 500 * 2**30)
+    assert {check.status for check in check_plan(question)} == {"ok"}
+    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 100 * 2**30)
     checks = by_name(check_plan(question))
-    assert checks["disk for sft"].status == "ok"
     assert checks["disk for rl_step1"].status == "missing"
-    assert "44 checkpoint(s) and the final model take 1.0 TiB" in checks["disk for rl_step1"].found
+    assert "3 checkpoint(s) and the final model take 163.3 GiB" in checks["disk for rl_step1"].found
     assert "save_only_model" in checks["disk for rl_step1"].mend
     monkeypatch.setattr(launch.machine, "free_disk", lambda path: 100 * 2**40)
     assert {check.status for check in check_plan(question)} == {"ok"}

@@ -185,7 +185,7 @@ def test_mistakes_are_named_and_leave_nothing(tmp_path: Path, arguments: dict, m
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(StudyError, match="not a prepared folder"):
+    with pytest.raises(StudyError, match="holds no phantoms"):
         prepare(tmp_path / "out", "harbor", 0, {"test": 2})
     assert contents(tmp_path) == {"out/thesis.txt": b"mine"}
 
