@@ -22,6 +22,7 @@ from data_prep.trial import guess_columns, propose_mapping
 
 Y, X = np.mgrid[0:48, 0:40]
 STUDIES = 6
+SHAPE = ("--image-mode", "longest")  # films of their own size, to be compared with what was drawn
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def source(root: Path, seed: int = 0) -> Path:
 
 
 def prepare(root: Path, out: Path, *more: object) -> int:
-    arguments = ["custom", "--source", root, "--mapping", root / "m.yaml", "--out", out, "--workers", 1, *more]
+    arguments = ["custom", "--source", root, "--mapping", root / "m.yaml", "--out", out, "--workers", 1, *SHAPE, *more]
     return main([str(argument) for argument in arguments])
 
 
@@ -86,7 +87,10 @@ def test_what_changed_since_is_done_again_and_said(tmp_path: Path, capsys: pytes
     shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     shutil.rmtree(root / "i")
     assert (
-        main(["custom", "--source", str(tmp_path / "copy"), "--mapping", str(root / "m.yaml"), "--out", str(out)]) == 0
+        main(
+            ["custom", "--source", str(tmp_path / "copy"), "--mapping", str(root / "m.yaml"), "--out", str(out), *SHAPE]
+        )
+        == 0
     )
     assert "nothing to do" in capsys.readouterr().out
     assert prepare(root, out) == 0

@@ -21,7 +21,8 @@ from data_prep.study import SPLITS
 @pytest.fixture(scope="module")
 def prepared(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("iu") / "iu_xray"
-    assert main(["iu_xray", "--source", str(shared_data / "iu_xray"), "--out", str(out), "--workers", "2"]) == 0
+    command = ["iu_xray", "--source", str(shared_data / "iu_xray"), "--out", str(out), "--workers", "2"]
+    assert main([*command, "--image-mode", "longest"]) == 0  # the sample's own size, to be compared with it
     return out
 
 
