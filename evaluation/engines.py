@@ -95,11 +95,16 @@ def transformers_engine(model: str, settings: GenerationSettings) -> Engine:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, processor = load_model_and_processor(model, settings.dtype, device)
-    return writer_of(network, processor, settings, device)
+    return engine_of(network, processor, device)
 
 
 def writer_of(network: Any, processor: Any, settings: GenerationSettings, device: Any) -> Writer:
-    """Greedy generation with a model that is loaded, with its `generation_config` neutral (`generate_neutrally`)."""
+    """The writer of a model that is loaded, with its `generation_config` neutral (`generate_neutrally`)."""
+    return engine_of(network, processor, device)(settings)
+
+
+def engine_of(network: Any, processor: Any, device: Any) -> Engine:
+    """Greedy generation with such a model."""
     import torch
 
     from recipes.models import end_tokens

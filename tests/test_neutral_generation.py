@@ -63,11 +63,11 @@ def test_rollouts_do_not_depend_on_generation_config(tiny_base, penalised, phant
 def test_vllm_reads_no_generation_config_and_stops_where_transformers_does(penalised, monkeypatch):
     made = {}
     engine = SimpleNamespace(
-        LLM=lambda **settings: made.setdefault("engine", settings),
+        LLM=lambda **settings: made.setdefault("engine", settings) and SimpleNamespace(generate=lambda *_, **__: []),
         SamplingParams=lambda **settings: made.setdefault("sampling", settings),
     )
     monkeypatch.setitem(sys.modules, "vllm", engine)
-    make_writer(str(penalised), GenerationSettings(engine="vllm"))
+    assert make_writer(str(penalised), GenerationSettings(engine="vllm"))([]) == []
     assert made["engine"]["generation_config"] == "vllm"
     assert made["sampling"]["stop_token_ids"] == end_tokens(load_processor(str(penalised)))
     assert made["sampling"]["temperature"] == 0
