@@ -89,7 +89,7 @@ def test_reports_are_those_of_the_saved_model(stage, phantom_data):
 
 
 def test_select_confirms_without_generating(stage, phantom_data, monkeypatch):
-    monkeypatch.setattr(generate, "make_writer", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(generate, "load_engine", lambda *_: pytest.fail("generated again"))
     chosen = select(stage.parent, phantom_data)
     assert [result["checkpoint"] for result in chosen["checkpoints"]] == [
         "checkpoint-1",
