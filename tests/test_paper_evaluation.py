@@ -4,6 +4,7 @@ without priors, published rows beside what they may stand beside. Real backends,
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def test_make_eval_tests_what_the_paper_tests(data: Path, tiny_base: Path, tmp_p
         f"DATA={data}",
         f"WEIGHTS_DIR={write_weights(tmp_path / 'weights')}",
     ]
-    line = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    untouched = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    line = subprocess.run(command, cwd=REPOSITORY, env=untouched, capture_output=True, text=True, check=True).stdout
     line = line.replace("\\\n", " ")[line.index("recipes.evaluate") :].split()[1:]
     line[line.index("--run") + 1] = str(run)
     done = subprocess.run(
