@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_json
+from common.errors import EvaluationError, run_command
+from common.files import write_json
 from data_prep.images import ImageSettings
-from evaluation.engines import GenerationSettings, check_images, engine_here, make_writer
-from evaluation.errors import EvaluationError
 from evaluation.generate import read_lines, write_reports
-from evaluation.predictions import SECTIONS, inside, read_predictions, studies_of_file
-from recipes.errors import run_command
-from recipes.films import PAPERS, FilmForm, form_of_model
-from recipes.models import check_model_folder, model_fingerprint
+from evaluation.predictions import inside, read_predictions, studies_of_file
+from model.engines import GenerationSettings, check_images, engine_here, make_writer
+from model.films import PAPERS, FilmForm, form_of_model
+from model.loading import check_model_folder, model_fingerprint
+from settings.evaluations import SECTIONS
 
 USAGE = "python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER"
 

@@ -73,7 +73,7 @@ def memory_in_use() -> Iterator[list[int]]:
 
 def torch_memory() -> dict[str, int]:
     """MiB that torch's allocator gave out, and held, at most."""
-    from recipes.stage import peak_gpu_memory_mib
+    from training.stage import peak_gpu_memory_mib
 
     return {f"torch_{name}_mib": peak for name, peak in peak_gpu_memory_mib().items()}
 
@@ -83,9 +83,9 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
     import torch
     from transformers import TrainerCallback
 
-    from launch.models import architecture
     from launch.plan import rollouts_of_a_row
-    from recipes.stage import add_progress, quiet_logs
+    from model.architectures import architecture
+    from training.stage import add_progress, quiet_logs
 
     quiet_logs()
     recipe = ROOT / "recipes/unirg_cxr" / RECIPES[stage]
@@ -169,10 +169,10 @@ def _trainer(
     """The trainer of a few updates of `stage`, built as its recipe builds it, and whether it trains adapters."""
     from trl import ModelConfig, SFTConfig
 
+    from data_prep.prepared import load_studies
     from recipes import grpo, sft
-    from recipes.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
-    from recipes.data import load_studies
-    from recipes.monitors import build_monitors
+    from settings.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
+    from training.monitors import build_monitors
 
     given: dict[str, Any] = {
         "model_name_or_path": model,
@@ -236,9 +236,9 @@ class Timed:
 
 def study_tokens(model: Path, folder: Path) -> tuple[float, float]:
     """Mean tokens of a prompt (images included) and of a report, over the training studies."""
-    from recipes.data import load_studies
-    from recipes.models import load_processor
-    from recipes.prompts import build_prompt, prompt_images, study_report
+    from data_prep.prepared import load_studies
+    from model.loading import load_processor
+    from model.prompts import build_prompt, prompt_images, study_report
 
     processor = load_processor(str(model))
     studies = load_studies([DATASET], folder, "train")[:64]
@@ -253,9 +253,9 @@ def study_tokens(model: Path, folder: Path) -> tuple[float, float]:
 
 def generate(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Reports of many studies by evaluation's own vLLM writer."""
-    from evaluation.engines import GenerationSettings, make_writer
-    from launch.models import architecture
-    from recipes.data import load_studies
+    from data_prep.prepared import load_studies
+    from model.architectures import architecture
+    from model.engines import GenerationSettings, make_writer
 
     studies = load_studies([DATASET], folder, "test")[: options.studies]
     with memory_in_use() as used:
@@ -347,7 +347,7 @@ def rewards(options: argparse.Namespace, compiled: bool = False) -> dict[str, An
 
 def gpu_name() -> str:
     """This GPU as `make plan` calls it, else as nvidia-smi does."""
-    from launch import machine
+    from common import machine
     from launch.plan import GPUS
 
     full = machine.gpus()[0].name
@@ -417,7 +417,7 @@ def main() -> None:
     if options.part:
         print(json.dumps(run_part(options.part, options)))
         return
-    from launch import machine
+    from common import machine
 
     if not machine.gpus():
         raise machine.MachineError("bench_gpu measures a GPU and none is here; make plan gives assumed figures")
@@ -456,7 +456,7 @@ def _given(options: argparse.Namespace) -> list[str]:
 
 def write_entry(entry: dict[str, Any], path: Path) -> None:
     """Put `entry` in the place of the one of the same GPU, stage and model."""
-    from data_prep.files import write_json
+    from common.files import write_json
 
     def key(one: dict[str, Any]) -> tuple[Any, ...]:
         return one["gpu"], one["stage"], one.get("model_parameters")
@@ -466,7 +466,7 @@ def write_entry(entry: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from launch.machine import MachineError
-    from recipes.errors import run_command
+    from common.errors import run_command
+    from common.machine import MachineError
 
     run_command(main, MachineError)

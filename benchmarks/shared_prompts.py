@@ -20,9 +20,9 @@ from PIL import Image
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from trl import GRPOConfig
 
-from recipes.shared_prompts import Films
 from recipes.tiny_model import build_model, build_processor, build_tokenizer
-from recipes.trainers import RolloutTrainer
+from training.shared_prompts import Films
+from training.trainers import RolloutTrainer
 
 PROMPT_TOKENS, REPORT_TOKENS, ROLLOUTS, PIXELS = 558, (60, 220), 16, 512
 SHAPE = {

@@ -1,9 +1,3 @@
 """From each source as it lies on disk to one study table (see `study.py` for its schema)."""
 
-import os
-from pathlib import Path
-
-# Here, because every other package imports this one first: libraries read these variables when they are imported.
-for _line in Path(__file__).with_name("telemetry.env").read_text(encoding="utf-8").splitlines():
-    if _line and not _line.startswith("#"):
-        os.environ.setdefault(*_line.split("=", 1))
+import common  # noqa: F401  (nothing is sent anywhere: common/telemetry.env)

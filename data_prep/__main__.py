@@ -24,16 +24,16 @@ import threading
 from contextlib import nullcontext
 from pathlib import Path
 
-from data_prep.locks import LockError, folder_lock
+from common.locks import LockError, folder_lock
 from data_prep.sources import SOURCES
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     # Imported here: image workers import this module too and need none of it.
-    from data_prep.source import SourceError
     from data_prep.splits import LeakageError
     from data_prep.study import StudyError
+    from data_prep.tables import SourceError
 
     options = parser().parse_args(arguments)
     before = None
@@ -200,7 +200,8 @@ def shard(text: str):
 def run_source(arguments: argparse.Namespace) -> None:
     """Prepare one source."""
     from data_prep.prepare import dry_run, prepare
-    from data_prep.source import Options, SourceError
+    from data_prep.source import Options
+    from data_prep.tables import SourceError
 
     given = vars(arguments)
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__ if given.get(name) is not None})
@@ -243,7 +244,8 @@ def run_sections(arguments: argparse.Namespace) -> None:
 
 def run_try(arguments: argparse.Namespace) -> None:
     """A first look."""
-    from data_prep.source import Options, SourceError
+    from data_prep.source import Options
+    from data_prep.tables import SourceError
     from data_prep.trial import try_source
 
     if arguments.studies < 1 or arguments.workers < 1:

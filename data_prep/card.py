@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from common.files import write_bytes, write_text
 from data_prep.contact_sheet import draw_contact_sheet
-from data_prep.files import write_bytes, write_text
 from data_prep.folder import read_images
 from data_prep.rejects import REASONS
 from data_prep.study import SPLITS, TEST_REST

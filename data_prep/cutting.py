@@ -8,8 +8,8 @@ from pathlib import Path
 
 from data_prep.headings import ADDENDUM, JOINT, iterate_sections, parse_free_text, unknown_headings
 from data_prep.sections import SECTIONS
-from data_prep.source import SourceError
 from data_prep.sources.custom import iterate_reports, read_mapping
+from data_prep.tables import SourceError
 
 UNKNOWN_SHOWN = 30
 

@@ -14,9 +14,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.files import remove_temporaries, write_text
+from common.files import remove_temporaries, write_text
+from common.locks import NAME as LOCK
 from data_prep.images import ImageJob, ImageRecord, is_done
-from data_prep.locks import NAME as LOCK
 from data_prep.study import ALL_SPLITS, write_parquet
 from data_prep.tables import SourceError, one_line
 

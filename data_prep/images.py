@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from common.files import write_bytes
 from data_prep.dicom import is_dicom, may_be_dicom, read_dicom
-from data_prep.files import write_bytes
 from data_prep.grey import figures, scale_to_8_bits
 
 MODES = ("longest", "letterbox", "stretch")

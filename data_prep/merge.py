@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from data_prep import prepare as preparing
 from data_prep.folder import CARD, changed, parts_of, read_images, write_images
 from data_prep.priors import none
-from data_prep.source import SourceError, one_line
 from data_prep.study import STUDY_SCHEMA, table_paths
+from data_prep.tables import SourceError, one_line
 from data_prep.texts import BATCH, KEPT, Texts
 
 

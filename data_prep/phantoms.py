@@ -9,9 +9,9 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
-from data_prep.source import SourceError
 from data_prep.sources import phantom
 from data_prep.study import SPLITS
+from data_prep.tables import SourceError
 
 ZERO_SHOT = "coast"  # kept for zero-shot evaluation: with institution `all` only its test split is drawn
 

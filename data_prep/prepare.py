@@ -54,10 +54,11 @@ from data_prep.rejects import (
     write_rejects,
 )
 from data_prep.sections import SECTIONS
-from data_prep.source import Found, Options, SourceError, compact, fingerprint, inside
+from data_prep.source import Found, Options, compact, fingerprint, inside
 from data_prep.sources import SOURCES
 from data_prep.splits import check_leakage, set_aside_validation
 from data_prep.study import ALL_SPLITS, SPLITS, STUDY_SCHEMA, TEST_REST, report_text, write_study_batches
+from data_prep.tables import SourceError
 from data_prep.test_files import use_test_files, without_test_file
 from data_prep.texts import BATCH, KEPT, Texts, give_back
 

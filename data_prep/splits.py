@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.priors import none, sides
-from data_prep.source import SourceError
+from data_prep.tables import SourceError
 
 
 class LeakageError(ValueError):

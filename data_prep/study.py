@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.files import whole_file
+from common.errors import OneLineError
+from common.files import whole_file
 from data_prep.sections import RAW
 
 SPLITS = ("train", "validation", "test")
@@ -54,7 +55,7 @@ def ids_fingerprint(study_ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(study_ids))).encode()).hexdigest()
 
 
-class StudyError(ValueError):
+class StudyError(OneLineError):
     """A study table, or a file that should be one, is not what the schema says. The message says which and how to mend it."""
 
 

@@ -23,6 +23,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.errors import OneLineError
+
 ROWS = 2048  # rows read at a time
 LONGEST_CELL = 1 << 26  # characters; a longer one is a file that was cut or is something else
 DELIMITERS = (",", ";", "\t", "|")
@@ -43,7 +45,7 @@ _LARGEST_EXACT = 2**53  # above it a floating number is no longer each integer
 csv.field_size_limit(LONGEST_CELL)
 
 
-class SourceError(ValueError):
+class SourceError(OneLineError):
     """A source is not what its layout says. The message is one line: which file, what was expected, how to mend it."""
 
 

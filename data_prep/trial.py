@@ -12,14 +12,14 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from common.files import write_text
 from data_prep.dicom import is_dicom, may_be_dicom
 from data_prep.dicom_headers import files_below
-from data_prep.files import write_text
 from data_prep.folder import CARD
 from data_prep.prepare import prepare
-from data_prep.source import Options, SourceError
+from data_prep.source import Options
 from data_prep.sources.custom import REQUIRED
-from data_prep.tables import CSV_SUFFIXES, columns_of, csv_form, iterate_table
+from data_prep.tables import CSV_SUFFIXES, SourceError, columns_of, csv_form, iterate_table
 from data_prep.views import plain
 
 LOOKED_AT = 2000  # rows, and files, that a proposal is made from

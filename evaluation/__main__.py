@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.locks import folder_lock
+from common.errors import EvaluationError, run_command
+from common.locks import folder_lock
+from common.masking import mask
 from evaluation import statistics
-from evaluation.errors import EvaluationError
-from recipes.errors import run_command
-from rewards.masking import mask
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,8 +27,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from evaluation.engines import GenerationSettings
     from evaluation.generate import Task, generate, generate_shard
+    from model.engines import GenerationSettings
 
     settings = GenerationSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings)})
     if options.batch_size < 1:
@@ -123,7 +122,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _compare_folders(paths: Sequence[Path], out: Path | None, resamples: int, seed: int) -> None:
-    from data_prep.files import write_json
+    from common.files import write_json
     from evaluation.compare import compare, named_folders, read_result, table
     from evaluation.score import Scores
 
@@ -227,9 +226,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from evaluation.baselines import BASELINES
-    from evaluation.engines import ENGINES
-    from evaluation.predictions import BOARD, REFERENCE_FORMS, SECTIONS
+    from evaluation.predictions import BOARD
+    from model.engines import ENGINES
+    from settings.evaluations import BASELINES, REFERENCE_FORMS, SECTIONS
 
     parser = _Parser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)

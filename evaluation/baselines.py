@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep.files import write_json
-from data_prep.locks import folder_lock
+from common.errors import EvaluationError
+from common.files import write_json
+from common.locks import folder_lock
 from data_prep.study import report_text
-from evaluation.errors import EvaluationError
-from evaluation.predictions import SECTIONS, candidate_text, rexrank_entry, studies_of_data
-from recipes.prompts import study_sections
+from evaluation.predictions import candidate_text, rexrank_entry, studies_of_data
+from model.prompts import study_sections
+from settings.evaluations import BASELINES, SECTIONS
 
-BASELINES = ("most_frequent", "copy_prior", "retrieval")
 # Keys of generation.json: how many studies got the most frequent report for want of another, and which.
 SUBSTITUTED = "studies_given_the_most_frequent_report"
 SUBSTITUTED_IDS = "given_the_most_frequent_report"
@@ -41,7 +41,7 @@ def write_baseline(
 ) -> dict[str, Any] | None:
     """Write a baseline's `predictions.json` (ReXrank's form) and `generation.json` in `out`; returns the latter.
 
-    It writes the sections that models are asked for (`sections`, of `predictions.SECTIONS`), and no others. None, said
+    It writes the sections that models are asked for (`sections`, of `settings.evaluations.SECTIONS`), and no others. None, said
     aloud, where no folder of `train` has a training study to learn from (a folder of test studies alone).
 
     Raises:

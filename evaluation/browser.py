@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from evaluation.baselines import BASELINES
-from evaluation.errors import EvaluationError
+from common.errors import EvaluationError
 from evaluation.names import shown_name, shown_number
 from evaluation.predictions import inside
 from evaluation.run_folder import Run
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS
+from settings.evaluations import BASELINES
 
 BROWSER_STUDIES = 3_000
 IMAGE_SIZE = 256  # longest side of the browser's images in pixels

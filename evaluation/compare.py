@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import EvaluationError, read_record
 from evaluation import statistics
-from evaluation.errors import EvaluationError, read_record
 from evaluation.score import Scores, is_principal, principal_statistics
 from evaluation.tables import p_value, says_something
 

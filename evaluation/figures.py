@@ -21,11 +21,11 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.baselines import BASELINES
 from evaluation.breakdowns import UNKNOWN
 from evaluation.names import lower_is_better, short_name, shown_number
 from evaluation.tables import says_something
 from rewards.radcliq import PARTS, radcliq_v1
+from settings.evaluations import BASELINES
 
 INK = "#1a2430"  # text and axes; the report turns it into the page's own text colour
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C6D1F", "#4B4B9B")

@@ -29,9 +29,12 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from data_prep.files import sha256_of, write_json
-from data_prep.locks import folder_lock
-from evaluation.engines import (
+from common import signals
+from common.errors import EvaluationError, read_record
+from common.files import sha256_of, write_json
+from common.locks import folder_lock
+from evaluation.predictions import rexrank_entry, studies_of_data
+from model.engines import (
     VLLM_BATCHES,
     Engine,
     GenerationSettings,
@@ -41,9 +44,6 @@ from evaluation.engines import (
     gpu_count,
     load_engine,
 )
-from evaluation.errors import EvaluationError, read_record
-from evaluation.predictions import rexrank_entry, studies_of_data
-from launch import signals
 
 _STOP_SECONDS = 20  # that a process has to end after SIGTERM
 
@@ -154,8 +154,8 @@ def _loaded_once() -> Callable[[Task], Writer]:
 
 def planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict[str, Any]]:
     """The studies, the settings with their engine decided, and what decides the reports."""
-    from recipes.films import check_form, form_of_data
-    from recipes.models import check_model_folder, model_fingerprint  # loads torch: only where a model is needed
+    from model.films import check_form, form_of_data
+    from model.loading import check_model_folder, model_fingerprint  # loads torch: only where a model is needed
 
     studies = studies_of_data(task.data, task.split)[: task.max_studies]
     check_model_folder(task.model)
@@ -430,6 +430,6 @@ def _in_processes(tasks: Sequence[Task], processes: int) -> None:
 
 
 if __name__ == "__main__":  # one process of `_in_processes`: python -m evaluation.generate TASKS.json I/N
-    from recipes.errors import run_command
+    from common.errors import run_command
 
     run_command(lambda: generate_shards(read_tasks(Path(sys.argv[1])), *map(int, sys.argv[2].split("/"))), OSError)

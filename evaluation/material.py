@@ -10,7 +10,6 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation import statistics
-from evaluation.baselines import BASELINES
 from evaluation.breakdowns import ATTRIBUTES, breakdown
 from evaluation.compare import compare
 from evaluation.run_folder import STAGES, Common, Run
@@ -18,6 +17,7 @@ from evaluation.score import condition_statistics, judge_statistics, principal_s
 from evaluation.statistics import Statistic
 from evaluation.tables import says_something
 from rewards.conditions import binary_labels
+from settings.evaluations import BASELINES
 
 Value = Mapping[str, float | None]  # mean, low, high
 

@@ -15,19 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import EvaluationError
+from common.governance import claimed_source
 from data_prep.headings import JOINT, Piece, findings_of, iterate_sections
 from data_prep.sections import RAW, single_spaced
 from data_prep.sources.rexrank import patient_of
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
-from evaluation.errors import EvaluationError
-from rewards.chexprompt.governance import claimed_source
+from settings.evaluations import REFERENCE_FORMS
 
 # Which sections are compared. `findings_impression` and `findings` are ReXrank's boards: both sections, a missing one printed
 # as the word None, and findings with findings. `available`: those the reference has, the form models are trained on; what a
 # candidate writes beside them does not count.
-SECTIONS = ("available", "findings_impression", "findings")
 BOARD = "findings_impression"  # what other people's models are asked for, and the default where models are compared
-REFERENCE_FORMS = {"text": ("raw", "single_spaced"), "missing_section": ("None", "None.")}
 _ABSENT = {"", "none", "none.", "nan"}
 
 
@@ -51,23 +50,6 @@ class ReferenceForm:
                 raise EvaluationError(
                     f"{'reference_form' if name == 'text' else name} is {getattr(self, name)!r}; choose {' or '.join(choices)}"
                 )
-
-
-def evaluation_name(sections: str, longitudinal: bool) -> str:
-    """What a model was asked and shown, as one word: `findings_no_priors`."""
-    return f"{sections}_{'with' if longitudinal else 'no'}_priors"
-
-
-def evaluation_named(name: str) -> tuple[str, bool]:
-    """Sections, and whether priors are shown, of an evaluation's name.
-
-    Raises:
-        ValueError: no such evaluation.
-    """
-    named = {evaluation_name(sections, shown): (sections, shown) for sections in SECTIONS for shown in (True, False)}
-    if name not in named:
-        raise ValueError(f"evaluation {name!r} is none of {', '.join(named)}")
-    return named[name]
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import read_record
 from evaluation.compare import read_result
-from evaluation.errors import read_record
 from evaluation.material import Material
 from evaluation.names import F1_MEANING, meaning, shown_name, shown_number, split_number
 from evaluation.references import form_table

@@ -16,7 +16,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from data_prep.files import write_text
+from common.files import write_text
 from evaluation import figures, statistics
 from evaluation.browser import BROWSER_STUDIES, browser_content
 from evaluation.material import collect

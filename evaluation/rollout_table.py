@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
+from common.errors import EvaluationError, read_record
 from evaluation.browser import data_uri
-from evaluation.errors import EvaluationError, read_record
 from evaluation.names import shown_name, shown_number
 from rewards.chexprompt.judgement import ERROR_TYPES
 

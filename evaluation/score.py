@@ -23,19 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_prep.files import sha256_of, write_json
-from data_prep.locks import folder_lock
+from common.errors import EvaluationError, RecipeError, read_json
+from common.files import sha256_of, write_json
+from common.governance import JudgeError, claimed_source
+from common.locks import folder_lock
 from data_prep.study import ids_fingerprint
 from evaluation import statistics, temporal
-from evaluation.errors import EvaluationError
 from evaluation.graphs import MarkedEntity, marked_graphs
 from evaluation.names import split_number
 from evaluation.predictions import Problems, ReferenceForm, pair, read_predictions, studies_of_data, studies_of_file
 from evaluation.published import test_file_of, test_file_of_references
 from evaluation.references import described as references_described
 from evaluation.statistics import Statistic
-from recipes.errors import RecipeError, read_json
-from rewards.chexprompt.governance import JudgeError, claimed_source
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS, TOP_FIVE, Labeler, binary_labels

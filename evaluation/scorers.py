@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evaluation.errors import EvaluationError
+from common.errors import EvaluationError
+from common.governance import JudgeError
 from evaluation.score import METRICS, Scorers
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.metric import MetricError
 from rewards.radcliq import PARTS

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from common.errors import EvaluationError, read_record
 from evaluation.compare import same_studies
-from evaluation.errors import EvaluationError, read_record
 from evaluation.run_folder import read_run
 from evaluation.score import Scores
 from evaluation.statistics import LEVEL, Contrast, bootstrap

@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
-from data_prep.files import write_json
+from common.errors import EvaluationError
+from common.files import write_json
+from common.removal import remove_own
 from evaluation.compare import read_result
-from evaluation.errors import EvaluationError
 from evaluation.predictions import pair, read_predictions, studies_of_file
-from recipes.models import check_model_folder
-from recipes.removal import remove_own
+from model.loading import check_model_folder
 
 DESCRIPTION = {
     "name": "name of the model",
@@ -37,7 +37,7 @@ DESCRIPTION = {
 }
 MIMIC_RESULT = "mimic_result.json"
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_CODE = ("inference.py", "requirements.txt", "data_prep", "evaluation", "launch", "recipes", "rewards")
+_CODE = ("inference.py", "requirements.txt", "common", "data_prep", "evaluation", "model", "rewards", "settings")
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 

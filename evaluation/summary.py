@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import write_json
+from common.files import write_json
 from evaluation import statistics
-from evaluation.baselines import BASELINES
 from evaluation.compare import correct
 from evaluation.names import split_number
 from evaluation.run_folder import MAIN, STAGES, Common, Run, evaluations, read_run
 from evaluation.score import Scores, principal_statistics
 from evaluation.tables import says_something
+from settings.evaluations import BASELINES
 
 # Short key → number: the paper's primary metric and what it is made of.
 PAPERS_NUMBERS = {

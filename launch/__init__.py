@@ -1,3 +1,3 @@
 """Where the recipes run: this machine, its GPUs, a cluster."""
 
-import data_prep  # noqa: F401  (nothing is sent anywhere: data_prep/telemetry.env)
+import common  # noqa: F401  (nothing is sent anywhere: common/telemetry.env)

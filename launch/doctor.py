@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import machine
-from launch.machine import GIB, MachineError, format_bytes
+from common import machine
+from common.machine import GIB, MachineError, format_bytes
 from launch.start import PARALLEL, default_parallel, generation_url, judge_place
 
 STAGES = ("data", "sft", "rl_step1", "rl_step2", "eval")
@@ -291,7 +291,7 @@ def planned(question: Question, stage: str) -> Any:
 
 def check_plan(question: Question) -> Iterator[Check]:
     """What the stage is planned to need, as `make plan` counts it: memory of a GPU, and disk for what it keeps."""
-    from recipes.errors import RecipeError
+    from common.errors import RecipeError
 
     memory = min((gpu.memory for gpu in _gpus() if gpu.memory is not None), default=None)
     for stage in question.asked(_TRAINING):
@@ -391,7 +391,7 @@ def missing_weights(folder: Path) -> list[str]:
 
 def _unfinished(folder: Path, prefix: str) -> list[str]:
     """What the lock file says of the files below `prefix`: a source that has not arrived as a whole, a file of other size."""
-    from launch.weights import FetchError, problems, read_lock
+    from common.weights_lock import FetchError, problems, read_lock
 
     try:
         lock, found = read_lock(folder), [line for line in problems(folder) if line.startswith(prefix)]
@@ -411,7 +411,7 @@ def _in_hub_cache(name: str) -> bool:
 
 
 def _locked(question: Question, prefix: str) -> str:
-    from launch.weights import lock_fingerprint, read_lock
+    from common.weights_lock import lock_fingerprint, read_lock
 
     if any(name.startswith(prefix) for name in read_lock(question.weights_dir).files):
         return f", fingerprint {lock_fingerprint(question.weights_dir, prefix)[:12]}"
@@ -425,7 +425,8 @@ def check_metric_weights(question: Question) -> Iterator[Check]:
         if question.recipes and question.asked(("rl_step1", "rl_step2", "eval")):
             yield Check("metric weights", "ok", "none needed: the recipe scores with offline stand-ins")
         return
-    from launch.weights import FetchError, lock_fingerprint, problems, read_lock, sources
+    from common.weights_lock import FetchError, lock_fingerprint, problems, read_lock
+    from launch.weights import sources
 
     folder = question.weights_dir
     mend = f"make weights WEIGHTS_DIR={folder}"
@@ -532,7 +533,8 @@ def check_judge(question: Question) -> Iterator[Check]:
         try:
             import asyncio
 
-            from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
+            from common.governance import JudgeError
+            from rewards.chexprompt.judge import Judge, JudgeSettings
 
             settings = JudgeSettings.from_mapping(dict(values) | {"judge_cache_dir": None, "judge_max_retries": 0})
             with Judge.from_settings(settings) as judge:
@@ -550,7 +552,7 @@ def check_judge(question: Question) -> Iterator[Check]:
 
 def check_judge_weights(question: Question) -> Iterator[Check]:
     """The weights of a judge that is served from this machine: what `make judge-server` takes, complete or not."""
-    from rewards.chexprompt.governance import is_loopback
+    from common.governance import is_loopback
 
     values = question.recipes.get("rl_step2", {})
     url, model = str(values.get("judge_base_url") or ""), str(values.get("judge_model") or "")

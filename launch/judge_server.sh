@@ -20,13 +20,13 @@ EXTRA=${EXTRA:-}
 if ! command -v "$VLLM" >/dev/null; then
   echo "error: no vLLM at $VLLM; install it: .venv/bin/pip install -r requirements-gpu.txt" >&2; exit 2
 fi
-if ! "$PYTHON" -c 'import sys; from launch.machine import port_is_free; sys.exit(not port_is_free(int(sys.argv[1]), sys.argv[2]))' "$PORT" "$HOST"; then
+if ! "$PYTHON" -c 'import sys; from common.machine import port_is_free; sys.exit(not port_is_free(int(sys.argv[1]), sys.argv[2]))' "$PORT" "$HOST"; then
   echo "error: port $PORT on $HOST is in use; choose another: PORT=$((PORT + 1))" >&2; exit 2
 fi
 
 set -a
-# shellcheck source=data_prep/telemetry.env
-. "$(dirname "$0")/../data_prep/telemetry.env"
+# shellcheck source=common/telemetry.env
+. "$(dirname "$0")/../common/telemetry.env"
 set +a
 model=$JUDGE_MODEL
 if [[ ! -d $model && -f $WEIGHTS_DIR/${JUDGE_MODEL##*/}/config.json ]]; then

@@ -19,9 +19,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launch import machine
-from launch.machine import format_bytes
-from launch.memory import (
+from common import machine
+from common.errors import RecipeError, run_command
+from common.governance import host_of, is_loopback
+from common.machine import format_bytes
+from model.architectures import ARCHITECTURES, Architecture, architecture, checkpoint_bytes
+from model.memory import (
     PARALLEL,
     Batch,
     film_bytes,
@@ -31,9 +34,6 @@ from launch.memory import (
     training_memory,
     weights_trained_in,
 )
-from launch.models import ARCHITECTURES, Architecture, architecture, checkpoint_bytes
-from recipes.errors import RecipeError, run_command
-from rewards.chexprompt.governance import host_of, is_loopback
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
@@ -207,9 +207,9 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, ...]:
     """
     from trl import ModelConfig, SFTConfig
 
-    from recipes import arguments as our
     from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
     from rewards.chexprompt.judge import JudgeSettings
+    from settings import arguments as our
 
     try:
         shown = path.relative_to(REPOSITORY)
@@ -332,7 +332,7 @@ def plan_training(path: Path, target: Target) -> StagePlan:
     Raises:
         RecipeError: the YAML is wrong, or its batch does not divide by the GPUs.
     """
-    from recipes.arguments import set_global_batch
+    from settings.arguments import set_global_batch
 
     parsed = parse(path, target.batch_overrides)
     data, stage, model, training = (

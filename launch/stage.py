@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch import signals
+from common import signals
 
 
 def modified(path: Path | None) -> int | None:

@@ -12,72 +12,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from launch import machine
-from launch.machine import MachineError, format_bytes
-from launch.models import checkpoint_bytes, parameter_count
-from rewards.chexprompt.governance import JudgeError, host_of, is_loopback
-from rewards.masking import mask, mask_words
+from common import machine
+from common.governance import JudgeError, host_of, is_loopback
+from common.machine import MachineError, format_bytes
+from common.masking import mask, mask_words
+from common.stage_command import is_true, settings_of, whole_number
+from model.architectures import checkpoint_bytes, parameter_count
 
 CONFIGS = Path(__file__).resolve().parent / "accelerate"
 PARALLEL = ("ddp", "zero2", "zero3", "fsdp2")
 _DEFAULT_PORT = 29500  # torch.distributed's
 _JUDGE_URL = "http://127.0.0.1:8000/v1"  # where a YAML gives none (rewards/chexprompt/judge.py)
-
-
-def settings_of(command: Sequence[str]) -> dict[str, Any]:
-    """The YAML keys of a stage's command, overridden by its `--key value` flags. Values of flags stay text.
-
-    Raises:
-        MachineError: the YAML cannot be read.
-    """
-    import yaml
-
-    settings: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    flags = [index for index, word in enumerate(command) if word.startswith("--")]
-    for index in flags:
-        name, _, value = command[index][2:].partition("=")
-        following = command[index + 1] if index + 1 < len(command) else ""
-        value = value or following
-        if name == "config":
-            try:
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise MachineError(f"cannot read the recipe {value}: {' '.join(str(error).split())}") from error
-            if not isinstance(content, dict):
-                raise MachineError(f"the recipe {value} must hold a mapping of keys to values")
-            recipe = content | {"config": value}
-        else:
-            settings[name] = value
-    return recipe | settings
-
-
-def is_true(value: Any) -> bool:
-    """YAML's true, or a flag's."""
-    return value is True or str(value).lower() in ("true", "1", "yes")
-
-
-def whole_number(settings: Mapping[str, Any], key: str, default: int, least: int = 1) -> int:
-    """A whole number of the settings, `default` where they do not give it.
-
-    Raises:
-        MachineError: another value, or one below `least`.
-    """
-    value = settings.get(key)
-    if value is None:
-        return default
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise MachineError(f"{key} is {value!r}; it must be a whole number of at least {least}")
-    return number
 
 
 def batch_rows(settings: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import fnmatch
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -22,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launch.machine import OneLineParser, format_bytes, free_disk
+from common.machine import OneLineParser, format_bytes, free_disk
+from common.weights_lock import LOCK, FetchError, lock_fingerprint, problems, read_lock, sha256
 from rewards.weights import ENCODERS, RADGRAPH_MODELS, RATESCORE_MODELS, SCORERS
 
-LOCK = "weights.lock.json"
 HUB = "https://huggingface.co"
 BASE_MODEL = "Qwen/Qwen3-VL-8B-Instruct"
 # What a checkpoint consists of: configuration, tokenizer, safetensors. No pickles, no example scripts.
@@ -34,10 +33,6 @@ JUDGE_MODEL = "Qwen/Qwen3-32B"  # as judge_model in recipes/unirg_cxr/rl_step2.y
 GROUPS = ("base", "chexbert", "radgraph", "bertscore", "ratescore", "judge")
 MODELS = ("base", "judge")  # large ones; the other groups are the metrics
 _BLOCK = 1 << 20
-
-
-class FetchError(ValueError):
-    """Weights that could not be had, or are not what they should be: one line, with what mends it."""
 
 
 @dataclass(frozen=True)
@@ -90,80 +85,6 @@ def _encoder(folder: str) -> Source:
     repository, files = ENCODERS[folder]
     required = tuple(file for file in files if file in ("config.json", "vocab.txt", "vocab.json", "model.safetensors"))
     return Source(repository, folder, files, required)
-
-
-@dataclass
-class Lock:
-    """What a weights folder should hold.
-
-    Attributes:
-        files: path in the folder → {repository, revision, size, sha256}.
-        complete: names of the sources that have arrived as a whole.
-    """
-
-    files: dict[str, dict[str, Any]]
-    complete: list[str]
-
-    def write(self, folder: Path) -> None:
-        """Write the lock file atomically, sorted."""
-        content = {"complete": sorted(set(self.complete)), "files": dict(sorted(self.files.items()))}
-        temporary = folder / f".{LOCK}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / LOCK)
-
-
-def read_lock(folder: Path) -> Lock:
-    """The lock of `folder`; an empty one where nothing was fetched.
-
-    Raises:
-        FetchError: the lock file is damaged.
-    """
-    path = folder / LOCK
-    if not path.is_file():
-        return Lock({}, [])
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        lock = Lock(content["files"], content["complete"])
-        for name, entry in lock.files.items():
-            if not isinstance(entry["size"], int) or not all(
-                isinstance(entry[key], str) for key in ("sha256", "repository", "revision")
-            ):
-                raise ValueError(f"{name} has no size and sum")
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ValueError(f"{name!r} leaves the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FetchError(f"{path} is damaged ({error}); remove it, and run make weights again") from error
-    return lock
-
-
-def problems(folder: Path, deep: bool = False) -> list[str]:
-    """Each locked file that is missing or differs, as `name: what`; sizes only, or (`deep`) sha256 too."""
-    found = []
-    for name, entry in read_lock(folder).files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name}: missing")
-        elif path.stat().st_size != entry["size"]:
-            found.append(f"{name}: {path.stat().st_size:,} bytes instead of {entry['size']:,}")
-        elif deep and sha256(path) != entry["sha256"]:
-            found.append(f"{name}: sha256 differs")
-    return found
-
-
-def lock_fingerprint(folder: Path, prefix: str = "") -> str:
-    """sha256 over the locked sums of the files whose path starts with `prefix`: what was fetched, in 64 characters."""
-    files = sorted(read_lock(folder).files.items())
-    lines = [f"{name} {entry['sha256']}" for name, entry in files if name.startswith(prefix)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def git_blob_sha1(path: Path) -> str:

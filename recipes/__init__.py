@@ -1,1 +1,1 @@
-import data_prep  # noqa: F401  (nothing is sent anywhere: data_prep/telemetry.env)
+import common  # noqa: F401  (nothing is sent anywhere: common/telemetry.env)

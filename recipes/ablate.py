@@ -24,17 +24,18 @@ from typing import Any
 import yaml
 from trl import ModelConfig, SFTConfig
 
-from data_prep.files import write_json, write_text
+from common import signals
+from common.errors import RecipeError, read_json, run_command
+from common.files import write_json, write_text
+from common.governance import JudgeError
 from evaluation import statistics
 from evaluation.compare import correct, read_result, same_studies, studies_in_words
 from evaluation.score import Scores, principal_statistics
 from evaluation.tables import p_value, says_something
-from launch import signals
-from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
-from recipes.errors import RecipeError, read_json, run_command
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
-from recipes.stage import announce
-from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
+from rewards.chexprompt.judge import OFFLINE, Judge, JudgeSettings
+from settings.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
+from training.stage import announce
 
 RECIPES = Path(__file__).parent
 STAGES = ("sft", "rl_step1", "rl_step2")

@@ -16,20 +16,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.errors import RecipeError, run_command
+from common.governance import JudgeError
+from common.provenance import write_run
 from evaluation.baselines import write_baseline
-from evaluation.engines import GenerationSettings
 from evaluation.generate import Task, generate_all
-from evaluation.predictions import ReferenceForm, evaluation_name, evaluation_named
+from evaluation.predictions import ReferenceForm
 from evaluation.run_folder import MAIN, beside
 from evaluation.score import OPTIONAL_METRICS, score_file
 from evaluation.scorers import open_scorers
-from launch.provenance import write_run
-from recipes.arguments import EvaluationArguments, parse_recipe
-from recipes.errors import RecipeError, run_command
-from recipes.model_card import training_stages, write_model_card
-from recipes.models import model_fingerprint
-from recipes.stage import announce, quiet_logs
-from rewards.chexprompt.judge import JudgeError, JudgeSettings
+from model.card import training_stages, write_model_card
+from model.engines import GenerationSettings
+from model.loading import model_fingerprint
+from rewards.chexprompt.judge import JudgeSettings
+from settings.arguments import EvaluationArguments, parse_recipe
+from settings.evaluations import evaluation_name, evaluation_named
+from training.stage import announce, quiet_logs
 
 # Where each stage of a run leaves its model, last first.
 STAGE_MODELS = {"rl_step2": "rl_step2/final", "rl_step1": "rl_step1/best", "sft": "sft/final", "base": "base"}

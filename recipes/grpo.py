@@ -14,7 +14,20 @@ from typing import Any
 
 from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
-from recipes.arguments import (
+from common.errors import run_command
+from common.governance import JudgeError
+from evaluation.checkpoint_rating import CheckpointRating, check_rated
+from model.loading import end_tokens, generate_neutrally, load_processor, merged_checkpoint, model_options
+from rewards.chexprompt.judge import OFFLINE, Judge, JudgeSettings
+from rewards.chexprompt.rubric import load_prompt
+from rewards.composite import CompositeReward
+from rewards.engine import EngineSettings
+from rewards.grpo_reward import GrpoReward
+from rewards.metric import MetricError
+from rewards.offline import judge_server
+from rewards.radcliq import PARTS, RadCliQ
+from rewards.registry import load_metrics
+from settings.arguments import (
     DataArguments,
     MonitorArguments,
     RewardArguments,
@@ -22,33 +35,23 @@ from recipes.arguments import (
     StageArguments,
     parse_recipe,
 )
-from recipes.data import rollout_dataset
-from recipes.errors import run_command
-from recipes.models import end_tokens, generate_neutrally, load_processor, merged_checkpoint, model_options
-from recipes.monitors import RolloutMonitors, build_monitors
-from recipes.shared_prompts import check_attention
-from recipes.small_steps import keep_small_steps, weights_dtype
-from recipes.stage import (
+from training.data import rollout_dataset
+from training.monitors import RolloutMonitors, build_monitors
+from training.processes import leave_together
+from training.shared_prompts import check_attention
+from training.small_steps import keep_small_steps, weights_dtype
+from training.stage import (
     announce,
     finish_stage,
-    leave_together,
     open_stage,
     run_training,
     saved_checkpoints,
     start_or_resume,
     trim_checkpoint,
 )
-from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
-from recipes.validation import RateCheckpoints, Validation
-from recipes.vllm_guards import check_server_host, check_vllm, forbid_image_tokens
-from rewards.chexprompt.judge import OFFLINE, Judge, JudgeError, JudgeSettings
-from rewards.chexprompt.rubric import load_prompt
-from rewards.composite import CompositeReward
-from rewards.engine import EngineSettings
-from rewards.grpo_reward import GrpoReward
-from rewards.offline import judge_server
-from rewards.radcliq import PARTS, RadCliQ
-from rewards.registry import MetricError, load_metrics
+from training.trainers import RolloutTrainer, keep_rows_out_of_logs
+from training.validation import RateCheckpoints, Validation
+from training.vllm_guards import check_server_host, check_vllm, forbid_image_tokens
 
 ARGUMENTS = (
     DataArguments,
@@ -69,6 +72,8 @@ def main() -> None:
         check_attention(model.attn_implementation)
     judged = judge_answers(judge_settings) if reward.weight_chexprompt else {}
     validation = Validation.of(data, stage, training)
+    if validation is not None:
+        check_rated(validation.data, validation.split, validation.settings.sections)
     opened = open_stage(data, stage, model, training, rollouts, reward, judged, watched)
     if opened is None:
         leave_together()
@@ -86,7 +91,7 @@ def main() -> None:
         rating = []
         if validation is not None:
             parts = {part: composite.metrics[part] for part in PARTS}
-            rating = [RateCheckpoints(trainer, validation, RadCliQ("v1", parts))]
+            rating = [RateCheckpoints(trainer, validation, rating_of(validation, RadCliQ("v1", parts)))]
         run_training(trainer, name, checkpoint, stage.keep_optimizer_states, *rating)
         monitors.raise_if_tripped()
         extra = {
@@ -102,6 +107,13 @@ def main() -> None:
                 trim_checkpoint(newest)  # nothing goes on from a finished stage
         if opened.upload:
             opened.upload.push()
+
+
+def rating_of(validation: Validation, metric: RadCliQ) -> CheckpointRating:
+    """Rates by `metric` on the studies, and by the settings, of `validation`."""
+    return CheckpointRating(
+        validation.split, validation.max_studies, validation.settings, validation.batch_size, metric
+    )
 
 
 def build_trainer(

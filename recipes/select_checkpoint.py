@@ -20,20 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import write_json
-from data_prep.locks import hold_folder
+from common.errors import RecipeError, read_json, run_command
+from common.files import write_json
+from common.governance import JudgeError
+from common.locks import hold_folder
+from common.provenance import write_run
+from evaluation.checkpoint_rating import rate_reports
 from evaluation.generate import Task, generate
-from launch.provenance import write_run
-from recipes.arguments import EvaluationArguments, parse_recipe
-from recipes.checkpoint_files import model_damage
-from recipes.errors import RecipeError, read_json, run_command
+from model.checkpoint_files import model_damage
+from model.loading import model_fingerprint
 from recipes.evaluate import generation_settings, reference_form
-from recipes.models import model_fingerprint
-from recipes.stage import announce, quiet_logs, saved_checkpoints
-from recipes.validation import rate_reports
-from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
-from rewards.metric import Metric
-from rewards.registry import MetricError, load_metrics
+from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.metric import Metric, MetricError
+from rewards.registry import load_metrics
+from settings.arguments import EvaluationArguments, parse_recipe
+from training.stage import announce, quiet_logs, saved_checkpoints
 
 
 @dataclass

@@ -11,13 +11,14 @@ from typing import Any
 
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
-from recipes.arguments import DataArguments, StageArguments, parse_recipe
-from recipes.data import completion_dataset
-from recipes.errors import run_command
-from recipes.models import generate_neutrally, load_processor, merged_checkpoint, model_options
-from recipes.small_steps import keep_small_steps, weights_dtype
-from recipes.stage import announce, finish_stage, leave_together, open_stage, run_training, start_or_resume
-from recipes.trainers import ReportTrainer
+from common.errors import run_command
+from model.loading import generate_neutrally, load_processor, merged_checkpoint, model_options
+from settings.arguments import DataArguments, StageArguments, parse_recipe
+from training.data import completion_dataset
+from training.processes import leave_together
+from training.small_steps import keep_small_steps, weights_dtype
+from training.stage import announce, finish_stage, open_stage, run_training, start_or_resume
+from training.trainers import ReportTrainer
 
 
 def main() -> None:

@@ -21,11 +21,11 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 from transformers import logging as transformers_logging
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from common.errors import run_command
+from common.removal import remove_own
 from data_prep.study import read_studies
-from recipes.errors import run_command
-from recipes.models import ImageQwen3VLProcessor
-from recipes.prompts import build_prompt, study_report
-from recipes.removal import remove_own
+from model.loading import ImageQwen3VLProcessor
+from model.prompts import build_prompt, study_report
 
 # Qwen3-VL's special tokens, in its order (tokenizer_config.json of Qwen/Qwen3-VL-8B-Instruct).
 SPECIAL_TOKENS = (

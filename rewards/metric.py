@@ -13,8 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.errors import OneLineError
 
-class MetricError(ValueError):
+
+class MetricError(OneLineError):
     """A metric, backend or weight that was asked for cannot be had. The message says how to mend it."""
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from recipes.arguments import parse_recipe, set_global_batch
-from recipes.data import load_studies
+from data_prep.prepared import load_studies
 from recipes.grpo import ARGUMENTS, build_composite, build_trainer
-from recipes.monitors import build_monitors
-from recipes.stage import run_training
-from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import Rollouts
+from settings.arguments import parse_recipe, set_global_batch
+from training.monitors import build_monitors
+from training.stage import run_training
+from training.trainers import RolloutTrainer, keep_rows_out_of_logs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # 2 prompts × 4 rollouts an update, each generation used for 2 updates; steps large enough that the policy moves.

@@ -17,6 +17,8 @@ import yaml
 from evaluation_files import make_data, make_studies, write_predictions
 from synthetic_reports import grpo_batch
 
+from common.errors import RecipeError
+from common.governance import JudgeError
 from evaluation.score import score_file
 from evaluation.scorers import open_scorers
 from recipes import ablate
@@ -32,12 +34,11 @@ from recipes.ablate import (
     start_of,
     table,
 )
-from recipes.arguments import EvaluationArguments, parse_recipe
-from recipes.errors import RecipeError
-from rewards.chexprompt.judge import JudgeError, JudgeSettings
+from rewards.chexprompt.judge import JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import GrpoReward
 from rewards.registry import load_metrics
+from settings.arguments import EvaluationArguments, parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = ["--use_cpu", "true", "--bf16", "false"]

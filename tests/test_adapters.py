@@ -12,9 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from recipes.errors import RecipeError
-from recipes.lora import adapted_layers, merged_layer
-from recipes.models import (
+from common.errors import RecipeError
+from model.loading import (
     MERGE_FILE,
     check_model_folder,
     load_model,
@@ -23,6 +22,7 @@ from recipes.models import (
     model_fingerprint,
     note_base,
 )
+from model.lora import adapted_layers, merged_layer
 
 KINDS = {
     "lora": {"target_modules": ["q_proj", "v_proj"]},
@@ -109,7 +109,7 @@ def test_a_merged_model_that_is_another_policy_is_refused(
 ) -> None:
     """As where the delta of tied embeddings goes into the head too, which plain merging does."""
     trained(tiny_base, tmp_path / "adapter", "embed_tokens", torch.float32)
-    monkeypatch.setattr("recipes.models.merge_in_place", lambda policy: policy.merge_and_unload())
+    monkeypatch.setattr("model.loading.merge_in_place", lambda policy: policy.merge_and_unload())
     with pytest.raises(RecipeError, match="merged with its base it is another policy"):
         merged_checkpoint(str(tmp_path / "adapter"))
     assert not (tmp_path / "adapter" / "merged").exists()

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.bench_gpu import DATASET, study_tokens, write_entry
 from benchmarks.random_qwen import IMAGE_SIZE, qwen_tokenizer, write_model, write_study_folder
 from data_prep.study import read_studies
-from recipes.prompts import is_longitudinal
+from model.prompts import is_longitudinal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -17,15 +17,15 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from rl_runs import options
 
-from data_prep.files import write_json
-from evaluation.engines import GenerationSettings, make_writer, open_images
+from common.errors import RecipeError
+from common.files import write_json
+from common.weights_lock import Lock
 from evaluation.predictions import studies_of_data
-from launch.weights import Lock
+from model.card import card_text, example, write_model_card
+from model.engines import GenerationSettings, make_writer, open_images
+from model.loading import load_processor, model_fingerprint
+from model.prompts import build_prompt
 from recipes import sft
-from recipes.errors import RecipeError
-from recipes.model_card import card_text, example, write_model_card
-from recipes.models import load_processor, model_fingerprint
-from recipes.prompts import build_prompt
 
 # Greedy decoding with nothing of this repository importable: images, prompt parts and folder come as files and arguments.
 ELSEWHERE = """
@@ -179,7 +179,7 @@ def test_card_has_terms_of_all_stages_base_of_the_hub_and_scores_of_this_model_a
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="Qwen3-VL's own processor needs torchvision")
 def test_example_of_the_card_runs(final: Path, tmp_path: Path) -> None:
-    from recipes.model_card import _TRANSFORMERS
+    from model.card import _TRANSFORMERS
 
     Image.radial_gradient("L").save(tmp_path / "film.png")
     code = example(_TRANSFORMERS, str(final)).replace("512", "8")

@@ -12,15 +12,14 @@ import pytest
 from evaluation_files import make_data, write_predictions
 from test_locks import HOLD
 
-from data_prep.locks import LockError
+from common.errors import EvaluationError, RecipeError, read_json
+from common.locks import LockError
 from data_prep.study import read_studies
 from evaluation import figures
-from evaluation.errors import EvaluationError
 from evaluation.generate import load_finished, read_lines
 from evaluation.score import keep_lines, score_file
 from evaluation.scorers import open_scorers
 from launch.stage import record
-from recipes.errors import RecipeError, read_json
 from recipes.evaluate import resolve_models
 from recipes.select_checkpoint import link
 
@@ -141,7 +140,7 @@ def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_that_says_to_make_room() -> None:
     for named in ('OSError(28, "No space left on device", "out/x.json")', 'OSError(27, "File too large")'):
-        code = f"from recipes.errors import run_command\ndef main():\n    raise {named}\nrun_command(main)"
+        code = f"from common.errors import run_command\ndef main():\n    raise {named}\nrun_command(main)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1

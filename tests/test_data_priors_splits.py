@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from data_prep.priors import link_priors, without_priors
-from data_prep.source import SourceError
 from data_prep.splits import LeakageError, check_leakage, random_split, set_aside_validation
+from data_prep.tables import SourceError
 
 
 def frame(*rows: tuple) -> pd.DataFrame:

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from data_prep.sections import SECTIONS
-from data_prep.source import SourceError, iterate_json
-from data_prep.tables import iterate_csv, read_csv
+from data_prep.source import iterate_json
+from data_prep.tables import SourceError, iterate_csv, read_csv
 from data_prep.texts import Texts
 
 

@@ -12,8 +12,8 @@ import torch
 from test_resume import SFT, command, start
 from transformers import TrainingArguments
 
-from recipes.disk_space import checkpoint_bytes, folder_bytes, model_bytes, require_room
-from recipes.errors import RecipeError
+from common.errors import RecipeError
+from training.disk_space import checkpoint_bytes, folder_bytes, model_bytes, require_room
 
 MIB = 2**20
 

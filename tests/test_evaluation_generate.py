@@ -17,14 +17,14 @@ from evaluation_files import make_data, make_studies, write_predictions
 from PIL import Image
 
 import inference
+from common.errors import EvaluationError
 from data_prep.study import read_studies
-from evaluation.engines import GenerationSettings, make_writer, open_images
-from evaluation.errors import EvaluationError
 from evaluation.generate import Task, generate, partial_path, write_reports
 from evaluation.predictions import studies_of_data
 from evaluation.submission import DESCRIPTION, missing_files, pack
-from recipes.models import load_model_and_processor
-from recipes.prompts import build_prompt, prompt_images
+from model.engines import GenerationSettings, make_writer, open_images
+from model.loading import load_model_and_processor
+from model.prompts import build_prompt, prompt_images
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = GenerationSettings(max_new_tokens=12, engine="transformers")

@@ -16,11 +16,11 @@ import pytest
 from evaluation_files import make_data
 from vllm_cpu import NotInstallable, environment
 
+from common.errors import EvaluationError
 from evaluation import generate as generate_module
 from evaluation.__main__ import main
-from evaluation.engines import GenerationSettings, checkpoint_dtype, model_length
-from evaluation.errors import EvaluationError
 from evaluation.generate import Task, generate, generate_shard, partial_path, partials, read_lines, write_reports
+from model.engines import GenerationSettings, checkpoint_dtype, model_length
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = GenerationSettings(max_new_tokens=12, engine="transformers")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from evaluation_files import make_studies, write_predictions
 
-from evaluation.errors import EvaluationError
+from common.errors import EvaluationError
 from evaluation.predictions import (
     PredictionFile,
     candidate_text,

@@ -8,9 +8,9 @@ import json
 import pytest
 from evaluation_files import make_studies
 
+from common.errors import EvaluationError
 from data_prep.sections import parse_report
 from data_prep.study import study_table, write_studies
-from evaluation.errors import EvaluationError
 from evaluation.predictions import (
     ReferenceForm,
     pair,

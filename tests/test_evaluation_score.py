@@ -15,12 +15,12 @@ import pytest
 from evaluation_files import make_data, make_studies, write_predictions
 
 import evaluation.score as score_module
+from common.errors import EvaluationError
 from data_prep.study import ids_fingerprint, read_studies, report_text
 from evaluation.__main__ import run as run_here
 from evaluation.baselines import asked_of, frequent_for, most_frequent, retrieve, write_baseline
 from evaluation.breakdowns import UNKNOWN, breakdown, strata
 from evaluation.compare import compare
-from evaluation.errors import EvaluationError
 from evaluation.published import caution, comparable, not_rexranks_test, read_published
 from evaluation.score import Scores, score_file
 from evaluation.scorers import open_scorers

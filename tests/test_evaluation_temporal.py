@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from evaluation.errors import EvaluationError
+from common.errors import EvaluationError
+from common.governance import JudgeError
 from evaluation.score import _has_prior, with_known_encounters
 from evaluation.scorers import open_scorers
 from evaluation.temporal import CATEGORIES, UNLABELLED, label_by_judge, label_by_rules, parse_label
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 
 

@@ -12,12 +12,12 @@ import material
 import pytest
 from PIL import Image
 
+from common.errors import RecipeError
 from data_prep.__main__ import main as data_prep
-from evaluation.engines import GenerationSettings
 from evaluation.generate import Task, generate
 from inference import study_to_read
-from recipes.errors import RecipeError
-from recipes.films import FilmForm, check_form, common_form, form_of_data, form_of_model, write_form
+from model.engines import GenerationSettings
+from model.films import FilmForm, check_form, common_form, form_of_data, form_of_model, write_form
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SQUARE, LONGEST = FilmForm("stretch", 96), FilmForm("longest", 96)

@@ -14,9 +14,10 @@ from rl_runs import REPOSITORY, options
 from safetensors.torch import load_file, save_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from recipes.errors import RecipeError
-from recipes.finite import StopNotFinite, check_finite_weights, first_not_finite
-from recipes.models import check_model_folder
+from common.errors import RecipeError
+from model.finite import check_finite_weights, first_not_finite
+from model.loading import check_model_folder
+from training.finite import StopNotFinite
 
 NAN, INFINITE = float("nan"), float("inf")
 

@@ -15,9 +15,9 @@ from huggingface_hub import constants
 from rl_runs import SMALL, options
 from trl import SFTConfig
 
+from common.errors import RecipeError
 from recipes import grpo, sft
-from recipes.errors import RecipeError
-from recipes.hub import open_upload
+from training.hub import open_upload
 
 
 @dataclass

@@ -7,8 +7,8 @@ import sqlite3
 
 import pytest
 
+from common.governance import JudgeError
 from rewards.chexprompt.cache import FILE_NAME, JudgeCache, cache_stats, export_cache, prune_cache
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.chexprompt.judgement import Judgement
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from common.governance import JudgeError
 from rewards.__main__ import main
 from rewards.chexprompt.agreement import agreement, bias, exact, quadratic_kappa, tau_b, within_one
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 from rewards.chexprompt.ratings import Rating, error_table, read_ratings
 from rewards.offline.judge_server import count_errors

@@ -14,8 +14,8 @@ from collections import Counter
 import pytest
 from judge_fault_server import FAULTS, KEY, MODEL, fault_server, right_answer
 
+from common.governance import JudgeError
 from rewards.chexprompt.cache import FILE_NAME, cache_stats
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from rewards.chexprompt.governance import JudgeError, check_sources, host_of, is_loopback
+from common.governance import JudgeError, check_sources, host_of, is_loopback
 from rewards.chexprompt.judge import Judge, JudgeSettings
 
 REMOTE = "https://api.openai.com/v1"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.chexprompt.governance import JudgeError
+from common.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.offline.judge_server import MODEL, count_errors, offline_judge_server

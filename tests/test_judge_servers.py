@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from common.governance import JudgeError
 from rewards.__main__ import main
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeResult, JudgeSettings
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.chexprompt.parse import AnswerError, WrappedAnswerError, parse_answer

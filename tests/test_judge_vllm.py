@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 from vllm_cpu import NotInstallable, environment, serve
 
-from rewards.chexprompt.governance import JudgeError
+from common.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.chexprompt.parse import MAX_COUNT
 from rewards.chexprompt.rubric import built_in_prompt

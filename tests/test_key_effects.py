@@ -14,7 +14,7 @@ from rl_runs import grpo_run
 from safetensors.torch import load_file
 from test_keys import LORA, sft_run
 
-from recipes.keys import WORKS
+from settings.keys import WORKS
 
 FREE = {"global_batch_size": "null"}  # so that the batch is what its factors make
 # Key → what it is set to, and what both runs have besides.

@@ -13,14 +13,15 @@ from rl_runs import grpo_run, options
 from safetensors.torch import load_file
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from recipes import keys, sft
-from recipes.arguments import DataArguments, StageArguments, parse_recipe
-from recipes.errors import RecipeError
-from recipes.gradients import EveryTensorLearns
+from common.errors import RecipeError
+from model.lora import check_lora_targets
+from recipes import sft
 from recipes.grpo import ARGUMENTS
-from recipes.keys import CONFIGURATIONS, PASSED, REFUSED, WORKS, check_packages
-from recipes.lora import check_lora_targets
-from recipes.stage import check_revision, stage_settings
+from settings import keys
+from settings.arguments import DataArguments, StageArguments, parse_recipe
+from settings.keys import CONFIGURATIONS, PASSED, REFUSED, WORKS, check_packages
+from training.gradients import EveryTensorLearns
+from training.stage import check_revision, stage_settings
 
 SFT = (DataArguments, StageArguments, ModelConfig, SFTConfig)
 LORA = {
@@ -185,7 +186,7 @@ def test_a_stage_is_another_with_another_product_and_not_with_other_factors(tmp_
         found = stage_settings("a/hub-name", "data", config(kind, tmp_path, **given))
         return {key: value for key, value in found.items() if not key.startswith(keys_of_the_machine)}
 
-    from recipes.stage import _MACHINE as keys_of_the_machine
+    from training.stage import _MACHINE as keys_of_the_machine
 
     one = settings(SFTConfig, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert one == settings(SFTConfig, per_device_train_batch_size=8, gradient_accumulation_steps=1)
@@ -233,7 +234,7 @@ def test_every_adapter_learns_also_with_reentrant_checkpointing(
 def test_a_tensor_without_gradient_stops_the_run_and_is_named(
     tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.trainers.let_vision_adapters_learn", lambda model, training: None)
+    monkeypatch.setattr("training.trainers.let_vision_adapters_learn", lambda model, training: None)
     reentrant = {"gradient_checkpointing": "true", "gradient_checkpointing_kwargs": '{"use_reentrant": true}'}
     lora = {**LORA, "lora_target_modules": "all-linear"}
     with pytest.raises(RecipeError, match=r"trainable tensors had no gradient at the first update .*visual\.blocks"):

@@ -16,9 +16,8 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from launch.machine import format_bytes
-from launch.memory import Batch, text_layer_bytes, training_memory, vision_layer_bytes
-from launch.models import ARCHITECTURES, Architecture, checkpoint_bytes
+from common.errors import RecipeError, run_command
+from common.machine import format_bytes
 from launch.plan import (
     GPUS,
     PUBLISHED_STUDIES,
@@ -37,7 +36,8 @@ from launch.plan import (
     recipe_files,
     table,
 )
-from recipes.errors import RecipeError, run_command
+from model.architectures import ARCHITECTURES, Architecture, checkpoint_bytes
+from model.memory import Batch, text_layer_bytes, training_memory, vision_layer_bytes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig, SFTConfig
 
-import launch.machine
+import common.machine
 import launch.start
-from launch import provenance
-from launch.machine import Gpu
-from launch.provenance import ProvenanceError, changed_since, main, read_run, reproduction, write_run
-from recipes.arguments import DataArguments, StageArguments, parse_recipe
+from common import provenance
+from common.machine import Gpu
+from common.provenance import ProvenanceError, read_run, write_run
+from launch.reproduce import changed_since, main, reproduction
+from settings.arguments import DataArguments, StageArguments, parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -50,8 +51,8 @@ def test_a_run_is_written_with_seed_versions_revision_and_recipe(tmp_path, monke
 def gpus(monkeypatch):
     """A machine of eight GPUs with room for everything."""
     for name in ("gpus", "all_gpus"):
-        monkeypatch.setattr(launch.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
-    monkeypatch.setattr(launch.machine, "free_disk", lambda path: 10 * 2**40)
+        monkeypatch.setattr(common.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
+    monkeypatch.setattr(common.machine, "free_disk", lambda path: 10 * 2**40)
     monkeypatch.setattr(launch.start, "find_spec", lambda name: "there")
     for name in ("RANK", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -13,7 +13,8 @@ import pytest
 from hub_server import Hub, serve
 
 import launch.weights
-from launch.weights import LOCK, Fetcher, FetchError, Source, main, problems, read_lock, sources
+from common.weights_lock import LOCK, FetchError, problems, read_lock
+from launch.weights import Fetcher, Source, main, sources
 from rewards.weights import ENCODERS, RATESCORE_MODELS, SCORERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent

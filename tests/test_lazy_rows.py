@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from data_prep import prepared as data
+from data_prep.prepared import CHECKED, check_images, load_studies
 from data_prep.study import StudyError, read_studies
-from recipes import data
-from recipes.data import CHECKED, check_images, completion_dataset, load_studies, rollout_dataset
-from recipes.prompts import build_prompt, prompt_images, study_report
+from model.prompts import build_prompt, prompt_images, study_report
+from training.data import completion_dataset, rollout_dataset
 
 
 @pytest.fixture

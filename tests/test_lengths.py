@@ -13,12 +13,13 @@ from trl import GRPOConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import RepeatSampler
 
+from common.errors import RecipeError
+from data_prep.prepared import Studies, load_studies
+from model.loading import load_processor
 from recipes import grpo, sft
-from recipes.data import Studies, completion_dataset, load_studies
-from recipes.errors import RecipeError
-from recipes.lengths import count_tokens, counted_once, fitting
-from recipes.models import load_processor
-from recipes.trainers import WholeEpochs
+from training.data import completion_dataset
+from training.lengths import count_tokens, counted_once, fitting
+from training.trainers import WholeEpochs
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_the_tokens_counted_are_those_that_train(tiny_base: Path, phantom_data: 
 def test_they_are_counted_once(tiny_base: Path, phantom_data: Path, tmp_path: Path, monkeypatch) -> None:
     studies, processor = load_studies(["phantom_prairie"], phantom_data, "train"), load_processor(str(tiny_base))
     first = counted_once(studies, processor, True, True, "sha", tmp_path)
-    monkeypatch.setattr("recipes.lengths.count_tokens", lambda *given: pytest.fail("counted again"))
+    monkeypatch.setattr("training.lengths.count_tokens", lambda *given: pytest.fail("counted again"))
     assert counted_once(Studies(studies.table.slice(0, 5)), processor, True, True, "sha", tmp_path) == first[:5]
     with pytest.raises(pytest.fail.Exception):
         counted_once(studies, processor, False, True, "sha", tmp_path)  # other prompts

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import locks
-from data_prep.locks import LockError, folder_lock
+from common import locks
+from common.locks import LockError, folder_lock
 
-HOLD = "import sys, time\nfrom data_prep.locks import hold_folder\nhold_folder(sys.argv[1])\nprint('held', flush=True)\ntime.sleep(60)"
+HOLD = "import sys, time\nfrom common.locks import hold_folder\nhold_folder(sys.argv[1])\nprint('held', flush=True)\ntime.sleep(60)"
 
 
 @pytest.fixture

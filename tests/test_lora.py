@@ -13,9 +13,9 @@ import torch
 from rl_runs import grpo_run, options
 from safetensors.torch import load_file
 
-from evaluation import engines
+from model import engines
+from model.loading import is_adapter, load_model, merged_checkpoint, whole_model
 from recipes import select_checkpoint, sft
-from recipes.models import is_adapter, load_model, merged_checkpoint, whole_model
 
 LORA = {
     "use_peft": "true",

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from rl_runs import REPOSITORY
 
-from launch.provenance import write_run
-from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
-from rewards.masking import mask, mask_words
+from common.governance import JudgeError
+from common.masking import mask, mask_words
+from common.provenance import write_run
+from rewards.chexprompt.judge import Judge, JudgeSettings
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,17 @@ from rl_runs import grpo_run
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-from recipes import disk_space
-from recipes.arguments import MonitorArguments, RewardArguments
-from recipes.errors import RecipeError
+from common.errors import RecipeError
 from recipes.grpo import build_composite
-from recipes.monitors import MONITORS, RolloutMonitors, build_monitors, copied_share, prior_copies, unique_share
-from recipes.rollouts import best_and_worst, read_rollouts, write_rollouts
 from rewards.chexprompt.judge import JudgeSettings
 from rewards.chexprompt.judgement import Judgement
 from rewards.composite import CompositeScores
 from rewards.conditions import POSITIVE
 from rewards.grpo_reward import Rollouts
+from settings.arguments import MonitorArguments, RewardArguments
+from training import disk_space
+from training.monitors import MONITORS, RolloutMonitors, build_monitors, copied_share, prior_copies, unique_share
+from training.rollouts import best_and_worst, read_rollouts, write_rollouts
 
 PRIOR = "Findings: The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen."
 

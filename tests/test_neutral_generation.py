@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from rl_runs import grpo_run
 
-from evaluation.engines import GenerationSettings, make_writer
 from evaluation.predictions import studies_of_data
-from recipes.models import end_tokens, load_model_and_processor, load_processor
+from model.engines import GenerationSettings, make_writer
+from model.loading import end_tokens, load_model_and_processor, load_processor
 
 PENALTIES = {
     "do_sample": True,

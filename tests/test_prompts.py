@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.prompts import TEMPLATES, build_prompt, prompt_images, study_report, study_sections
+from model.prompts import TEMPLATES, build_prompt, prompt_images, study_report, study_sections
 
 STUDY = {
     "image": "images/a.png",

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from trl import GRPOConfig
 
-from launch.machine import served_models
-from recipes.vllm_guards import check_server_host
-from rewards.chexprompt.governance import claimed_source, keep_off_proxies, may_use_proxy, printable
-from rewards.chexprompt.judge import Judge, JudgeError, JudgeSettings
+from common.governance import JudgeError, claimed_source, keep_off_proxies, may_use_proxy, printable
+from common.machine import served_models
+from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.chexprompt.ratings import read_pairs
+from training.vllm_guards import check_server_host
 
 
 @dataclass

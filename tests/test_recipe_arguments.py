@@ -15,7 +15,9 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
-from recipes.arguments import (
+from common.errors import RecipeError
+from recipes.grpo import ARGUMENTS
+from settings.arguments import (
     DataArguments,
     RewardArguments,
     RolloutArguments,
@@ -23,9 +25,7 @@ from recipes.arguments import (
     parse_recipe,
     set_global_batch,
 )
-from recipes.errors import RecipeError
-from recipes.grpo import ARGUMENTS
-from recipes.keys import GRPO_CHOICES
+from settings.keys import GRPO_CHOICES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SFT = (DataArguments, StageArguments, ModelConfig, SFTConfig)

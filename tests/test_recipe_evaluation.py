@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import RecipeError
+from common.governance import JudgeError
 from data_prep.study import study_table, write_studies
-from recipes.arguments import EvaluationArguments, parse_recipe
-from recipes.errors import RecipeError
 from recipes.evaluate import available_split, resolve_models
 from recipes.select_checkpoint import count_errors, open_judge, start_of
-from rewards.chexprompt.judge import JudgeError, JudgeResult, JudgeSettings
+from rewards.chexprompt.judge import JudgeResult, JudgeSettings
 from rewards.chexprompt.judgement import Judgement
+from settings.arguments import EvaluationArguments, parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

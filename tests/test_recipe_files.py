@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig
 
-from recipes.errors import RecipeError
-from recipes.lora import check_lora_targets
-from recipes.models import check_model_folder
-from recipes.stage import is_finished, start_or_resume
+from common.errors import RecipeError
+from model.loading import check_model_folder
+from model.lora import check_lora_targets
+from training.stage import is_finished, start_or_resume
 
 
 @pytest.fixture

@@ -24,17 +24,18 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerState
 from transformers.training_args import ParallelMode
 
-from data_prep.files import sha256_of, write_json
-from recipes import grpo, models
-from recipes.arguments import RewardArguments
-from recipes.checkpoint_files import checkpoint_damage, described_files, write_manifest
-from recipes.errors import RecipeError
+from common.errors import RecipeError
+from common.files import sha256_of, write_json
+from model import loading as models
+from model.checkpoint_files import checkpoint_damage, described_files, write_manifest
+from model.loading import check_model_folder
+from recipes import grpo
 from recipes.grpo import judge_answers
-from recipes.models import check_model_folder
-from recipes.stage import RecordCheckpoints, is_finished, remove_stage, start_or_resume
-from recipes.trainers import ReportTrainer, RolloutTrainer
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.engine import TextModel
+from settings.arguments import RewardArguments
+from training.stage import RecordCheckpoints, is_finished, remove_stage, start_or_resume
+from training.trainers import ReportTrainer, RolloutTrainer
 
 SFT = {
     "datasets": "phantom_prairie",
@@ -391,7 +392,7 @@ def test_a_models_fingerprint_is_the_sha256_of_its_weight_files_names_and_bytes(
 ONE_READS = """
 import sys
 from accelerate import PartialState
-from recipes import stage
+from training import stage
 state, hashed = PartialState(cpu=True), stage.model_fingerprint
 def read(path):
     assert state.is_main_process, "read by another process too"

@@ -13,11 +13,12 @@ import pytest
 from synthetic_reports import reports
 
 from rewards.conditions import CONDITIONS, binary_labels
+from rewards.metric import MetricError
 from rewards.offline.embedding import embed
 from rewards.offline.graph import report_findings, report_graph, sentences
 from rewards.offline.labeler import label_reports
 from rewards.radgraph import radgraph_f1
-from rewards.registry import METRICS, MetricError, load_labeler, load_metrics
+from rewards.registry import METRICS, load_labeler, load_metrics
 
 SIGNS = {"blank": 0, "+": 1, "-": 2, "?": 3}
 

@@ -20,11 +20,11 @@ from rl_runs import Run, grpo_run
 from safetensors.torch import load_file
 
 from data_prep.study import read_studies
-from recipes.prompts import is_longitudinal, study_report
-from recipes.rollouts import read_rollouts
-from recipes.trainers import RolloutTrainer, keep_rows_out_of_logs
+from model.prompts import is_longitudinal, study_report
 from rewards.chexprompt.judgement import Judgement
 from rewards.registry import load_metrics
+from training.rollouts import read_rollouts
+from training.trainers import RolloutTrainer, keep_rows_out_of_logs
 
 WEIGHTS = {"bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}  # paper, Optimization, step 1
 

@@ -11,16 +11,16 @@ import pytest
 from evaluation_files import make_data, write_predictions
 from PIL import Image
 
+from common.errors import EvaluationError
 from data_prep.study import read_studies
-from evaluation.errors import EvaluationError
 from evaluation.report import write_report
 from evaluation.rollout_table import LOGS, ROLLOUTS_A_LOG, rollout_section
 from evaluation.score import score_file
 from evaluation.scorers import open_scorers
-from recipes.rollouts import write_rollouts
 from rewards.chexprompt.judgement import Judgement
 from rewards.composite import CompositeScores
 from rewards.grpo_reward import Rollouts
+from training.rollouts import write_rollouts
 
 HOSTILE = "</td></table><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 

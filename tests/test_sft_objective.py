@@ -14,9 +14,9 @@ from rl_runs import options
 from safetensors.torch import load_file
 from trl import ModelConfig, SFTConfig
 
-from recipes.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
-from recipes.data import load_studies
+from data_prep.prepared import load_studies
 from recipes.sft import build_trainer
+from settings.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Plain gradient descent at rate 1: what a step changes is the gradient.

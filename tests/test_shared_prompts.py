@@ -15,9 +15,9 @@ from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from recipes.errors import RecipeError
-from recipes.models import load_processor
-from recipes.shared_prompts import Films, check_attention, groups_of, pack_studies
+from common.errors import RecipeError
+from model.loading import load_processor
+from training.shared_prompts import Films, check_attention, groups_of, pack_studies
 
 ROLLOUTS = 4
 WIDTH = 9  # tokens of the longest report

@@ -14,7 +14,7 @@ from rl_runs import REPOSITORY, options
 
 CHILD = """
 import os, signal, sys, time
-from launch.signals import handled
+from common.signals import handled
 got = []
 def receive(number):
     got.append(number)
@@ -98,7 +98,7 @@ def test_a_stage_ends_with_the_make_that_called_it(tmp_path: Path) -> None:
 
 
 def test_a_command_says_one_line_when_it_is_stopped() -> None:
-    code = "import time\nfrom recipes.errors import run_command\ndef main():\n print('runs', flush=True)\n time.sleep(60)\nrun_command(main)"
+    code = "import time\nfrom common.errors import run_command\ndef main():\n print('runs', flush=True)\n time.sleep(60)\nrun_command(main)"
     for number in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
             [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

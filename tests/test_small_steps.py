@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 from trl import ModelConfig, SFTConfig
 
-from launch.memory import weights_trained_in
-from launch.models import ARCHITECTURES
+from common.errors import RecipeError
+from data_prep.prepared import load_studies
 from launch.plan import GPUS
-from recipes import small_steps
-from recipes.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
-from recipes.data import load_studies
-from recipes.errors import RecipeError
+from model.architectures import ARCHITECTURES
+from model.memory import weights_trained_in
 from recipes.sft import build_trainer
-from recipes.small_steps import StochasticAdamW, round_stochastically
-from recipes.trainers import ReportTrainer
+from settings.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
+from training import small_steps
+from training.small_steps import StochasticAdamW, round_stochastically
+from training.trainers import ReportTrainer
 
 SMALL_RATE = 5e-6  # the paper's, in RL
 

@@ -14,11 +14,11 @@ from rl_runs import grpo_run
 from transformers import TrainerState
 from trl import GRPOConfig
 
-from recipes import stage
-from recipes.errors import RecipeError
-from recipes.models import load_processor
-from recipes.stage import StageProgress, check_report_to
-from recipes.trainers import UnscoredRows
+from common.errors import RecipeError
+from model.loading import load_processor
+from training import stage
+from training.stage import StageProgress, check_report_to
+from training.trainers import UnscoredRows
 
 
 def config(folder: Path, **settings) -> GRPOConfig:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rl_runs import SMALL, options
 
+from common.errors import RecipeError
 from evaluation import generate
-from evaluation.engines import GenerationSettings, make_writer
 from evaluation.predictions import studies_of_data
+from model.engines import GenerationSettings, make_writer
 from recipes import grpo, select_checkpoint
-from recipes.errors import RecipeError
-from recipes.validation import KEY, RateCheckpoints
+from training.validation import KEY, RateCheckpoints
 
 VALIDATED = {
     **SMALL,

@@ -16,9 +16,9 @@ from transformers import AutoModelForImageTextToText
 from trl import ModelConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
-from recipes.errors import RecipeError
-from recipes.lora import check_lora_targets, merge_in_place
-from recipes.vllm_adapter_sync import send_merged_copies
+from common.errors import RecipeError
+from model.lora import check_lora_targets, merge_in_place
+from training.vllm_adapter_sync import send_merged_copies
 
 KINDS = {
     "lora": {"target_modules": ["q_proj", "v_proj"]},
@@ -178,8 +178,8 @@ from pathlib import Path
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from test_vllm_adapter_sync import generation, policy
-from recipes.lora import merge_in_place
-from recipes.vllm_adapter_sync import send_merged_copies
+from model.lora import merge_in_place
+from training.vllm_adapter_sync import send_merged_copies
 
 base, kind = Path(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo")

@@ -13,9 +13,9 @@ import pytest
 import requests
 from trl import GRPOConfig
 
-from recipes.errors import RecipeError
-from recipes.models import load_processor
-from recipes.vllm_guards import ask_once_a_study, check_vllm, collapse_image_tokens, forbid_image_tokens, mend_vllm
+from common.errors import RecipeError
+from model.loading import load_processor
+from training.vllm_guards import ask_once_a_study, check_vllm, collapse_image_tokens, forbid_image_tokens, mend_vllm
 
 IMAGE = 99
 

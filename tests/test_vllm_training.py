@@ -1,7 +1,7 @@
 """GRPO with rollouts from vLLM: it trains, and what would make it train on wrong rollouts is mended or stops the run.
 
 Real training of an untrained tiny Qwen3-VL with vLLM for CPU in an environment of its own (tests/vllm_cpu.py, 5 GB; skipped
-where that cannot be installed), or with vLLM on a GPU where there is one. Each fault that `recipes.vllm_guards` mends is put back and shows in the difference of
+where that cannot be installed), or with vLLM on a GPU where there is one. Each fault that `training.vllm_guards` mends is put back and shows in the difference of
 log-probabilities between sampler and trainer: measured 0.002 to 0.005 without a fault (the four image tokens that may not be
 sampled have that much probability in an untrained model), 0.06 with image embeddings of older weights, 0.4 with image tokens
 expanded twice, 0.9 with the rollouts of other weights.
@@ -30,7 +30,7 @@ from vllm_cpu import (
 )
 
 from data_prep.sources.phantom import prepare
-from recipes.models import load_model_and_processor, model_fingerprint
+from model.loading import load_model_and_processor, model_fingerprint
 
 pytestmark = pytest.mark.slow
 LIMIT = 0.02  # between what is right and the least that is wrong; the recipes' is 0.1, for bfloat16

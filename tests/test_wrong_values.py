@@ -11,13 +11,13 @@ import pytest
 import yaml
 from trl import ModelConfig, SFTConfig
 
+from common.errors import RecipeError, run_command
+from common.governance import JudgeError
 from recipes import evaluate, grpo, sft
-from recipes.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
-from recipes.errors import RecipeError, run_command
 from recipes.grpo import ARGUMENTS
-from recipes.values import CHOICES, EMPTY, RANGES, check_values
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import JudgeSettings
+from settings.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
+from settings.values import CHOICES, EMPTY, RANGES, check_values
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KINDS = {
@@ -47,7 +47,7 @@ def wrong_values(key: str, good: Any) -> list[Any]:
         wrong += ["perhaps", 2, -1, math.nan]
     elif isinstance(good, (int, float)) or key in RANGES:
         wrong += [math.nan, math.inf, -math.inf, "many", "", True, -(10**30)]
-        bounds = RANGES.get(key) or pytest.fail(f"{key} has no range in recipes/values.py")
+        bounds = RANGES.get(key) or pytest.fail(f"{key} has no range in settings/values.py")
         wrong += [
             bound for bound in (bounds.low - 1, bounds.high + 1) if math.isfinite(bound) and not bounds.holds(bound)
         ]

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from trl.generation import vllm_generation
 from vllm_cpu import GPU_CACHE_BYTES
 
-import recipes.vllm_guards
-from recipes.errors import run_command
+import training.vllm_guards
+from common.errors import run_command
 from recipes.grpo import main
 
 Generation = vllm_generation.VLLMGeneration
@@ -75,7 +75,7 @@ if __name__ == "__main__":
     if fault == "weights":
         Generation.sync_weights = lambda generation: None
     if fault == "tokens":
-        recipes.vllm_guards.collapse_image_tokens = lambda prompt_ids, image_token_id: list(prompt_ids)
+        training.vllm_guards.collapse_image_tokens = lambda prompt_ids, image_token_id: list(prompt_ids)
     if fault == "embeddings":
-        recipes.vllm_guards._encoder_cache_reset = lambda generation: lambda: None
+        training.vllm_guards._encoder_cache_reset = lambda generation: lambda: None
     run_command(main)

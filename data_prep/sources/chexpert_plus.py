@@ -21,8 +21,8 @@ from data_prep.demographics import age_of, races, sexes
 from data_prep.priors import none
 from data_prep.rejects import NO_FRONTAL, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import with_raw
-from data_prep.source import FOUND_COLUMNS, Found, Options, SourceError, blank_to_none, find_one, inside
-from data_prep.tables import iterate_csv
+from data_prep.source import FOUND_COLUMNS, Found, Options, blank_to_none, find_one, inside
+from data_prep.tables import SourceError, iterate_csv
 from data_prep.texts import Texts
 
 DATASET = "chexpert_plus"

@@ -74,10 +74,10 @@ from data_prep.rejects import (
     reject_frame,
 )
 from data_prep.sections import SECTIONS, with_raw
-from data_prep.source import FOUND_COLUMNS, Found, Listing, Options, SourceError, inside
+from data_prep.source import FOUND_COLUMNS, Found, Listing, Options, inside
 from data_prep.splits import random_split
 from data_prep.study import SPLITS, VIEWS
-from data_prep.tables import CSV_SUFFIXES, CsvForm, csv_form, is_nothing, iterate_table, one_line
+from data_prep.tables import CSV_SUFFIXES, CsvForm, SourceError, csv_form, is_nothing, iterate_table, one_line
 from data_prep.texts import TEXT_COLUMNS, Texts
 from data_prep.views import LATERAL, NOT_KNOWN, plain, view_of
 

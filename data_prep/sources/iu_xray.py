@@ -41,7 +41,6 @@ from data_prep.rejects import (
 from data_prep.source import (
     Found,
     Options,
-    SourceError,
     blank_to_none,
     find_optional,
     found_frame,
@@ -51,7 +50,7 @@ from data_prep.source import (
 )
 from data_prep.sources.rexrank import read_test_files
 from data_prep.splits import random_split
-from data_prep.tables import one_line, read_csv
+from data_prep.tables import SourceError, one_line, read_csv
 from data_prep.texts import Texts
 
 DATASET = "iu_xray"

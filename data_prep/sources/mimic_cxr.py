@@ -33,8 +33,8 @@ from data_prep.rejects import (
     reject_frame,
 )
 from data_prep.sections import parse_report
-from data_prep.source import ARCHIVE_ERRORS, FOUND_COLUMNS, Found, Options, SourceError, find_one, find_optional, hidden
-from data_prep.tables import one_line, read_csv
+from data_prep.source import ARCHIVE_ERRORS, FOUND_COLUMNS, Found, Options, find_one, find_optional, hidden
+from data_prep.tables import SourceError, one_line, read_csv
 from data_prep.texts import Texts
 
 DATASET = "mimic"

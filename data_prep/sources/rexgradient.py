@@ -19,8 +19,8 @@ import pandas as pd
 from data_prep.demographics import age_of, sexes
 from data_prep.rejects import NO_FRONTAL, NO_IMAGE, NO_PATIENT, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import SECTIONS, with_raw
-from data_prep.source import Found, Options, SourceError, find_optional, found_frame, iterate_json, require_keys
-from data_prep.tables import as_text, is_nothing
+from data_prep.source import Found, Options, find_optional, found_frame, iterate_json, require_keys
+from data_prep.tables import SourceError, as_text, is_nothing
 from data_prep.texts import Texts
 
 DATASET = "rexgradient"

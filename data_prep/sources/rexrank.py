@@ -19,8 +19,9 @@ import pandas as pd
 from data_prep.demographics import age_of, race
 from data_prep.rejects import NO_IMAGE, reject_frame
 from data_prep.sections import RAW
-from data_prep.source import Found, Options, SourceError, blank_to_none, found_frame, read_json, require_keys
+from data_prep.source import Found, Options, blank_to_none, found_frame, read_json, require_keys
 from data_prep.study import ids_fingerprint
+from data_prep.tables import SourceError
 from data_prep.texts import Texts
 
 TITLE = "ReXrank ({})"

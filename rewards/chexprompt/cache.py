@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.chexprompt.governance import JudgeError
+from common.governance import JudgeError
 from rewards.chexprompt.judgement import Judgement
 from rewards.chexprompt.parse import checked_judgement
 from rewards.database import open_database, reason

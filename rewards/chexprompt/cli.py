@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from common.governance import JudgeError
 from rewards.chexprompt import client as chat
 from rewards.chexprompt.agreement import agreement, print_agreement
 from rewards.chexprompt.cache import FILE_NAME, cache_stats, export_cache, prune_cache
-from rewards.chexprompt.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeResult, JudgeSettings
 from rewards.chexprompt.ratings import (
     Pair,

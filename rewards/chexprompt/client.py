@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import openai
 
-from rewards.chexprompt.governance import may_use_proxy, printable
+from common.governance import may_use_proxy, printable
 
 log = logging.getLogger(__name__)
 

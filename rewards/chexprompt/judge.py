@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from common.governance import JudgeError, check_sources, host_of, is_loopback
+from common.masking import is_secret_name, is_variable_name
 from rewards.chexprompt import client as chat
 from rewards.chexprompt.cache import JudgeCache, sha256
 from rewards.chexprompt.client import Answer, CallError, ChatClient, Spending
-from rewards.chexprompt.governance import JudgeError, check_sources, host_of, is_loopback
 from rewards.chexprompt.judgement import Judgement
 from rewards.chexprompt.parse import RESPONSE_FORMAT, AnswerError, WrappedAnswerError, parse_answer
 from rewards.chexprompt.rubric import load_prompt
-from rewards.masking import is_secret_name, is_variable_name
 from rewards.offline import judge_server
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.chexprompt.governance import JudgeError, claimed_source
+from common.governance import JudgeError, claimed_source
 from rewards.chexprompt.judge import Judge, JudgeResult
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 

@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from rewards.chexprompt.governance import JudgeError
+from common.governance import JudgeError
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 from rewards.chexprompt.parse import MAX_COUNT, format_json, format_list
 from rewards.chexprompt.rubric import read_pair_line

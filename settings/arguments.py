@@ -1,0 +1,501 @@
+"""Our settings beside TRL's: flat YAML keys, each also a command-line flag; and the one reader of recipe YAML."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import GRPOConfig, SFTConfig, TrlParser
+
+from common.errors import RecipeError
+from settings.evaluations import evaluation_named
+from settings.keys import check_keys
+from settings.values import check_values
+
+REWARD_BACKENDS = ("real", "offline")
+
+
+@dataclass
+class DataArguments:
+    """What is trained on, and what a prompt shows."""
+
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Prepared data sets (folders in data_dir) to train on."}
+    )
+    data_dir: str = field(default="data", metadata={"help": "Folder that holds the prepared data sets."})
+    dataset_weights: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Studies of each data set to use, as a multiple of its size (1 = each once). Default: all 1."
+        },
+    )
+    longitudinal: bool = field(
+        default=True, metadata={"help": "Show the prior image and report where a study has them."}
+    )
+    context: bool = field(default=True, metadata={"help": "Show indication and comparison."})
+    train_split: str = field(default="train", metadata={"help": "Split that is trained on."})
+
+
+@dataclass
+class RewardArguments:
+    """The composite reward: a weighted sum of metrics (paper, Optimization), and where their weights lie."""
+
+    reward_backend: str = field(
+        default="real", metadata={"help": "real (CheXbert, RadGraph, RoBERTa weights) or offline (rule stand-ins)."}
+    )
+    weights_dir: str = field(default="weights", metadata={"help": "Folder of the metric weights (make weights)."})
+    score_cache_dir: str | None = field(
+        default="outputs/score_cache",
+        metadata={
+            "help": "Folder of what the metrics' models found (real backend): rollouts that a resumed run makes again cost "
+            "no forward pass. On several nodes each has a folder of its own in it. null for none."
+        },
+    )
+    weight_bleu2: float = field(default=0.0, metadata={"help": "Weight of BLEU-2."})
+    weight_bertscore: float = field(default=0.0, metadata={"help": "Weight of BERTScore."})
+    weight_sembscore: float = field(default=0.0, metadata={"help": "Weight of SembScore."})
+    weight_radgraph: float = field(default=0.0, metadata={"help": "Weight of RadGraph-F1 (combined)."})
+    weight_sembscore_labels: float = field(
+        default=0.0,
+        metadata={"help": "Weight of SembScore from CheXbert's 14 labels, the paper's words, in place of its vectors."},
+    )
+    weight_radcliq_v1: float = field(
+        default=0.0, metadata={"help": "Weight of RadCliQ-v1; negative, as lower is better."}
+    )
+    weight_chexprompt: float = field(default=0.0, metadata={"help": "Weight of 1/(CheXprompt errors + 1)."})
+    reward_normalize_parts: bool = field(
+        default=False,
+        metadata={
+            "help": "Normalise each part within a study's rollouts before the weighted sum; with scale_rewards: batch."
+        },
+    )
+    weights_total: float | None = field(
+        default=None, metadata={"help": "What the weights should sum to; a different sum is refused before training."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.reward_backend not in REWARD_BACKENDS:
+            raise RecipeError(f"reward_backend is {self.reward_backend!r}; choose one of {', '.join(REWARD_BACKENDS)}")
+        weights = {**self.metric_weights, "chexprompt": self.weight_chexprompt}
+        if wrong := [name for name, weight in weights.items() if not isfinite(weight)]:
+            raise RecipeError(f"weight_{wrong[0]} is {weights[wrong[0]]}; it must be a finite number")
+        if not any(weights.values()):
+            raise RecipeError(
+                "every reward weight is 0: nothing to learn from; set weight_bertscore, weight_radgraph, …"
+            )
+        total = sum(weights.values())
+        if self.weights_total is not None and abs(total - self.weights_total) > 1e-9:
+            raise RecipeError(f"the reward weights sum to {total:g}, but weights_total says {self.weights_total:g}")
+
+    @property
+    def score_cache(self) -> Path | None:
+        """The folder of this node's cache: SQLite's log cannot be shared by nodes."""
+        if not self.score_cache_dir:
+            return None
+        nodes = os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return Path(self.score_cache_dir, socket.gethostname() if nodes else "")
+
+    @property
+    def metric_weights(self) -> dict[str, float]:
+        """Weight by metric name, the judge's left out. A weight of 0 stays: that metric is logged, not optimised."""
+        names = ("bleu2", "bertscore", "sembscore", "radgraph")
+        others = ("sembscore_labels", "radcliq_v1")  # not logged where they are not optimised
+        weights = {name: getattr(self, f"weight_{name}") for name in (*names, *others)}
+        return {name: weight for name, weight in weights.items() if name in names or weight}
+
+
+@dataclass
+class EvaluationArguments:
+    """What is evaluated, how its reports are generated, and how they are scored."""
+
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Prepared data sets (folders in data_dir) to evaluate on."}
+    )
+    zero_shot_datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Data sets that training never saw, evaluated beside `datasets`."}
+    )
+    only_dataset: str | None = field(
+        default=None, metadata={"help": "Evaluate, and select checkpoints, on this data set alone."}
+    )
+    data_dir: str = field(default="data", metadata={"help": "Folder that holds the prepared data sets."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    validation_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data sets whose validation split selects checkpoints; default: datasets."},
+    )
+    validation_split: str = field(default="validation", metadata={"help": "Split that checkpoints are selected on."})
+    validation_studies: int | None = field(
+        default=None, metadata={"help": "Use only this many validation studies of each data set."}
+    )
+    sections: str = field(
+        default="available",
+        metadata={"help": "available (those the reference has), findings_impression or findings (ReXrank's boards)."},
+    )
+    reference_form: str = field(
+        default="raw", metadata={"help": "raw: references keep their line breaks, as ReXrank scores; or single_spaced."}
+    )
+    missing_section: str = field(
+        default="None",
+        metadata={"help": "What stands for a missing section: None (ReXrank's script) or None. (its files)."},
+    )
+    longitudinal: bool = field(
+        default=True, metadata={"help": "Show the prior image and report where a study has them."}
+    )
+    also: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Further evaluations of the same models, each in a folder of its own beside eval/: findings_impression, "
+            "findings or available, with _with_priors or _no_priors (findings_no_priors, …); none for none."
+        },
+    )
+    context: bool = field(default=True, metadata={"help": "Show indication and comparison."})
+    batch_size: int = field(default=16, metadata={"help": "Studies generated at once."})
+    max_new_tokens: int = field(default=512, metadata={"help": "A longer report is cut there, and counted."})
+    engine: str = field(
+        default="auto", metadata={"help": "vllm, transformers, or auto: vllm where a GPU and vLLM are."}
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu2", "bertscore", "sembscore", "radgraph", "radcliq_v1"],
+        metadata={"help": "Metrics to score."},
+    )
+    baselines: list[str] = field(
+        default_factory=lambda: ["most_frequent", "copy_prior"],
+        metadata={"help": "Baselines to score beside the models."},
+    )
+    reward_backend: str = field(
+        default="real", metadata={"help": "real (CheXbert, RadGraph, RoBERTa weights) or offline (rule stand-ins)."}
+    )
+    weights_dir: str = field(default="weights", metadata={"help": "Folder of the metric weights (make weights)."})
+    run: str = field(default="outputs/demo", metadata={"help": "The run's folder."})
+    models: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Models to evaluate: stages of the run (base, sft, rl_step1, rl_step2) or name=path. Default: its last."
+        },
+    )
+    force: bool = field(default=False, metadata={"help": "Do finished work again."})
+
+    def __post_init__(self) -> None:
+        self.also = [] if self.also == ["none"] else self.also
+        for name in self.also:
+            try:
+                evaluation_named(name)
+            except ValueError as error:
+                raise RecipeError(str(error)) from None
+        if self.only_dataset:
+            self.datasets, self.zero_shot_datasets, self.validation_datasets = [self.only_dataset], [], []
+
+
+@dataclass
+class StageArguments:
+    """What holds for every training stage."""
+
+    force: bool = field(default=False, metadata={"help": "Train again where this stage has finished."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Batch of one optimiser step over all processes; sets gradient_accumulation_steps."},
+    )
+    keep_optimizer_states: int | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoints, the newest, that keep what training goes on from; older ones keep their model alone. "
+            "Default: all."
+        },
+    )
+    keep_best: int | None = field(
+        default=None,
+        metadata={
+            "help": "RL stages: checkpoints kept beside the newest, the best by 1/RadCliQ-v1 of greedy validation reports, which "
+            "the policy writes at each save. Default: all are kept, none is rated while training."
+        },
+    )
+    validation_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "With keep_best: data sets whose validation studies it rates on. Default: datasets."},
+    )
+    validation_split: str = field(default="validation", metadata={"help": "With keep_best: their split."})
+    validation_studies: int | None = field(
+        default=None, metadata={"help": "With keep_best: only this many studies of each of them."}
+    )
+    validation_sections: str = field(
+        default="available", metadata={"help": "With keep_best: as `sections` in eval.yaml, which make select reads."}
+    )
+    validation_batch_size: int = field(
+        default=16, metadata={"help": "With keep_best: studies generated at once where transformers generates."}
+    )
+    hub_allow_datasets: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "With push_to_hub: data sets that are not public and whose models may be uploaded all the same."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size is not None and self.global_batch_size < 1:
+            raise RecipeError(f"global_batch_size is {self.global_batch_size}; it must be at least 1")
+        if self.keep_optimizer_states is not None and self.keep_optimizer_states < 1:
+            raise RecipeError(f"keep_optimizer_states is {self.keep_optimizer_states}; it must be at least 1, or null")
+        if self.keep_best is not None and self.keep_best < 1:
+            raise RecipeError(f"keep_best is {self.keep_best}; it must be at least 1, or null")
+
+
+@dataclass
+class RolloutArguments:
+    """How "global batch size" is read in RL, and how often a generation is used."""
+
+    batch_counts: str = field(
+        default="prompts",
+        metadata={"help": "What global_batch_size counts: prompts (× num_generations completions) or completions."},
+    )
+    updates_per_generation: int = field(
+        default=1,
+        metadata={
+            "help": "Optimiser steps that reuse one generation (with global_batch_size). 1 is on-policy, where the "
+            "policy ratio is 1 and clipping, low or high, never acts."
+        },
+    )
+    vllm_trusted_hosts: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Hosts, besides this machine, whose vLLM server may receive films and prompts of credentialed studies "
+            "(vllm_mode: server)."
+        },
+    )
+
+    share_prompts: bool = field(
+        default=True,
+        metadata={
+            "help": "Handle each study once: its prompt and films are one row for all its rollouts, with the same "
+            "log-probabilities and gradients. false: TRL's way, a row for each rollout."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_counts not in ("prompts", "completions"):
+            raise RecipeError(f"batch_counts is {self.batch_counts!r}; choose prompts or completions")
+        if self.updates_per_generation < 1:
+            raise RecipeError(f"updates_per_generation is {self.updates_per_generation}; it must be at least 1")
+
+
+@dataclass
+class MonitorArguments:
+    """Limits that stop an RL run which goes wrong (null: watched and logged only), and the sample of rollouts kept."""
+
+    monitor_max_length: float | None = field(
+        default=None, metadata={"help": "Limit on the mean length of completions, in tokens."}
+    )
+    monitor_max_length_drift: float | None = field(
+        default=None,
+        metadata={
+            "help": "Limit on the change of the mean length since the run's first logs, as a share of it (0.5: ±50%)."
+        },
+    )
+    monitor_min_unique: float | None = field(
+        default=None, metadata={"help": "Least share of different reports among the rollouts of a study."}
+    )
+    monitor_max_truncated: float | None = field(
+        default=None, metadata={"help": "Limit on the share of completions cut at max_completion_length."}
+    )
+    monitor_max_prior_copies: float | None = field(
+        default=None,
+        metadata={"help": "Limit on the share of longitudinal rollouts that copy the prior report (90% of 4-grams)."},
+    )
+    monitor_max_zero_spread: float | None = field(
+        default=None, metadata={"help": "Limit on the share of groups whose rewards are all equal: nothing to learn."}
+    )
+    monitor_min_entropy: float | None = field(
+        default=None, metadata={"help": "Least mean entropy of the policy, in nats a token."}
+    )
+    monitor_max_kl: float | None = field(
+        default=None, metadata={"help": "Limit on the KL to the reference policy, in nats a token (with beta above 0)."}
+    )
+    monitor_max_negation_flips: float | None = field(
+        default=None,
+        metadata={
+            "help": "Limit on the share of findings that a rollout affirms and its reference denies, or inversely."
+        },
+    )
+    monitor_heldout: str = field(
+        default="label_f1",
+        metadata={
+            "help": "What is watched and not optimised: label_f1 (micro, 14 conditions) or a metric, e.g. ratescore."
+        },
+    )
+    monitor_max_heldout_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Limit on the fall of monitor_heldout since the run's first logs while the reward does not fall."
+        },
+    )
+    monitor_max_logp_difference: float | None = field(
+        default=0.1,
+        metadata={
+            "help": "Limit on the mean difference of log-probabilities between vLLM and the trainer. Above it, the "
+            "rollouts are not the policy's. Stops before an update uses them."
+        },
+    )
+    monitor_patience: int = field(
+        default=3,
+        metadata={
+            "help": "Logs in a row that must be beyond a limit before the run stops; as many (3 at least) make the start."
+        },
+    )
+    rollouts_logged: int = field(
+        default=16,
+        metadata={
+            "help": "Rollouts kept at each log in <stage>/rollouts/ as Parquet: step-* the best and the worst of each study, so "
+            "many at most, groups-* all of two studies; 0 for none."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.monitor_patience < 1:
+            raise RecipeError(f"monitor_patience is {self.monitor_patience}; it must be at least 1")
+        if self.rollouts_logged < 0:
+            raise RecipeError(f"rollouts_logged is {self.rollouts_logged}; it must be 0 or more")
+        for name in ("unique", "truncated", "prior_copies", "zero_spread", "negation_flips"):
+            key = f"monitor_min_{name}" if name == "unique" else f"monitor_max_{name}"
+            value = getattr(self, key)
+            if value is not None and not 0 <= value <= 1:
+                raise RecipeError(f"{key} is {value}; it is a share, from 0 to 1")
+
+
+def set_global_batch(
+    stage: StageArguments, training: SFTConfig | GRPOConfig, rollouts: RolloutArguments | None = None
+) -> None:
+    """Set gradient accumulation (and GRPO's generation batch) so that one optimiser step sees `global_batch_size`.
+
+    In SFT the batch counts studies. In GRPO, TRL counts completions: 256 prompts of 16 rollouts are 4,096 completions.
+
+    Raises:
+        RecipeError: the batch does not divide by what the processes hold at once, or a process does not get whole groups
+            of rollouts.
+    """
+    if stage.global_batch_size is not None:
+        _divide_batch(stage.global_batch_size, training, rollouts)
+    if isinstance(training, GRPOConfig):
+        of_one = training.per_device_train_batch_size * training.steps_per_generation
+        if of_one % training.num_generations:
+            raise RecipeError(
+                f"a process generates {of_one} completions ({training.per_device_train_batch_size} rows × "
+                f"{training.steps_per_generation} steps_per_generation), which are no whole groups of "
+                f"{training.num_generations} rollouts; change per_device_train_batch_size, global_batch_size or the number "
+                "of GPUs"
+            )
+
+
+def _divide_batch(wanted: int, training: SFTConfig | GRPOConfig, rollouts: RolloutArguments | None) -> None:
+    batch = wanted
+    if isinstance(training, GRPOConfig) and rollouts and rollouts.batch_counts == "prompts":
+        batch *= training.num_generations
+    at_once = training.per_device_train_batch_size * training.world_size
+    if batch % at_once:
+        raise RecipeError(
+            f"global_batch_size {wanted} ({batch} rows) does not divide by "
+            f"{training.per_device_train_batch_size} rows × {training.world_size} processes; "
+            f"change per_device_train_batch_size or the number of GPUs"
+        )
+    training.gradient_accumulation_steps = batch // at_once
+    if isinstance(training, GRPOConfig) and rollouts:
+        training.steps_per_generation = training.gradient_accumulation_steps * rollouts.updates_per_generation
+        training.generation_batch_size = at_once * training.steps_per_generation
+
+
+class _RecipeParser(TrlParser):
+    where = "command line"
+    flags: Sequence[str] = ()
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL refuses a generation without whole groups of rollouts before `set_global_batch` can say how large it is; until
+        # then it has as many steps as a group has rollouts, which fits any batch.
+        given, rest = super().parse_known_args(*args, **kwargs)
+        keys = ("global_batch_size", "steps_per_generation", "generation_batch_size")
+        if "num_generations" in given and [getattr(given, key, None) is None for key in keys] == [False, True, True]:
+            given.steps_per_generation = given.num_generations
+        check_values(vars(given), self.dataclass_types, self.where, self.flags)
+        return given, rest
+
+
+def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
+    """Read `--config recipe.yaml` and command-line overrides into the given dataclasses.
+
+    Raises:
+        RecipeError: no such file, not a YAML mapping, an unknown key or flag, or a value that does not fit.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    path = _config_path(arguments)
+    arguments, nulls = _without_nulls(arguments)
+    parser = _RecipeParser(dataclass_types)
+    parser.flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    if path:
+        parser.where = path
+        _check_yaml(path, {action.dest for action in parser._actions} | {"env"})
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            parsed = parser.parse_args_and_config(arguments)
+    except RecipeError:
+        raise
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        reason = message.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+        raise RecipeError(f"{path or 'command line'}: {reason}") from None
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"{path or 'command line'}: {' '.join(str(error).split())}") from error
+    check_keys(parsed)
+    return tuple(_with_nulls(part, nulls) for part in parsed)
+
+
+def _without_nulls(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line without its judge flags of `null`, and their names: argparse has no word for none, a YAML file has."""
+    left, nulls = [], []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--judge_") and (value == "null" if equals else words[:1] == ["null"]):
+            nulls.append(name.removeprefix("--"))
+            del words[: 0 if equals else 1]
+        else:
+            left.append(word)
+    return left, nulls
+
+
+def _with_nulls(part: Any, nulls: Sequence[str]) -> Any:
+    own = {name: None for name in nulls if is_dataclass(part) and name in {f.name for f in fields(part)}}
+    return replace(part, **own) if own else part
+
+
+def _config_path(arguments: list[str]) -> str | None:
+    if "--config" not in arguments:
+        return None
+    index = arguments.index("--config") + 1
+    if index == len(arguments):
+        raise RecipeError("--config needs a YAML file")
+    return arguments[index]
+
+
+def _check_yaml(path: str, known: set[str]) -> None:
+    """Name the file and the key of a YAML mistake before any parsing hides it."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe file {path}; recipes are in recipes/<name>/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold a mapping of keys to values")
+    if unknown := sorted(str(key) for key in set(content) - known):
+        raise RecipeError(
+            f"{path}: unknown key(s) {', '.join(unknown)}; see the recipe's comments, or --help, for the names"
+        )
