@@ -24,6 +24,7 @@ from common.stage_command import is_true, settings_of
 
 NAME = "run.json"
 PATCH = "run.patch"
+OURS = ("common", "rewards", "data_prep", "model", "settings", "training", "evaluation", "recipes", "launch")
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = (
     "torch",
@@ -88,7 +89,7 @@ def code_state() -> dict[str, Any]:
     revision = _git("rev-parse", "HEAD")
     if revision is None:
         digest = hashlib.sha256()
-        for folder in ("recipes", "rewards", "data_prep", "evaluation", "launch"):
+        for folder in OURS:
             for path in sorted((REPOSITORY / folder).rglob("*.py")):
                 digest.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
         return {"revision": None, "source_sha256": digest.hexdigest()}
