@@ -73,7 +73,7 @@ def memory_in_use() -> Iterator[list[int]]:
 
 def torch_memory() -> dict[str, int]:
     """MiB that torch's allocator gave out, and held, at most."""
-    from training.stage import peak_gpu_memory_mib
+    from training.result import peak_gpu_memory_mib
 
     return {f"torch_{name}_mib": peak for name, peak in peak_gpu_memory_mib().items()}
 
@@ -85,7 +85,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
 
     from launch.plan import rollouts_of_a_row
     from model.architectures import architecture
-    from training.stage import add_progress, quiet_logs
+    from training.progress import add_progress, quiet_logs
 
     quiet_logs()
     recipe = ROOT / "recipes/unirg_cxr" / RECIPES[stage]

@@ -53,7 +53,8 @@ from rewards.grpo_reward import completion_text
 from settings.arguments import parse_recipe, set_global_batch
 from training.data import rollout_dataset
 from training.monitors import MONITORS, build_monitors
-from training.stage import quiet_logs, run_training
+from training.progress import quiet_logs
+from training.run import run_training
 
 DATASET = "phantom_prairie"
 PARTS = ("shared_prompts", "step", "overlap")

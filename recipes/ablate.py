@@ -35,7 +35,7 @@ from evaluation.tables import p_value, says_something
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from rewards.chexprompt.judge import OFFLINE, Judge, JudgeSettings
 from settings.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
-from training.stage import announce
+from training.progress import announce
 
 RECIPES = Path(__file__).parent
 STAGES = ("sft", "rl_step1", "rl_step2")

@@ -31,7 +31,7 @@ from model.loading import model_fingerprint
 from rewards.chexprompt.judge import JudgeSettings
 from settings.arguments import EvaluationArguments, parse_recipe
 from settings.evaluations import evaluation_name, evaluation_named
-from training.stage import announce, quiet_logs
+from training.progress import announce, quiet_logs
 
 # Where each stage of a run leaves its model, last first.
 STAGE_MODELS = {"rl_step2": "rl_step2/final", "rl_step1": "rl_step1/best", "sft": "sft/final", "base": "base"}

@@ -35,20 +35,16 @@ from settings.arguments import (
     StageArguments,
     parse_recipe,
 )
+from training.checkpoints import saved_checkpoints, start_or_resume, trim_checkpoint
 from training.data import rollout_dataset
 from training.monitors import RolloutMonitors, build_monitors
 from training.processes import leave_together
+from training.progress import announce
+from training.result import finish_stage
+from training.run import run_training
 from training.shared_prompts import check_attention
 from training.small_steps import keep_small_steps, weights_dtype
-from training.stage import (
-    announce,
-    finish_stage,
-    open_stage,
-    run_training,
-    saved_checkpoints,
-    start_or_resume,
-    trim_checkpoint,
-)
+from training.stage import open_stage
 from training.trainers import RolloutTrainer, keep_rows_out_of_logs
 from training.validation import RateCheckpoints, Validation
 from training.vllm_guards import check_server_host, check_vllm, forbid_image_tokens

@@ -34,7 +34,8 @@ from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.metric import Metric, MetricError
 from rewards.registry import load_metrics
 from settings.arguments import EvaluationArguments, parse_recipe
-from training.stage import announce, quiet_logs, saved_checkpoints
+from training.checkpoints import saved_checkpoints
+from training.progress import announce, quiet_logs
 
 
 @dataclass

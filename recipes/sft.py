@@ -14,10 +14,14 @@ from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 from common.errors import run_command
 from model.loading import generate_neutrally, load_processor, merged_checkpoint, model_options
 from settings.arguments import DataArguments, StageArguments, parse_recipe
+from training.checkpoints import start_or_resume
 from training.data import completion_dataset
 from training.processes import leave_together
+from training.progress import announce
+from training.result import finish_stage
+from training.run import run_training
 from training.small_steps import keep_small_steps, weights_dtype
-from training.stage import announce, finish_stage, open_stage, run_training, start_or_resume
+from training.stage import open_stage
 from training.trainers import ReportTrainer
 
 

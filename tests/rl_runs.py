@@ -16,7 +16,7 @@ from rewards.composite import CompositeReward
 from rewards.grpo_reward import Rollouts
 from settings.arguments import parse_recipe, set_global_batch
 from training.monitors import build_monitors
-from training.stage import run_training
+from training.run import run_training
 from training.trainers import RolloutTrainer, keep_rows_out_of_logs
 
 REPOSITORY = Path(__file__).resolve().parent.parent

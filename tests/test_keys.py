@@ -20,8 +20,9 @@ from recipes.grpo import ARGUMENTS
 from settings import keys
 from settings.arguments import DataArguments, StageArguments, parse_recipe
 from settings.keys import CONFIGURATIONS, PASSED, REFUSED, WORKS, check_packages
+from training.finished import stage_settings
 from training.gradients import EveryTensorLearns
-from training.stage import check_revision, stage_settings
+from training.stage import check_revision
 
 SFT = (DataArguments, StageArguments, ModelConfig, SFTConfig)
 LORA = {
@@ -186,7 +187,7 @@ def test_a_stage_is_another_with_another_product_and_not_with_other_factors(tmp_
         found = stage_settings("a/hub-name", "data", config(kind, tmp_path, **given))
         return {key: value for key, value in found.items() if not key.startswith(keys_of_the_machine)}
 
-    from training.stage import _MACHINE as keys_of_the_machine
+    from training.finished import OF_THE_MACHINE as keys_of_the_machine
 
     one = settings(SFTConfig, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert one == settings(SFTConfig, per_device_train_batch_size=8, gradient_accumulation_steps=1)

@@ -12,7 +12,8 @@ from trl import ModelConfig
 from common.errors import RecipeError
 from model.loading import check_model_folder
 from model.lora import check_lora_targets
-from training.stage import is_finished, start_or_resume
+from training.checkpoints import start_or_resume
+from training.finished import is_finished
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ from recipes.grpo import judge_answers
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.engine import TextModel
 from settings.arguments import RewardArguments
-from training.stage import RecordCheckpoints, is_finished, remove_stage, start_or_resume
+from training.checkpoints import RecordCheckpoints, start_or_resume
+from training.finished import is_finished, remove_stage
 from training.trainers import ReportTrainer, RolloutTrainer
 
 SFT = {
@@ -392,16 +393,17 @@ def test_a_models_fingerprint_is_the_sha256_of_its_weight_files_names_and_bytes(
 ONE_READS = """
 import sys
 from accelerate import PartialState
-from training import stage
-state, hashed = PartialState(cpu=True), stage.model_fingerprint
+from training import finished
+from training.processes import leave_together
+state, hashed = PartialState(cpu=True), finished.model_fingerprint
 def read(path):
     assert state.is_main_process, "read by another process too"
     return hashed(path)
-stage.model_fingerprint = read
-found = stage.stage_settings(sys.argv[1], "data", {"learning_rate": 1.0})
+finished.model_fingerprint = read
+found = finished.stage_settings(sys.argv[1], "data", {"learning_rate": 1.0})
 with open(f"{sys.argv[1]}/known-{state.process_index}", "w") as file:
     file.write(found["model_sha256"])
-stage.leave_together()
+leave_together()
 """
 
 

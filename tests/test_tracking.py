@@ -16,8 +16,9 @@ from trl import GRPOConfig
 
 from common.errors import RecipeError
 from model.loading import load_processor
-from training import stage
-from training.stage import StageProgress, check_report_to
+from training.progress import StageProgress
+from training.result import write_result
+from training.trackers import check_report_to
 from training.trainers import UnscoredRows
 
 
@@ -97,10 +98,10 @@ def test_the_result_holds_the_peak_of_gpu_memory_where_a_gpu_is_used(
         state=TrainerState(global_step=1),
         accelerator=SimpleNamespace(num_processes=1),
     )
-    stage._write_result(trainer, "sft", {}, {})
+    write_result(trainer, "sft", {}, {})
     assert "peak_gpu_memory_mib" not in json.loads((tmp_path / "result.json").read_text())
     use_gpu(monkeypatch)
-    stage._write_result(trainer, "sft", {}, {})
+    write_result(trainer, "sft", {}, {})
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["peak_gpu_memory_mib"] == {"allocated": 40 * 1024, "reserved": 43 * 1024 + 103}
 

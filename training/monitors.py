@@ -31,8 +31,9 @@ from rewards.registry import load_labeler, load_metrics
 from settings.arguments import MonitorArguments, RewardArguments
 from training.disk_space import require_room_for_checkpoint
 from training.processes import leave_together, over_processes
+from training.progress import announce
+from training.result import finite
 from training.rollouts import best_and_worst, groups, whole_groups, write_rollouts
-from training.stage import announce, finite
 
 COPIED_SHARE = 0.9  # our choice: a rollout of whose word 4-grams this share is in the prior report is a copy of it
 HELDOUT = "monitor/heldout/"  # prefix of the held-out measure's key, before its full name

@@ -29,8 +29,9 @@ from model.engines import GenerationSettings, Writer, open_images, prompt_text, 
 from model.loading import end_tokens, model_fingerprint
 from rewards.metric import Metric
 from settings.arguments import DataArguments, StageArguments
+from training.checkpoints import RecordCheckpoints, saved_checkpoints
 from training.processes import in_first_process
-from training.stage import RecordCheckpoints, announce, saved_checkpoints
+from training.progress import announce
 from training.trainers import RolloutTrainer
 
 KEY = "validation/radcliq_v1"  # in the log: the mean, lower is better; with _low and _high of its 95% interval
