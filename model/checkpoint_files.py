@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -197,3 +198,9 @@ def _broken_archive(path: Path) -> str | None:
     except (zipfile.BadZipFile, EOFError):
         return f"{path} is not a whole file of PyTorch"
     return f"{path} is damaged ({part})" if part else None
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a stage's folder, by step."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

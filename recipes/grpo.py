@@ -17,6 +17,7 @@ from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_confi
 from common.errors import run_command
 from common.governance import JudgeError
 from evaluation.checkpoint_rating import CheckpointRating, check_rated
+from model.checkpoint_files import saved_checkpoints
 from model.loading import end_tokens, generate_neutrally, load_processor, merged_checkpoint, model_options
 from rewards.chexprompt.judge import OFFLINE, Judge, JudgeSettings
 from rewards.chexprompt.rubric import load_prompt
@@ -35,7 +36,7 @@ from settings.arguments import (
     StageArguments,
     parse_recipe,
 )
-from training.checkpoints import saved_checkpoints, start_or_resume, trim_checkpoint
+from training.checkpoints import start_or_resume, trim_checkpoint
 from training.data import rollout_dataset
 from training.monitors import RolloutMonitors, build_monitors
 from training.processes import leave_together

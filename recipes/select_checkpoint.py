@@ -27,14 +27,13 @@ from common.locks import hold_folder
 from common.provenance import write_run
 from evaluation.checkpoint_rating import rate_reports
 from evaluation.generate import Task, generate
-from model.checkpoint_files import model_damage
+from model.checkpoint_files import model_damage, saved_checkpoints
 from model.loading import model_fingerprint
 from recipes.evaluate import generation_settings, reference_form
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.metric import Metric, MetricError
 from rewards.registry import load_metrics
 from settings.arguments import EvaluationArguments, parse_recipe
-from training.checkpoints import saved_checkpoints
 from training.progress import announce, quiet_logs
 
 

@@ -18,7 +18,7 @@ from common.errors import RecipeError
 from model.loading import load_processor
 from training.progress import StageProgress
 from training.result import write_result
-from training.trackers import check_report_to
+from training.trackers import TRACKERS, check_report_to
 from training.trainers import UnscoredRows
 
 
@@ -27,7 +27,7 @@ def config(folder: Path, **settings) -> GRPOConfig:
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_package(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(stage.TRACKERS, "tensorboard", "no_such_package")
+    monkeypatch.setitem(TRACKERS, "tensorboard", "no_such_package")
     training = config(tmp_path)
     training.report_to = ["tensorboard"]
     with pytest.raises(RecipeError, match="report_to: tensorboard needs a package; pip install no_such_package"):
@@ -38,7 +38,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package(tmp_path: Pat
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_report_text_and_checkpoints_go_to_no_tracker(mode: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(stage.TRACKERS, "wandb", "json")  # stands for an installed package
+    monkeypatch.setitem(TRACKERS, "wandb", "json")  # stands for an installed package
     monkeypatch.setenv("WANDB_MODE", mode)
     training = config(tmp_path, log_completions=True)
     training.report_to = ["wandb"]

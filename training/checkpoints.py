@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from model.checkpoint_files import (
     OTHER_STATE,
     checkpoint_damage,
     forget_in_manifest,
+    saved_checkpoints,
     write_manifest,
 )
 from training.finished import OF_THE_LENGTH, OF_THE_MACHINE, changed_settings
@@ -87,12 +87,6 @@ def newest_whole_checkpoint(output_dir: Path) -> Path | None:
             shutil.rmtree(folder)
             print(f"{folder}: incomplete ({damage}); removed", flush=True)
     return None
-
-
-def saved_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a stage's folder, by step."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def _optimizer_state(checkpoint: Path) -> list[Path]:

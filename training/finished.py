@@ -20,11 +20,11 @@ from common.errors import RecipeError, read_json
 from common.removal import remove_own
 from model.checkpoint_files import (
     damaged_file,
+    saved_checkpoints,
 )
 from model.loading import (
     model_fingerprint,
 )
-from training.checkpoints import saved_checkpoints
 from training.processes import in_first_process
 from training.progress import announce
 

@@ -25,11 +25,12 @@ from trl.models.utils import unwrap_model_for_generation
 from common.errors import RecipeError, read_json
 from common.files import write_json
 from common.locks import hold_folder
+from model.checkpoint_files import saved_checkpoints
 from model.engines import GenerationSettings, Writer, open_images, prompt_text, writer_of
 from model.loading import end_tokens, model_fingerprint
 from rewards.metric import Metric
 from settings.arguments import DataArguments, StageArguments
-from training.checkpoints import RecordCheckpoints, saved_checkpoints
+from training.checkpoints import RecordCheckpoints
 from training.processes import in_first_process
 from training.progress import announce
 from training.trainers import RolloutTrainer
