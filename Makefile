@@ -77,7 +77,7 @@ test-slow: setup ## the slower checks (whole demo on three seeds, servers, vLLM 
 	$(PYTHON) -m pytest -q -m slow $(ARGS)
 
 check-docs: setup ## what the READMEs claim: commands, links, figures, choices (a part of make test)
-	$(PYTHON) -m pytest -q tests/test_docs.py tests/test_paper_choices.py tests/test_makefile.py $(ARGS)
+	$(PYTHON) -m pytest -q tests/test_docs.py tests/recipes/test_paper_choices.py tests/launch/test_makefile.py $(ARGS)
 
 lint: setup ## ruff check and format
 	.venv/bin/ruff check .

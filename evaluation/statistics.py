@@ -5,7 +5,7 @@ study adds a few columns once, the columns are summed per patient, and a resampl
 that matrix, in memory that does not grow with the number of resamples.
 
 Patients are what is resampled, swapped and permuted, because studies of one patient are not independent. Where each patient
-has one study this is the same over studies. tests/test_statistics_coverage.py simulates how often each interval holds the
+has one study this is the same over studies. tests/evaluation/test_statistics_coverage.py simulates how often each interval holds the
 true value, and how often each test errs.
 """
 

@@ -1,8 +1,8 @@
 """What each key of TRL's three configurations is here: one that works, one that is refused, or TRL's own affair.
 
-`WORKS`: the recipes rest on it, and a test that `tests/test_key_effects.py` names sees its effect. `REFUSED`: it has no
+`WORKS`: the recipes rest on it, and a test that `tests/settings/test_key_effects.py` names sees its effect. `REFUSED`: it has no
 meaning here, or would act without being seen; the line says what to do instead. `PASSED`: handed to TRL as it is, and
-documented there. `tests/test_keys.py` fails where the pinned TRL has a key that is in none of them.
+documented there. `tests/settings/test_keys.py` fails where the pinned TRL has a key that is in none of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""Which data and models an evaluation is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import RecipeError
+from common.governance import JudgeError
+from data_prep.study import study_table, write_studies
+from recipes.evaluate import available_split, resolve_models
+from recipes.select_checkpoint import count_errors, open_judge, start_of
+from rewards.chexprompt.judge import JudgeResult, JudgeSettings
+from rewards.chexprompt.judgement import Judgement
+from settings.arguments import EvaluationArguments, parse_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("path", sorted(str(p) for p in (REPOSITORY / "recipes").glob("*/eval*.yaml")))
+def test_every_shipped_evaluation_recipe_loads(path):
+    evaluation, _ = parse_recipe((EvaluationArguments, JudgeSettings), ["--config", path])
+    assert evaluation.datasets
+    assert not set(evaluation.zero_shot_datasets) & set(evaluation.datasets)
+
+
+def test_one_data_set_alone_replaces_those_of_the_recipe():
+    evaluation = EvaluationArguments(datasets=["a", "b"], zero_shot_datasets=["c"], only_dataset="iu_xray")
+    assert evaluation.datasets == ["iu_xray"]
+    assert evaluation.zero_shot_datasets == []
+
+
+def test_an_empty_test_split_gives_way_to_validation_aloud(tmp_path, capsys):
+    write_studies(study_table([]), tmp_path / "test.parquet")
+    assert available_split(tmp_path, "test", "validation") == "validation"
+    assert "no test studies" in capsys.readouterr().out
+    assert available_split(tmp_path, "validation", "validation") == "validation"
+
+
+def test_the_last_trained_stage_is_the_default_model(tmp_path):
+    with pytest.raises(RecipeError, match="no trained model"):
+        resolve_models(tmp_path, [])
+    (tmp_path / "sft" / "final").mkdir(parents=True)
+    assert resolve_models(tmp_path, []) == {"sft": str(tmp_path / "sft" / "final")}
+    (tmp_path / "rl_step1" / "best").mkdir(parents=True)
+    assert resolve_models(tmp_path, []) == {"rl_step1": str(tmp_path / "rl_step1" / "best")}
+
+
+def test_models_are_stages_or_named_paths(tmp_path):
+    assert resolve_models(tmp_path, ["theirs=/models/theirs"]) == {"theirs": "/models/theirs"}
+    with pytest.raises(RecipeError, match="none of"):
+        resolve_models(tmp_path, ["unknown"])
+    with pytest.raises(RecipeError, match="train that stage first"):
+        resolve_models(tmp_path, ["rl_step2"])
+
+
+# ---- errors over the checkpoints of a stage --------------------------------------------------------------------------
+
+
+class JudgeThatFailsFor:
+    """Two errors in each report but those of `texts`, for which it fails."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts, self.failures, self.stopped = texts, {"timeout": len(texts)}, None
+
+    async def judge(self, candidates, references, sources):
+        two = Judgement(significant=(1, 0, 0, 0, 0, 0), insignificant=(1, 0, 0, 0, 0, 0))
+        return [JudgeResult(None, "timeout") if text in self.texts else JudgeResult(two, None) for text in candidates]
+
+
+def test_a_report_that_the_judge_failed_for_has_no_errors_counted_and_none_at_all_is_said():
+    errors = count_errors(JudgeThatFailsFor("b"), ["a", "b"], ["r", "r"], ["mimic", "mimic"])
+    np.testing.assert_array_equal(errors, [2, np.nan])
+    with pytest.raises(JudgeError, match=r"failed for every report \(timeout × 1\); run the same command again"):
+        count_errors(JudgeThatFailsFor("b"), ["b"], ["r"], ["mimic"])
+
+
+def test_errors_need_a_judge_and_the_model_that_training_started_from(tmp_path):
+    with pytest.raises(RecipeError, match="judge_base_url, or JUDGE_URL="):
+        open_judge(JudgeSettings(judge_base_url=""), EvaluationArguments(datasets=["mimic"]))
+    with pytest.raises(RecipeError, match="train the stage first"):
+        start_of(tmp_path)
+    (tmp_path / "settings.json").write_text('{"model_name_or_path": "outputs/demo/rl_step1/best"}')
+    assert start_of(tmp_path) == Path("outputs/demo/rl_step1/best")
