@@ -1,8 +1,7 @@
 """Published numbers, shown beside a user's own only where both are of the same kind.
 
 `published.csv` is our transcription of ReXrank's leaderboards (128 rows) and of the paper's Supplementary Table 1 (4 rows),
-each with its source and date. Eight more rows, "UniRG-CXR (paper)", come from an earlier transcription of the paper whose
-text does not hold them; their source says so.
+each with its source and date.
 """
 
 from __future__ import annotations
