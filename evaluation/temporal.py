@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rewards.chexprompt.client import CallError, ChatClient
+from rewards.chexprompt.calls import CallError
+from rewards.chexprompt.client import ChatClient
 from rewards.chexprompt.judge import Judge
 
 UNKNOWN = "unknown"  # ours: neither the data nor the text say whether there was an earlier study

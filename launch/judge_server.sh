@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The judge on its own vLLM server: an OpenAI-compatible endpoint on this machine, so that no report leaves it.
 #   CUDA_VISIBLE_DEVICES=7 launch/judge_server.sh          then: make rl-step2 JUDGE_URL=http://127.0.0.1:8001/v1
-# The rubric is the same in every request: prefix caching computes it once.
+# The rubric is the same in every request, the reference in those of a study: prefix caching computes them once, and the
+# server reports how much of its input that was. Judges that differ in cost: python -m launch.judges
 set -euo pipefail
 
-JUDGE_MODEL=${JUDGE_MODEL:-Qwen/Qwen3-32B}  # its hub name, under which recipes ask for it; or a folder
+JUDGE_MODEL=${JUDGE_MODEL:-Qwen/Qwen3-30B-A3B-Instruct-2507}  # its hub name, under which recipes ask for it; or a folder
 WEIGHTS_DIR=${WEIGHTS_DIR:-weights}         # where make weights put it; not there: from the hub, by its name
 HOST=${HOST:-127.0.0.1}
 PORT=${PORT:-8001}
@@ -33,8 +34,10 @@ if [[ ! -d $model && -f $WEIGHTS_DIR/${JUDGE_MODEL##*/}/config.json ]]; then
   model=$WEIGHTS_DIR/${JUDGE_MODEL##*/}
   export HF_HUB_OFFLINE=1                   # all of it is here
 fi
+own=()
+while IFS= read -r option; do own+=("$option"); done < <("$PYTHON" -m launch.judges --options "$JUDGE_MODEL")
 # shellcheck disable=SC2086  # EXTRA is a list of options
 exec "$VLLM" serve "$model" --served-model-name "$JUDGE_MODEL" --host "$HOST" --port "$PORT" \
   --tensor-parallel-size "$TENSOR_PARALLEL" --data-parallel-size "$DATA_PARALLEL" \
   --max-model-len "$MAX_MODEL_LEN" --max-num-seqs "$MAX_SEQUENCES" --gpu-memory-utilization "$MEMORY" \
-  --enable-prefix-caching $EXTRA
+  --enable-prefix-caching --enable-prompt-tokens-details ${own[@]+"${own[@]}"} $EXTRA

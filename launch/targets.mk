@@ -38,7 +38,7 @@ reproduce: setup ## the commands that made an output: OUTPUT=outputs/demo/sft
 	@test -n "$(OUTPUT)" || { echo "error: name the stage's folder: make reproduce OUTPUT=$(OUT)/sft" >&2; exit 2; }
 	@$(PYTHON) -m launch.reproduce $(OUTPUT)
 
-judge-server: setup ## a local judge by vLLM, from WEIGHTS_DIR where make weights put it [JUDGE_MODEL=Qwen/Qwen3-32B] [PORT=8001]
+judge-server: setup ## a local judge by vLLM, from WEIGHTS_DIR where make weights put it [JUDGE_MODEL=Qwen/Qwen3-8B] [PORT=8001]
 	@WEIGHTS_DIR=$(WEIGHTS_DIR) $(PYTHON) -m common.signals launch/judge_server.sh
 
 vllm-server: setup ## rollouts on GPUs of their own: MODEL=outputs/unirg_cxr/sft/final [PORT=8000]

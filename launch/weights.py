@@ -2,9 +2,9 @@
 
     python -m launch.weights [--out weights] [--only metrics] [--mirror https://hub.example.org]
 
-The folder's layout is in rewards/weights.py; the base model lies in `Qwen3-VL-8B-Instruct/` beside it, the judge in
-`Qwen3-32B/`. Transfers are huggingface_hub's, into a `.part` beside each file, so that the next run goes on where one was
-stopped. Each file's size and sha256 are checked against what the hub says and written to `weights.lock.json` with the
+The folder's layout is in rewards/weights.py; the base model lies in `Qwen3-VL-8B-Instruct/` beside it, the judge in a
+folder by its name. Transfers are huggingface_hub's, into a `.part` beside each file, so that the next run goes on where one
+was stopped. Each file's size and sha256 are checked against what the hub says and written to `weights.lock.json` with the
 repository's commit; later runs fetch that commit, and must find these sums.
 """
 
@@ -23,13 +23,13 @@ from typing import Any
 
 from common.machine import OneLineParser, format_bytes, free_disk
 from common.weights_lock import LOCK, FetchError, lock_fingerprint, problems, read_lock, sha256
+from launch import judges
 from rewards.weights import ENCODERS, RADGRAPH_MODELS, RATESCORE_MODELS, SCORERS
 
 HUB = "https://huggingface.co"
 BASE_MODEL = "Qwen/Qwen3-VL-8B-Instruct"
 # What a checkpoint consists of: configuration, tokenizer, safetensors. No pickles, no example scripts.
 CHECKPOINT = ("*.json", "*.txt", "*.jinja", "*.safetensors", "spm.model")
-JUDGE_MODEL = "Qwen/Qwen3-32B"  # as judge_model in recipes/unirg_cxr/rl_step2.yaml
 GROUPS = ("base", "chexbert", "radgraph", "bertscore", "ratescore", "judge")
 MODELS = ("base", "judge")  # large ones; the other groups are the metrics
 _BLOCK = 1 << 20
@@ -57,7 +57,7 @@ class Source:
 
 
 def sources(
-    groups: tuple[str, ...], base_model: str = BASE_MODEL, radgraph: str = "radgraph", judge_model: str = JUDGE_MODEL
+    groups: tuple[str, ...], base_model: str = BASE_MODEL, radgraph: str = "radgraph", judge_model: str = judges.DEFAULT
 ) -> list[Source]:
     """The repositories of the named groups, small ones first."""
     chosen = []
@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", nargs="+", choices=(*GROUPS, "metrics"), help="some groups only; metrics is all but the two models"
     )
     parser.add_argument("--base_model", default=BASE_MODEL, help="hub name of the base model")
-    parser.add_argument("--judge_model", default=JUDGE_MODEL, help="hub name of the judge")
+    parser.add_argument("--judge_model", default=judges.DEFAULT, help="hub name of the judge")
     parser.add_argument("--radgraph", choices=RADGRAPH_MODELS, default="radgraph", help="which RadGraph model")
     parser.add_argument("--mirror", default=os.environ.get("HF_ENDPOINT") or HUB, help="address of a mirror of the hub")
     parser.add_argument("--send-token", action="store_true", help="send the hub token to the mirror too")

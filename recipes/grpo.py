@@ -23,7 +23,7 @@ from rewards.chexprompt.judge import OFFLINE, Judge, JudgeSettings
 from rewards.chexprompt.rubric import load_prompt
 from rewards.composite import CompositeReward
 from rewards.engine import EngineSettings
-from rewards.grpo_reward import GrpoReward
+from rewards.grpo_reward import GrpoReward, Observer
 from rewards.metric import MetricError
 from rewards.offline import judge_server
 from rewards.radcliq import PARTS, RadCliQ
@@ -138,7 +138,7 @@ def build_trainer(
             composite,
             judge_settings.judge_max_failure_rate,
             judge_settings.judge_failure_window,
-            observers=[monitors.observe],
+            observers=[monitors.observe, *judge_costs(composite)],
             normalize_groups_of=training.num_generations if reward.reward_normalize_parts else None,
             stop_at_once=False,  # the monitors stop all processes together
         ),
@@ -174,6 +174,12 @@ def build_composite(
     return CompositeReward(weights, metrics, judge=judge, judge_weight=reward.weight_chexprompt)
 
 
+def judge_costs(composite: CompositeReward) -> list[Observer]:
+    """What logs the judge's calls, tokens, share of cached input and money so far (TRL: the mean over processes)."""
+    judge = composite.judge
+    return [lambda _: judge.spending.logged()] if isinstance(judge, Judge) else []
+
+
 def judge_answers(settings: JudgeSettings) -> dict[str, Any]:
     """What decides the judge's answers: a stage does not go on with another judge, whose reward would be another.
 
@@ -181,7 +187,7 @@ def judge_answers(settings: JudgeSettings) -> dict[str, Any]:
         JudgeError: judge_prompt_file cannot be read.
     """
     try:
-        prompt = load_prompt(settings.judge_prompt_file).version
+        prompt = load_prompt(settings.judge_prompt_file, settings.judge_answer_format).version
     except ValueError as error:
         raise JudgeError(str(error)) from error
     offline = settings.judge_base_url == OFFLINE

@@ -24,8 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rewards.chexprompt.judgement import Judgement
-from rewards.chexprompt.parse import format_json, format_list
-from rewards.chexprompt.rubric import read_pair_line
+from rewards.chexprompt.rubric import ANSWER_FORMATS, FORMATTERS, read_pair_line
 
 KEY, MODEL = "right-key", "test-model"
 # Each fault: what the server does instead of answering well.
@@ -67,7 +66,7 @@ def right_answer(reference: str, candidate: str) -> Judgement:
 
 
 class Endpoint:
-    """The server; `config` keys: latency, fault_rate, faults, first, structured, retry_after, echo_key, seed."""
+    """The server; `config` keys: latency, fault_rate, faults, first, structured, retry_after, echo_key, cached_tokens, seed."""
 
     def __init__(self) -> None:
         self.configure({})
@@ -81,6 +80,7 @@ class Endpoint:
         self.structured = config.get("structured", True)
         self.retry_after = config.get("retry_after", 0)
         self.echo_key = config.get("echo_key", False)
+        self.cached_tokens = config.get("cached_tokens")  # of each prompt, as the usage reports it
         self.random = random.Random(config.get("seed", 0))
         self.stats: dict[str, Any] = {
             "requests": 0,
@@ -89,6 +89,7 @@ class Endpoint:
             "outcomes": Counter(),
             "good_answers": Counter(),
             "times": [],
+            "references": [],
             "response_formats": Counter(),
             "last_body": None,
         }
@@ -135,13 +136,17 @@ class Endpoint:
         self.stats["requests"] += 1
         self.stats["times"].append(time.time())
         self.stats["last_body"] = body
-        structured = "response_format" in body
-        self.stats["response_formats"]["json" if structured else "list"] += 1
+        structured = "response_format" in body or "structured_outputs" in body
+        (asked,) = (name for name, words in ANSWER_FORMATS.items() if words in body["messages"][0]["content"])
+        assert asked == "digits" or structured == (asked == "json")
+        assert body.get("structured_outputs") in (None, {"regex": "[0-9]{12}"})
+        self.stats["response_formats"][asked if asked != "digits" or structured else "digits in words"] += 1
         if body["model"] != MODEL:
             return await self.send(writer, 404, "{}")
         if structured and not self.structured:
-            return await self.send(writer, 400, json.dumps({"error": {"message": "unknown field response_format"}}))
+            return await self.send(writer, 400, json.dumps({"error": {"message": "unknown field"}}))
         reference, candidate = read_pair_line(body["messages"][-1]["content"])
+        self.stats["references"].append(hashlib.sha256(reference.encode()).hexdigest())
         faulty = self.random.random() < self.fault_rate
         if self.first is not None:
             faulty = self.stats["requests"] <= self.first
@@ -149,21 +154,20 @@ class Endpoint:
         self.stats["outcomes"][fault or "good"] += 1
         await asyncio.sleep(self.latency)
         judgement = right_answer(reference, candidate)
-        answer = format_json(judgement) if structured else format_list(judgement)
+        answer = FORMATTERS[asked](judgement)
         if fault is None:
             self.stats["good_answers"][hashlib.sha256(f"{reference}\0{candidate}".encode()).hexdigest()] += 1
             return await self.send(writer, 200, self.completion(answer))
-        return await self.misbehave(writer, fault, answer, judgement, structured)
+        return await self.misbehave(writer, fault, answer, asked)
 
     def completion(self, text: str | None, reason: str = "stop") -> str:
-        return json.dumps(
-            {
-                "choices": [{"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}],
-                "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
-            }
-        )
+        usage: dict[str, Any] = {"prompt_tokens": 1000, "completion_tokens": 100}
+        if self.cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
+        return json.dumps({"choices": [choice], "usage": usage})
 
-    async def misbehave(self, writer, fault: str, answer: str, judgement: Judgement, structured: bool) -> None:
+    async def misbehave(self, writer, fault: str, answer: str, asked: str) -> None:
         if fault.startswith("429"):
             seconds = self.retry_after
             headers = {"429": {}, "429 retry-after": {"Retry-After": str(seconds)}}.get(
@@ -188,14 +192,26 @@ class Endpoint:
         if fault in whole:
             return await self.send(writer, 200, whole[fault])
         lines = answer.split("\n")
-        quote = '"' if structured else ""
+        quote = '"' if asked == "json" else ""
+
+        def with_first(count: str) -> str:
+            return count + answer[1:] if asked == "digits" else re.sub(r": \d", f": {count}", answer, count=1)
+
         wrong = {
-            "eleven counts": re.sub(r', "severity": \d', "", answer, count=1) if structured else "\n".join(lines[:-1]),
-            "negative count": re.sub(r": \d", ": -1", answer, count=1),
-            "huge count": re.sub(r": \d", ": 99", answer, count=1),
-            "fractional count": re.sub(r": \d", ": 1.5", answer, count=1),
-            "text count": re.sub(r": \d", f": {quote}two{quote}", answer, count=1),
-            "repeated key": answer[:-2] + ', "severity": 0}}' if structured else answer + "\n" + lines[-1],
+            "eleven counts": {
+                "json": re.sub(r', "severity": \d', "", answer, count=1),
+                "list": "\n".join(lines[:-1]),
+                "digits": answer[:-1],
+            }[asked],
+            "negative count": with_first("-1"),
+            "huge count": with_first("99"),
+            "fractional count": with_first("1.5"),
+            "text count": with_first(f"{quote}two{quote}"),
+            "repeated key": {
+                "json": answer[:-2] + ', "severity": 0}}',
+                "list": answer + "\n" + lines[-1],
+                "digits": answer + answer[-1],
+            }[asked],
             "extra text": f"Here are the counts you asked for:\n{answer}\nLet me know if I can help!",
             "two answers": f"{answer}\n{answer}",
             "half answer": answer[: len(answer) // 2],

@@ -17,7 +17,7 @@ import yaml
 from tqdm import tqdm
 
 from common.governance import JudgeError
-from rewards.chexprompt import client as chat
+from rewards.chexprompt import calls
 from rewards.chexprompt.agreement import agreement, print_agreement
 from rewards.chexprompt.cache import FILE_NAME, cache_stats, export_cache, prune_cache
 from rewards.chexprompt.judge import Judge, JudgeResult, JudgeSettings
@@ -33,8 +33,8 @@ from rewards.chexprompt.ratings import (
 
 # Causes that the next run need not meet.
 TRANSIENT = {
-    *(chat.RATE_LIMIT, chat.SERVER_ERROR, chat.TIMEOUT, chat.UNREACHABLE, chat.CONNECTION, chat.BAD_RESPONSE),
-    *(chat.BAD_ANSWER, chat.TRUNCATED, chat.BATCH_DEADLINE),
+    *(calls.RATE_LIMIT, calls.SERVER_ERROR, calls.TIMEOUT, calls.UNREACHABLE, calls.CONNECTION, calls.BAD_RESPONSE),
+    *(calls.BAD_ANSWER, calls.TRUNCATED, calls.BATCH_DEADLINE),
 }
 PAIRS_AT_ONCE = 4096  # handed to the judge together: bounds memory, large enough to keep the endpoint busy
 
@@ -167,6 +167,7 @@ def _judge(arguments: argparse.Namespace) -> None:
                 "calls": judge.spending.calls,
                 "prompt_tokens": judge.spending.prompt_tokens,
                 "completion_tokens": judge.spending.completion_tokens,
+                "cached_prompt_tokens": judge.spending.cached_tokens if judge.spending.reported_tokens else None,
                 "dollars": judge.spending.dollars(),
             }
             write_atomically(arguments.out.with_suffix(".summary.json"), json.dumps(details, indent=1) + "\n")

@@ -14,35 +14,33 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import openai
 
 from common.governance import may_use_proxy, printable
+from rewards.chexprompt.calls import (
+    BAD_REQUEST,
+    BAD_RESPONSE,
+    CONNECTION,
+    QUOTA,
+    RATE_LIMIT,
+    REFUSED,
+    SERVER_ERROR,
+    TIMEOUT,
+    TRUNCATED,
+    UNKNOWN_FINISH,
+    UNREACHABLE,
+    WRONG_KEY,
+    WRONG_MODEL,
+    Answer,
+    CallError,
+    Pace,
+    Spending,
+)
 
 log = logging.getLogger(__name__)
-
-# Causes of failure: a small fixed set, so that they can be counted. None holds text of a report or of a server.
-RATE_LIMIT = "rate limit"
-SERVER_ERROR = "server error"
-TIMEOUT = "timeout"
-UNREACHABLE = "host unreachable"
-CONNECTION = "connection dropped"
-BAD_RESPONSE = "malformed response"
-BAD_ANSWER = "malformed answer"
-WRAPPED_ANSWER = "answer in a code fence or after </think> (judge_answer_wrappers: true takes it)"
-UNKNOWN_FINISH = "unknown finish_reason"
-TRUNCATED = "truncated answer"
-REFUSED = "answer refused"
-BAD_REQUEST = "request refused"
-WRONG_KEY = "wrong key"
-WRONG_MODEL = "wrong model"
-BUDGET = "budget reached"
-QUOTA = "quota used up"
-BATCH_DEADLINE = "batch deadline"
-CACHE = "cache not writable"
 
 # Bounds of what a server may say. An answer has a few kB and some thousand tokens; an endpoint may list many models.
 MOST_BYTES = 2 << 20
@@ -64,113 +62,6 @@ WITHHELD = ("content_filter", "safety", "refusal", "recitation")
 BROKEN_OFF = ("error", "abort", "cancelled")
 # Codes of an account that has nothing left, which OpenAI sends with the status of a rate limit.
 QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "insufficient_funds")
-
-
-class CallError(Exception):
-    """A request without a usable answer.
-
-    Attributes:
-        cause: one of the constants of this module.
-        again: whether asking again may help.
-        status: the HTTP status, if there was one.
-        detail: what more can be told of it without text of a report or a server: names of fields, codes; or empty.
-    """
-
-    def __init__(self, cause: str, again: bool = True, status: int | None = None, detail: str = ""):
-        super().__init__(cause)
-        self.cause = cause
-        self.again = again
-        self.status = status
-        self.detail = detail
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Text of an answer and what it took."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass
-class Spending:
-    """What has been spent, and how much may be.
-
-    Calls are requests sent, failed ones included. Tokens are those that the server reports; where a request fails after
-    it was sent, or reports none, the estimate is counted, so that a budget errs on the side of spending less.
-    Dollars follow from the tokens by the prices (dollars per million tokens).
-    """
-
-    max_calls: int | None = None
-    max_tokens: int | None = None
-    max_dollars: float | None = None
-    input_price: float | None = None
-    output_price: float | None = None
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reserved_prompt_tokens: int = field(default=0, repr=False)
-    reserved_completion_tokens: int = field(default=0, repr=False)
-
-    def dollars(self, prompt_tokens: int | None = None, completion_tokens: int | None = None) -> float | None:
-        """Money for these numbers of tokens (by default those spent); None without prices."""
-        if self.input_price is None or self.output_price is None:
-            return None
-        prompt = self.prompt_tokens if prompt_tokens is None else prompt_tokens
-        completion = self.completion_tokens if completion_tokens is None else completion_tokens
-        return (prompt * self.input_price + completion * self.output_price) / 1e6
-
-    def reserve(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Set aside one call of at most this size.
-
-        Raises:
-            CallError: with what is spent and reserved already, it would exceed the budget.
-        """
-        prompt = self.prompt_tokens + self.reserved_prompt_tokens + prompt_tokens
-        completion = self.completion_tokens + self.reserved_completion_tokens + completion_tokens
-        dollars = self.dollars(prompt, completion)
-        if (
-            (self.max_calls is not None and self.calls + 1 > self.max_calls)
-            or (self.max_tokens is not None and prompt + completion > self.max_tokens)
-            or (self.max_dollars is not None and dollars is not None and dollars > self.max_dollars)
-        ):
-            raise CallError(BUDGET, again=False)
-        self.calls += 1
-        self.reserved_prompt_tokens += prompt_tokens
-        self.reserved_completion_tokens += completion_tokens
-
-    def settle(self, reserved: tuple[int, int], spent: tuple[int, int]) -> None:
-        """Replace a reservation (prompt and completion tokens) by what was really spent."""
-        self.reserved_prompt_tokens -= reserved[0]
-        self.reserved_completion_tokens -= reserved[1]
-        self.prompt_tokens += spent[0]
-        self.completion_tokens += spent[1]
-
-    def __str__(self) -> str:
-        dollars = self.dollars()
-        money = "" if dollars is None else f", ${dollars:.2f}"
-        return f"{self.calls} calls, {self.prompt_tokens + self.completion_tokens} tokens{money}"
-
-
-class Pace:
-    """Spaces events evenly: `wait(cost)` returns when the costs so far fit the rate, without bursts."""
-
-    def __init__(self, per_minute: float | None):
-        self.seconds_per_unit = 60.0 / per_minute if per_minute else 0.0
-        self._free_at = 0.0
-
-    async def wait(self, cost: float = 1.0) -> None:
-        if not self.seconds_per_unit:
-            return
-        now = time.monotonic()
-        start = max(now, self._free_at)
-        self._free_at = start + cost * self.seconds_per_unit
-        await asyncio.sleep(start - now)
-
-    def correct(self, difference: float) -> None:
-        """Add to the costs so far, once the true cost of an event is known; negative gives time back."""
-        self._free_at += difference * self.seconds_per_unit
 
 
 class ChatClient:
@@ -261,7 +152,9 @@ class ChatClient:
             )
             reply = _json(response)
             spent = _usage(reply) or reserved
-            return Answer(_text(reply), *spent)
+            cached = _cached(reply)
+            self.spending.count_cached(Answer("", *spent, cached))
+            return Answer(_text(reply), *spent, cached)
         except CallError as error:
             if error.status is not None or error.cause == UNREACHABLE:
                 spent = (0, 0)  # refused, or never sent: not charged
@@ -367,6 +260,15 @@ def _usage(reply: dict[str, Any]) -> tuple[int, int] | None:
         return None
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     return counts if all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts) else None
+
+
+def _cached(reply: dict[str, Any]) -> int | None:
+    """`usage.prompt_tokens_details.cached_tokens`; None where the server reports none that can be."""
+    usage = reply.get("usage")
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    counted = _usage(reply)
+    return cached if type(cached) is int and counted is not None and 0 <= cached <= counted[0] else None
 
 
 def _retry_after(headers: httpx2.Headers) -> float | None:

@@ -11,130 +11,30 @@ import atexit
 import contextlib
 import json
 import logging
-import math
-import os
 import random
-import types
-import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
-from common.governance import JudgeError, check_sources, host_of, is_loopback
-from common.masking import is_secret_name, is_variable_name
-from rewards.chexprompt import client as chat
+from common.governance import JudgeError, check_sources, host_of
+from common.masking import is_secret_name
+from rewards.chexprompt import calls
 from rewards.chexprompt.cache import JudgeCache, sha256
-from rewards.chexprompt.client import Answer, CallError, ChatClient, Spending
+from rewards.chexprompt.calls import Answer, CallError, Spending
+from rewards.chexprompt.client import ChatClient
 from rewards.chexprompt.judgement import Judgement
-from rewards.chexprompt.parse import RESPONSE_FORMAT, AnswerError, WrappedAnswerError, parse_answer
+from rewards.chexprompt.parse import RESPONSE_FORMAT, STRUCTURED_DIGITS, AnswerError, WrappedAnswerError, parse_answer
 from rewards.chexprompt.rubric import load_prompt
+from rewards.chexprompt.settings import JudgeSettings, api_key
 from rewards.offline import judge_server
 
 log = logging.getLogger(__name__)
 
 OFFLINE = "offline"
 _LONGEST_BACKOFF = 30.0  # seconds
-_OWN_FIELDS = {"model", "messages", "response_format", "n", "stream"}  # of a request: not for judge_extra_body
-
-
-def _key(default: Any, help: str) -> Any:
-    """A settings field with its explanation, which `--help` prints."""
-    return field(default=default, metadata={"help": help})
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    """Raise `JudgeError` unless `value`, as a YAML file may give it, is of the field's type."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and type(None) in kinds:
-        return
-    (kind,) = (k for k in kinds if k is not type(None))
-    if kind == list[str]:
-        fits, wanted = isinstance(value, list) and all(isinstance(item, str) for item in value), "a list of texts"
-    elif kind is float:
-        fits, wanted = type(value) in (int, float) and math.isfinite(value), "a number"
-    else:  # `type`, because True is an int to isinstance
-        fits, wanted = type(value) is kind, {int: "a whole number", str: "a text", bool: "true or false"}[kind]
-    if not fits:
-        raise JudgeError(f"{name} is {value!r}; it must be {wanted}")
-
-
-@dataclass
-class JudgeSettings:
-    """The judge's keys in a YAML file or on a command line."""
-
-    judge_base_url: str = _key(
-        "http://127.0.0.1:8000/v1", "OpenAI-compatible endpoint, or `offline` for the rule-based stand-in."
-    )
-    judge_model: str | None = _key(None, "Model name as the endpoint lists it; not needed for `offline`.")
-    judge_api_key_env: str = _key("JUDGE_API_KEY", "Name of the environment variable that holds the key.")
-    judge_concurrency: int = _key(64, "Requests in flight at most.")
-    judge_timeout: float = _key(60.0, "Seconds for one request.")
-    judge_batch_timeout: float | None = _key(900.0, "Seconds for one batch of pairs, retries included; null for none.")
-    judge_max_retries: int = _key(5, "How often a failed or malformed answer is asked for again.")
-    judge_backoff: float = _key(0.5, "Seconds before the first retry; doubled each time up to 30, with jitter.")
-    judge_requests_per_minute: float | None = _key(None, "Limit on requests a minute; null for none.")
-    judge_tokens_per_minute: float | None = _key(None, "Limit on tokens a minute, in and out; null for none.")
-    judge_budget_calls: int | None = _key(None, "No call is made beyond this number (per process); null for none.")
-    judge_budget_tokens: int | None = _key(None, "The same for tokens, in and out.")
-    judge_budget_dollars: float | None = _key(None, "The same for money; needs both prices.")
-    judge_price_input: float | None = _key(None, "Dollars per million input tokens.")
-    judge_price_output: float | None = _key(None, "Dollars per million output tokens.")
-    judge_temperature: float | None = _key(0.0, "Sampling temperature; null leaves it out (some models refuse it).")
-    judge_max_tokens: int = _key(256, "Longest answer in tokens; one that was cut counts as malformed.")
-    judge_extra_body: str | None = _key(
-        None,
-        'More fields of the request as JSON, e.g. {"chat_template_kwargs": {"enable_thinking": false}}; null leaves one of '
-        'the request\'s own out: {"max_completion_tokens": null, "max_tokens": 256}.',
-    )
-    judge_answer_wrappers: bool = _key(
-        False, "Take an answer in a code fence or after </think>, for models that cannot be told to leave these out."
-    )
-    judge_answer_format: str = _key(
-        "auto", "`json` (JSON schema), `list`, or `auto`: json until the endpoint refuses it."
-    )
-    judge_prompt_file: str | None = _key(None, "Text file with another rubric; null for the built-in one.")
-    judge_cache_dir: str | None = _key("outputs/judge_cache", "Folder for the answers; null for no cache.")
-    judge_trusted_hosts: list[str] = field(
-        default_factory=list, metadata={"help": "Hosts, besides this machine, that may receive credentialed reports."}
-    )
-    judge_allow_remote: bool = _key(False, "Send reports of any source to any host.")
-    judge_max_failure_rate: float = _key(0.2, "Training stops when more than this share of rollouts went unjudged.")
-    judge_failure_window: int = _key(1024, "Number of last rollouts over which that share is taken.")
-
-    def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), kind)
-        if not is_variable_name(self.judge_api_key_env):
-            raise JudgeError(
-                "judge_api_key_env must be the name of an environment variable, such as JUDGE_API_KEY; what it is now is not "
-                "shown, since it may be a key"
-            )
-        for name in ("judge_concurrency", "judge_timeout", "judge_max_tokens", "judge_failure_window"):
-            if getattr(self, name) <= 0:
-                raise JudgeError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("judge_max_retries", "judge_backoff"):
-            if getattr(self, name) < 0:
-                raise JudgeError(f"{name} is {getattr(self, name)}; it must not be below 0")
-        for name in ("judge_batch_timeout", "judge_requests_per_minute", "judge_tokens_per_minute"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise JudgeError(f"{name} is {value}; it must be above 0, or null for none")
-        if not 0 <= self.judge_max_failure_rate <= 1:
-            raise JudgeError(f"judge_max_failure_rate is {self.judge_max_failure_rate}; it must be from 0 to 1")
-        if self.judge_answer_format not in ("auto", "json", "list"):
-            raise JudgeError(f"judge_answer_format is {self.judge_answer_format!r}; it must be auto, json or list")
-        if self.judge_budget_dollars is not None and None in (self.judge_price_input, self.judge_price_output):
-            raise JudgeError("judge_budget_dollars needs judge_price_input and judge_price_output")
-
-    @classmethod
-    def from_mapping(cls, values: Any) -> JudgeSettings:
-        """Settings from a mapping that may hold other keys too (a recipe's YAML); unknown `judge_` keys are refused."""
-        names = {f.name for f in fields(cls)}
-        given = {name: value for name, value in values.items() if name.startswith("judge_")}
-        if unknown := sorted(set(given) - names):
-            raise JudgeError(f"unknown key(s) {', '.join(unknown)}; the judge's keys are {', '.join(sorted(names))}")
-        return cls(**given)
+# Of a request: not for judge_extra_body.
+_OWN_FIELDS = {"model", "messages", "response_format", "structured_outputs", "n", "stream"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +53,8 @@ class Judge:
         model: the model's name.
         prompt_version: name and hash of the prompt.
         fingerprint: sha256 over model, prompt and sampling settings.
-        answer_format: `json` or `list`, as asked for now; with `auto` it begins as json.
+        answer_format: `json`, `list` or `digits`, as asked for now; with `auto` it begins as json.
+        constrained: whether the endpoint is asked to allow nothing but that format; a list never is.
         spending: calls, tokens and money so far.
         failures: pairs left unjudged so far, by cause.
         retries: requests that had to be repeated so far, by cause.
@@ -167,7 +68,7 @@ class Judge:
         self.base_url = base_url
         self.model = model
         try:
-            self.prompt = load_prompt(settings.judge_prompt_file)
+            self.prompt = load_prompt(settings.judge_prompt_file, settings.judge_answer_format)
             self._extra_body = json.loads(settings.judge_extra_body or "{}")
         except json.JSONDecodeError as error:
             raise JudgeError(f"judge_extra_body is not JSON ({error.msg} at character {error.pos + 1})") from error
@@ -208,6 +109,7 @@ class Judge:
             settings.judge_budget_dollars,
             settings.judge_price_input,
             settings.judge_price_output,
+            settings.judge_price_cached,
         )
         self.failures: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
@@ -216,9 +118,10 @@ class Judge:
         self.stopped: str | None = None
         self._stopped_cause = ""
         self._unkept: JudgeError | None = None  # why answers could not be kept
-        self._api_key = _api_key(settings, base_url)
-        self.answer_format = "list" if settings.judge_answer_format == "list" else "json"
-        self._json_works = settings.judge_answer_format != "auto"  # known, or not to be questioned
+        self._api_key = api_key(settings, base_url)
+        self.answer_format = "json" if settings.judge_answer_format == "auto" else settings.judge_answer_format
+        self.constrained = self.answer_format != "list"
+        self._constraint_works = settings.judge_answer_format in ("json", "list")  # known, or not to be questioned
         self._client: ChatClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cleanup = contextlib.ExitStack()
@@ -282,7 +185,7 @@ class Judge:
             raise JudgeError(self._explain(error.cause)) from None
         # Azure lists base models, but is asked by the names of deployments.
         if models is not None and self.model not in models and not host_of(self.base_url).endswith(".azure.com"):
-            raise JudgeError(f"{self._explain(chat.WRONG_MODEL)}. It serves: {', '.join(models[:10]) or 'none'}")
+            raise JudgeError(f"{self._explain(calls.WRONG_MODEL)}. It serves: {', '.join(models[:10]) or 'none'}")
         if self.cache is not None:
             self.cache.get([])
 
@@ -295,8 +198,9 @@ class Judge:
     ) -> list[JudgeResult]:
         """Judge pairs of reports; result i belongs to candidates[i] and references[i].
 
-        A pair that occurs several times is asked once, a pair in the cache not at all. `on_result(i, result)` is called
-        as results arrive.
+        A pair that occurs several times is asked once, a pair in the cache not at all; those of one reference are asked
+        one after another, so that a server's prefix cache holds rubric and reference for them. `on_result(i, result)` is
+        called as results arrive.
 
         Raises:
             ValueError: the lists differ in length.
@@ -318,9 +222,10 @@ class Judge:
         async def ask(pair: tuple[str, str], rows: list[int]) -> None:
             settle(rows, await self._ask_until_answered(*pair))
 
+        place = {reference: i for i, reference in enumerate(dict.fromkeys(references))}
         rows_of_pair: dict[tuple[str, str], list[int]] = {}
-        for i, pair in enumerate(zip(references, candidates, strict=True)):
-            rows_of_pair.setdefault(pair, []).append(i)
+        for i in sorted(range(len(candidates)), key=lambda i: place[references[i]]):
+            rows_of_pair.setdefault((references[i], candidates[i]), []).append(i)
         self.cached += len(candidates) - len(rows_of_pair)
         keys = {pair: self.cache.key(*pair) for pair in rows_of_pair} if self.cache else {}
         found = self.cache.get(list(keys.values())) if self.cache else {}
@@ -347,7 +252,7 @@ class Judge:
         if self._unkept is not None:
             raise self._unkept
         for task in late:
-            settle(tasks[task], JudgeResult(None, chat.BATCH_DEADLINE))
+            settle(tasks[task], JudgeResult(None, calls.BATCH_DEADLINE))
         return results
 
     async def _ask_until_answered(self, reference: str, candidate: str) -> JudgeResult:
@@ -363,17 +268,18 @@ class Judge:
                     if self.stopped is not None:
                         return JudgeResult(None, self._stopped_cause)
                     answer = await self._ask(reference, candidate, again)
-                judgement = parse_answer(answer.text, self.settings.judge_answer_wrappers)
+                digits = self.answer_format == "digits"
+                judgement = parse_answer(answer.text, self.settings.judge_answer_wrappers, digits)
             except WrappedAnswerError:
-                cause, again = chat.WRAPPED_ANSWER, True
+                cause, again = calls.WRAPPED_ANSWER, True
                 continue
             except AnswerError:
-                cause, again = chat.BAD_ANSWER, True
+                cause, again = calls.BAD_ANSWER, True
                 continue
             except CallError as error:
                 cause = error.cause
-                again = again or cause == chat.TRUNCATED
-                if cause in (chat.WRONG_KEY, chat.WRONG_MODEL, chat.BUDGET, chat.QUOTA):
+                again = again or cause == calls.TRUNCATED
+                if cause in (calls.WRONG_KEY, calls.WRONG_MODEL, calls.BUDGET, calls.QUOTA):
                     self._stop(cause)
                 if error.detail:
                     self._tell(f"{cause}: {error.detail}")
@@ -385,33 +291,49 @@ class Judge:
                     self.cache.put(reference, candidate, judgement, answer.prompt_tokens, answer.completion_tokens)
                 except JudgeError as error:  # a full disk: calls in flight end, no other is paid for and lost
                     self._unkept = error
-                    self.stopped, self._stopped_cause = str(error), chat.CACHE
+                    self.stopped, self._stopped_cause = str(error), calls.CACHE
             return JudgeResult(judgement, None)
         return JudgeResult(None, cause)
 
     async def _ask(self, reference: str, candidate: str, again: bool) -> Answer:
         """One attempt at one pair, in the answer format that the endpoint is known to support."""
-        answer_format, longest = self.answer_format, self.settings.judge_max_tokens
+        answer_format, constrained, longest = self.answer_format, self.constrained, self.settings.judge_max_tokens
         try:
-            answer = await self._chat().complete(self._body(reference, candidate, answer_format, again), longest)
+            body = self._body(reference, candidate, answer_format, constrained, again)
+            answer = await self._chat().complete(body, longest)
         except CallError as error:
             # Endpoints without structured output refuse the request (400 or 422). Whether that was the reason shows when
-            # the same pair is asked for the list.
-            if error.cause != chat.BAD_REQUEST or answer_format != "json" or self._json_works:
+            # the same pair is asked without: for the list in place of JSON, for digits by the prompt's words alone.
+            if error.cause != calls.BAD_REQUEST or not constrained or self._constraint_works:
                 raise
-            answer = await self._chat().complete(self._body(reference, candidate, "list", again), longest)
-            if self.answer_format == "json":
-                log.warning("%s does not support JSON schema output: asking for the list format", self.base_url)
-                self.answer_format = "list"
+            plain = "list" if answer_format == "json" else answer_format
+            answer = await self._chat().complete(self._body(reference, candidate, plain, False, again), longest)
+            if self.constrained:
+                log.warning(
+                    "%s does not support %s",
+                    self.base_url,
+                    "JSON schema output: asking for the list format"
+                    if answer_format == "json"
+                    else "answers constrained by a regular expression: asking for digits without",
+                )
+                self.answer_format, self.constrained = plain, False
             return answer
-        if answer_format == "json":
-            self._json_works = True
+        if constrained:
+            self._constraint_works = True
         return answer
 
-    def _body(self, reference: str, candidate: str, answer_format: str, again: bool) -> dict[str, Any]:
+    def _body(
+        self, reference: str, candidate: str, answer_format: str, constrained: bool, again: bool
+    ) -> dict[str, Any]:
         """The request for one pair."""
         body = self.request(self.prompt.messages(reference, candidate, answer_format, again))
-        return body | ({"response_format": RESPONSE_FORMAT} if answer_format == "json" else {})
+        if not constrained:
+            return body
+        return body | (
+            {"response_format": RESPONSE_FORMAT}
+            if answer_format == "json"
+            else {"structured_outputs": STRUCTURED_DIGITS}
+        )
 
     def request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """A chat request of these messages by this judge's settings; what judge_extra_body makes null is left out."""
@@ -458,17 +380,17 @@ class Judge:
         """One line for a cause that the user can mend."""
         variable = self.settings.judge_api_key_env
         return {
-            chat.WRONG_KEY: f"the judge at {self.base_url} refuses the key in the environment variable {variable}; "
+            calls.WRONG_KEY: f"the judge at {self.base_url} refuses the key in the environment variable {variable}; "
             f"set {variable} to a valid key, or judge_api_key_env to the variable that holds it",
-            chat.WRONG_MODEL: f"the judge at {self.base_url} does not serve the model {self.model!r}; set judge_model to "
+            calls.WRONG_MODEL: f"the judge at {self.base_url} does not serve the model {self.model!r}; set judge_model to "
             "one that it serves",
-            chat.UNREACHABLE: f"no judge answers at {self.base_url}; start its server, or set judge_base_url (offline "
+            calls.UNREACHABLE: f"no judge answers at {self.base_url}; start its server, or set judge_base_url (offline "
             "starts the rule-based stand-in)",
-            chat.TIMEOUT: f"the judge at {self.base_url} did not answer within {self.settings.judge_timeout:g} seconds; see "
+            calls.TIMEOUT: f"the judge at {self.base_url} did not answer within {self.settings.judge_timeout:g} seconds; see "
             "that its server is up and idle enough, or raise judge_timeout",
-            chat.QUOTA: f"the account at {self.base_url} has no quota or credit left; add some, or ask another judge; answers "
+            calls.QUOTA: f"the account at {self.base_url} has no quota or credit left; add some, or ask another judge; answers "
             "so far are in the cache",
-            chat.BUDGET: f"the judge's budget is reached ({self.spending}); raise judge_budget_calls, judge_budget_tokens "
+            calls.BUDGET: f"the judge's budget is reached ({self.spending}); raise judge_budget_calls, judge_budget_tokens "
             "or judge_budget_dollars to go on; answers so far are in the cache",
         }.get(cause, f"the judge at {self.base_url} cannot be asked: {cause}")
 
@@ -478,15 +400,3 @@ def _secret_in(content: Any) -> str | None:
     parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
     own = [key for key in content if is_secret_name(key)] if isinstance(content, dict) else []
     return next(iter([*own, *filter(None, map(_secret_in, parts))]), None)
-
-
-def _api_key(settings: JudgeSettings, base_url: str) -> str:
-    key = os.environ.get(settings.judge_api_key_env, "").strip()
-    if key:
-        return key
-    if is_loopback(host_of(base_url)):
-        return "none"  # local servers want no key, but the client sends some
-    raise JudgeError(
-        f"the judge at {host_of(base_url)} needs a key: set the environment variable {settings.judge_api_key_env}, or "
-        "judge_api_key_env to the variable that holds it"
-    )

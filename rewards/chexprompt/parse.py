@@ -1,4 +1,4 @@
-"""The judge's answer, as text and back: a fixed list, or the same counts as JSON. Anything else is no answer."""
+"""The judge's answer, as text and back: a fixed list, JSON, or twelve digits. Anything else is no answer."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ RESPONSE_FORMAT: dict[str, Any] = {
     "json_schema": {"name": "error_counts", "strict": True, "schema": JSON_SCHEMA},
 }
 
+# Twelve digits: the six significant counts, then the six others. For vLLM's `structured_outputs`: one digit, one token, so
+# Qwen3's answer has 13 tokens with its end.
+LARGEST_DIGIT = 9
+DIGITS_PATTERN = "[0-9]{12}"
+STRUCTURED_DIGITS: dict[str, Any] = {"regex": DIGITS_PATTERN}
+
 
 class AnswerError(ValueError):
     """An answer that is not in the fixed format; the message says how, without quoting it (it may hold report text)."""
@@ -74,30 +80,37 @@ def format_json(judgement: Judgement) -> str:
     )
 
 
-def parse_answer(text: str, wrappers: bool = False) -> Judgement:
-    """Counts from an answer in either format.
+def format_digits(judgement: Judgement) -> str:
+    """Twelve digits: the significant counts A to F, then the insignificant ones; 9 stands for nine or more."""
+    return "".join(str(min(count, LARGEST_DIGIT)) for count in (*judgement.significant, *judgement.insignificant))
+
+
+def parse_answer(text: str, wrappers: bool = False, digits: bool = False) -> Judgement:
+    """Counts from an answer as a list or as JSON; where `digits` were asked for, from these alone.
 
     Args:
         wrappers: take an answer that stands in a code fence or after `</think>` as if it stood alone.
+        digits: the answer is to be twelve digits. Nobody else's are read: a bare number is no list that was cut short.
 
-    Both are read strictly: white space aside, nothing may precede, follow or be missing, so an answer that quotes a
+    All are read strictly: white space aside, nothing may precede, follow or be missing, so an answer that quotes a
     report, argues, or was cut short is refused as a whole, never half read.
 
     Raises:
         WrappedAnswerError: it is wrapped, and right otherwise.
-        AnswerError: the answer is empty or in neither format.
+        AnswerError: the answer is empty, or not in the format.
     """
     text = text.strip()
     if not text:
         raise AnswerError("empty answer")
     match = _WRAPPERS.fullmatch(text)
     inside = ((match["fenced"] or match["plain"] or "") if match else "").strip()
+    parse = _parse_digits if digits else _parse
     if wrappers or inside == text:
-        return _parse(inside)
+        return parse(inside)
     try:
-        return _parse(text)
+        return parse(text)
     except AnswerError:
-        _parse(inside)  # raises where the wrapper is not all that is wrong
+        parse(inside)  # raises where the wrapper is not all that is wrong
         raise WrappedAnswerError("the answer is in a code fence or after </think>") from None
 
 
@@ -126,6 +139,13 @@ def _parse_list(text: str) -> Judgement:
     if match is None:
         raise AnswerError("the answer is not the list of twelve counts")
     counts = [int(group) for group in match.groups()]
+    return checked_judgement(counts[:6], counts[6:])
+
+
+def _parse_digits(text: str) -> Judgement:
+    if re.fullmatch(DIGITS_PATTERN, text) is None:
+        raise AnswerError("the answer is not twelve digits")
+    counts = [int(digit) for digit in text]
     return checked_judgement(counts[:6], counts[6:])
 
 

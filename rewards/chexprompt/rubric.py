@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
-from rewards.chexprompt.parse import format_json, format_list
+from rewards.chexprompt.parse import LARGEST_DIGIT, format_digits, format_json, format_list
 
 # Raised by hand whenever a word of the built-in prompt changes; the hash beside it in `Prompt.version` guards against forgetting.
 BUILT_IN_NAME = "chexprompt-1"
@@ -109,7 +109,16 @@ ANSWER_FORMATS = {
         + ", ".join(f'"{name}"' for name in ERROR_TYPES)
         + " (types A to F), each with a whole number."
     ),
+    "digits": (
+        "Answer with twelve digits and nothing else, without spaces: the numbers of clinically significant errors of the types "
+        "A, B, C, D, E, F, then those of clinically insignificant errors of the same types in the same order. "
+        f"{LARGEST_DIGIT} stands for {LARGEST_DIGIT} or more."
+    ),
 }
+FORMATTERS = {"list": format_list, "json": format_json, "digits": format_digits}
+# A prompt has one version for the two formats between which `auto` chooses, and another for digits.
+FORMATS_OF_VERSION = {"digits": ("digits",)}
+_AUTO = ("list", "json")
 CLOSING = "Count the errors of the candidate against the reference. Give the answer in the fixed format only."
 # A server at temperature 0 would repeat a malformed answer to the same question; this line makes it another question.
 REMINDER = (
@@ -132,7 +141,7 @@ class Prompt:
     examples: tuple[Example, ...] = ()
 
     def system(self, answer_format: str) -> str:
-        """The system message for `answer_format` `list` or `json`: the same for every pair."""
+        """The system message for an answer format (a key of `ANSWER_FORMATS`): the same for every pair."""
         return _system_message(self.instructions, self.examples, answer_format)
 
     def messages(self, reference: str, candidate: str, answer_format: str, again: bool = False) -> list[dict[str, str]]:
@@ -173,7 +182,7 @@ def read_pair_line(message: str) -> tuple[str, str]:
 @functools.lru_cache(maxsize=8)
 def _system_message(instructions: str, examples: tuple[Example, ...], answer_format: str) -> str:
     parts = [instructions, ANSWER_FORMATS[answer_format]]
-    write = format_json if answer_format == "json" else format_list
+    write = FORMATTERS[answer_format]
     for number, example in enumerate(examples, 1):
         parts.append(
             f"Example {number}\n{pair_line(example.reference, example.candidate)}\n"
@@ -187,15 +196,15 @@ def _version(name: str, *texts: str) -> str:
     return f"{name}-{digest[:12]}"
 
 
-def built_in_prompt() -> Prompt:
-    """The prompt of this file."""
+def built_in_prompt(answer_format: str = "auto") -> Prompt:
+    """The prompt of this file, with its version for `judge_answer_format`."""
     prompt = Prompt("", INSTRUCTIONS, EXAMPLES)
-    shown = [prompt.system(answer_format) for answer_format in ANSWER_FORMATS]
+    shown = [prompt.system(name) for name in FORMATS_OF_VERSION.get(answer_format, _AUTO)]
     return Prompt(_version(BUILT_IN_NAME, *shown, CLOSING, REMINDER), INSTRUCTIONS, EXAMPLES)
 
 
-def load_prompt(path: str | Path | None) -> Prompt:
-    """The prompt in `path`, or the built-in one for None.
+def load_prompt(path: str | Path | None, answer_format: str = "auto") -> Prompt:
+    """The prompt in `path`, or the built-in one for None, with its version for `judge_answer_format`.
 
     A prompt file is UTF-8 text with the rubric and any examples. The answer format is added to it, and each pair follows
     as one line of JSON with the keys "reference" and "candidate", so the file should refer to the reports by those names.
@@ -204,7 +213,7 @@ def load_prompt(path: str | Path | None) -> Prompt:
         ValueError: the file is missing, empty, or not UTF-8.
     """
     if path is None:
-        return built_in_prompt()
+        return built_in_prompt(answer_format)
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -212,4 +221,5 @@ def load_prompt(path: str | Path | None) -> Prompt:
         raise ValueError(f"judge_prompt_file {path}: {reason}; give a UTF-8 text file, or leave the key out") from error
     if not text:
         raise ValueError(f"judge_prompt_file {path} is empty; write the rubric into it, or leave the key out")
-    return Prompt(_version(Path(path).stem, text, *ANSWER_FORMATS.values(), CLOSING, REMINDER), text)
+    shown = [ANSWER_FORMATS[name] for name in FORMATS_OF_VERSION.get(answer_format, _AUTO)]
+    return Prompt(_version(Path(path).stem, text, *shown, CLOSING, REMINDER), text)

@@ -27,8 +27,8 @@ from typing import Any
 
 from common.governance import JudgeError
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
-from rewards.chexprompt.parse import MAX_COUNT, format_json, format_list
-from rewards.chexprompt.rubric import read_pair_line
+from rewards.chexprompt.parse import MAX_COUNT
+from rewards.chexprompt.rubric import FORMATTERS, read_pair_line
 from rewards.offline.graph import ABSENT, report_findings
 
 MODEL = "offline-rules-judge"
@@ -196,10 +196,11 @@ def answer(body: Any) -> dict[str, Any]:
         message = [m for m in body["messages"] if m["role"] == "user"][-1]["content"]
         reference, candidate = read_pair_line(message)
         as_json = (body.get("response_format") or {}).get("type") == "json_schema"
+        answer_format = "digits" if body.get("structured_outputs") else "json" if as_json else "list"
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError("no user message with a pair of reports") from error
     judgement = count_errors(reference, candidate)
-    text = format_json(judgement) if as_json else format_list(judgement)
+    text = FORMATTERS[answer_format](judgement)
     prompt_tokens = sum(len(m["content"]) for m in body["messages"]) // 4
     return {
         "id": f"chatcmpl-{hashlib.sha256(message.encode()).hexdigest()[:24]}",

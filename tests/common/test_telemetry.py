@@ -53,14 +53,14 @@ def test_servers_are_started_with_it(script: str, tmp_path: Path) -> None:
 
 
 def test_the_judge_is_served_from_the_weights_folder_under_its_own_name(tmp_path: Path) -> None:
-    (tmp_path / "weights" / "Qwen3-32B").mkdir(parents=True)
-    (tmp_path / "weights" / "Qwen3-32B" / "config.json").write_text("{}")
+    (tmp_path / "weights" / "Qwen3-30B-A3B-Instruct-2507").mkdir(parents=True)
+    (tmp_path / "weights" / "Qwen3-30B-A3B-Instruct-2507" / "config.json").write_text("{}")
     program = tmp_path / "vllm"
     program.write_text(f'#!/bin/sh\necho "$@" "offline=$HF_HUB_OFFLINE" > {tmp_path}/asked\n')
     program.chmod(0o755)
     for weights, served in (
-        (tmp_path / "weights", tmp_path / "weights" / "Qwen3-32B"),
-        (tmp_path / "no", "Qwen/Qwen3-32B"),
+        (tmp_path / "weights", tmp_path / "weights" / "Qwen3-30B-A3B-Instruct-2507"),
+        (tmp_path / "no", "Qwen/Qwen3-30B-A3B-Instruct-2507"),
     ):
         environment = {
             **CLEAN,
@@ -71,7 +71,7 @@ def test_the_judge_is_served_from_the_weights_folder_under_its_own_name(tmp_path
         }
         subprocess.run(["bash", "launch/judge_server.sh"], cwd=REPOSITORY, env=environment, check=True)
         asked = (tmp_path / "asked").read_text()
-        assert asked.startswith(f"serve {served} --served-model-name Qwen/Qwen3-32B ")
+        assert asked.startswith(f"serve {served} --served-model-name Qwen/Qwen3-30B-A3B-Instruct-2507 ")
         assert ("offline=1" in asked) is (weights.name == "weights")
 
 

@@ -389,8 +389,8 @@ def test_it_runs_where_nothing_is_installed(tmp_path, recipe):
 def test_the_judges_weights_are_looked_for_where_make_weights_puts_them(question):
     (check,) = doctor.check_judge_weights(question)
     assert (check.status, check.stages) == ("warning", ("rl_step2",))
-    assert check.mend.endswith('ARGS="--only judge --judge_model Qwen/Qwen3-32B"')
-    folder = question.weights_dir / "Qwen3-32B"
+    assert check.mend.endswith('ARGS="--only judge --judge_model Qwen/Qwen3-30B-A3B-Instruct-2507"')
+    folder = question.weights_dir / "Qwen3-30B-A3B-Instruct-2507"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (check,) = doctor.check_judge_weights(question)

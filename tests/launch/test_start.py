@@ -211,7 +211,7 @@ def listening(body: bytes, status: int = 200):
     server.server_close()
 
 
-MODELS = b'{"object": "list", "data": [{"id": "Qwen/Qwen3-32B"}]}'
+MODELS = b'{"object": "list", "data": [{"id": "Qwen/Qwen3-30B-A3B-Instruct-2507"}]}'
 
 
 def test_a_judge_on_this_machine_needs_gpus_that_do_not_train(eight_gpus):
@@ -512,4 +512,7 @@ def test_a_server_script_checks_its_port_and_program_first(cluster, script):
         assert f"port {port} on 127.0.0.1 is in use" in run.stderr
     run = subprocess.run(["bash", f"launch/{script}"], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert f"serve {'a/b' if script == 'vllm_server.sh' else 'Qwen/Qwen3-32B'}" in (cluster / "called.log").read_text()
+    assert (
+        f"serve {'a/b' if script == 'vllm_server.sh' else 'Qwen/Qwen3-30B-A3B-Instruct-2507'}"
+        in (cluster / "called.log").read_text()
+    )

@@ -1,6 +1,7 @@
 """The judge against a server that fails in every way: each result is right or None, and nothing is paid for twice."""
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -65,11 +66,13 @@ def check_right_or_none(results, candidates, references) -> int:
     return sum(result.judgement is None for result in results)
 
 
-@pytest.mark.parametrize(("n", "structured"), [(2000, True), (800, False)])
-def test_2000_pairs_with_every_fault_at_30_percent_of_calls(server, n, structured):
+@pytest.mark.parametrize(
+    ("n", "structured", "answer_format"), [(2000, True, "auto"), (800, False, "auto"), (800, True, "digits")]
+)
+def test_2000_pairs_with_every_fault_at_30_percent_of_calls(server, n, structured, answer_format):
     candidates, references, sources = pairs(n)
     server.configure(fault_rate=0.3, latency=0.01, structured=structured, seed=3)
-    judge = Judge.from_settings(settings(server, judge_timeout=3.0))
+    judge = Judge.from_settings(settings(server, judge_timeout=3.0, judge_answer_format=answer_format))
     results = run(judge, candidates, references, sources)
     stats = server.stats()
     failed = check_right_or_none(results, candidates, references)
@@ -84,12 +87,20 @@ def test_2000_pairs_with_every_fault_at_30_percent_of_calls(server, n, structure
     assert stats["max_in_flight"] <= 64
 
 
-@pytest.mark.parametrize("structured", [True, False])
+@pytest.mark.parametrize(
+    ("answer_format", "structured", "asked"),
+    [
+        ("auto", True, "json"),
+        ("auto", False, "list"),
+        ("digits", True, "digits"),
+        ("digits", False, "digits in words"),
+    ],
+)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_asked_again_then_counts_as_failed(server, fault, structured):
+def test_each_fault_is_asked_again_then_counts_as_failed(server, fault, answer_format, structured, asked):
     candidates, references, sources = pairs(1)
     configuration = {"faults": [fault], "structured": structured}
-    quick = {"judge_timeout": 0.5 if fault == "hang" else 60.0}
+    quick = {"judge_timeout": 0.5 if fault == "hang" else 60.0, "judge_answer_format": answer_format}
     server.configure(first=1 if structured else 2, **configuration, fault_rate=1)
     (result,) = run(Judge.from_settings(settings(server, **quick)), candidates, references, sources)
     assert result.judgement == right_answer(references[0], candidates[0])
@@ -98,7 +109,7 @@ def test_each_fault_is_asked_again_then_counts_as_failed(server, fault, structur
     (result,) = run(judge, candidates, references, sources)
     assert result.judgement is None
     assert judge.failures == {result.failure: 1}
-    assert server.stats()["response_formats"]["json" if structured else "list"] == 3
+    assert server.stats()["response_formats"][asked] == 3
 
 
 def test_kill_9_and_resume_spends_nothing_twice(server, tmp_path):
@@ -208,6 +219,50 @@ def test_structured_output_is_found_out_by_asking_and_remembered(server, caplog)
     assert [r.message for r in caplog.records].count(
         f"{server.base_url} does not support JSON schema output: asking for the list format"
     ) == 1
+
+
+def test_an_endpoint_that_constrains_no_digits_is_asked_for_them_in_words(server, caplog):
+    candidates, references, sources = pairs(40)
+    server.configure(structured=False)
+    judge = Judge.from_settings(settings(server, judge_concurrency=4, judge_answer_format="digits"))
+    results = run(judge, candidates, references, sources)
+    formats = server.stats()["response_formats"]
+    assert check_right_or_none(results, candidates, references) == 0
+    assert set(formats) == {"digits", "digits in words"}, "no other format is read into a digits judge's answers"
+    assert formats["digits"] <= 8
+    assert [r.message for r in caplog.records].count(
+        f"{server.base_url} does not support answers constrained by a regular expression: asking for digits without"
+    ) == 1
+
+
+def test_the_pairs_of_one_reference_are_asked_one_after_another(server):
+    candidates, references, sources = pairs(64)
+    mixed = [i + 16 * j for i in range(16) for j in range(4)]  # the rollouts of four studies, dealt out
+    server.configure()
+    judge = Judge.from_settings(settings(server, judge_concurrency=1))
+    results = run(judge, *([column[i] for i in mixed] for column in (candidates, references, sources)))
+    assert check_right_or_none(results, [candidates[i] for i in mixed], [references[i] for i in mixed]) == 0
+    asked = server.stats()["references"]
+    assert sum(a != b for a, b in itertools.pairwise(asked)) == 3
+
+
+def test_what_a_server_took_from_its_prefix_cache_is_counted_and_priced(server):
+    candidates, references, sources = pairs(10)
+    server.configure(cached_tokens=900)
+    prices = {"judge_price_input": 2.0, "judge_price_output": 10.0, "judge_price_cached": 0.5}
+    judge = Judge.from_settings(settings(server, judge_answer_format="digits", **prices))
+    run(judge, candidates, references, sources)
+    assert judge.spending.cached_share == 0.9
+    assert judge.spending.dollars() == pytest.approx(10 * (100 * 2 + 900 * 0.5 + 100 * 10) / 1e6)
+    assert judge.spending.logged()["judge/cached_input"] == 0.9
+    assert "90% of the input cached" in str(judge.spending)
+    for nonsense in (-1, 1001, 1.5, "900", True, None):  # none of them is a number of a prompt's tokens
+        server.configure(cached_tokens=nonsense)
+        silent = Judge.from_settings(settings(server, **prices))
+        run(silent, candidates, references, sources)
+        assert silent.spending.cached_share is None
+        assert silent.spending.dollars() == pytest.approx(10 * (1000 * 2 + 100 * 10) / 1e6)
+        assert "judge/cached_input" not in silent.spending.logged()
 
 
 def test_retry_after_holds_everybody_back(server):

@@ -1,12 +1,23 @@
 """The prompt and the answer: reports are data, answers are read strictly or not at all."""
 
 import json
+import re
 
 import pytest
 
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
-from rewards.chexprompt.parse import JSON_SCHEMA, MAX_COUNT, AnswerError, format_json, format_list, parse_answer
+from rewards.chexprompt.parse import (
+    JSON_SCHEMA,
+    MAX_COUNT,
+    STRUCTURED_DIGITS,
+    AnswerError,
+    WrappedAnswerError,
+    format_digits,
+    format_json,
+    format_list,
+    parse_answer,
+)
 from rewards.chexprompt.rubric import EXAMPLES, built_in_prompt, load_prompt, pair_line, read_pair_line
 
 JUDGEMENT = Judgement((1, 0, 2, 0, 0, 3), (0, 20, 0, 1, 0, 0))
@@ -30,7 +41,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("answer_format", ["list", "json"])
+@pytest.mark.parametrize("answer_format", ["list", "json", "digits"])
 def test_no_report_can_change_how_the_prompt_is_built(text, answer_format):
     prompt = built_in_prompt()
     calm = prompt.messages("Reference.", "Candidate.", answer_format)
@@ -65,7 +76,7 @@ def test_the_rubric_names_each_type_and_has_five_worked_examples_that_use_all():
         assert any(any(getattr(example.judgement, part)) for example in EXAMPLES)
     for i in range(len(ERROR_TYPES)):
         assert any(e.judgement.significant[i] or e.judgement.insignificant[i] for e in EXAMPLES)
-    for answer_format, write in (("list", format_list), ("json", format_json)):
+    for answer_format, write in (("list", format_list), ("json", format_json), ("digits", format_digits)):
         system = built_in_prompt().system(answer_format)
         for example in EXAMPLES:
             assert pair_line(example.reference, example.candidate) in system
@@ -170,6 +181,38 @@ def test_anything_else_is_no_answer(text):
     with pytest.raises(AnswerError) as caught:
         parse_answer(text)
     assert "effusion" not in str(caught.value)  # errors do not quote answers
+
+
+DIGITS = format_digits(JUDGEMENT)
+
+
+def test_digits_are_read_back_where_they_were_asked_for():
+    assert DIGITS == "102003090100"  # 20 errors of one type: nine or more
+    assert parse_answer(f" {DIGITS}\n", digits=True) == Judgement((1, 0, 2, 0, 0, 3), (0, 9, 0, 1, 0, 0))
+    assert re.fullmatch(STRUCTURED_DIGITS["regex"], DIGITS)
+    assert parse_answer(f"<think>1</think>{DIGITS}", wrappers=True, digits=True).significant[0] == 1
+    with pytest.raises(WrappedAnswerError):
+        parse_answer(f"```\n{DIGITS}\n```", digits=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", DIGITS[:-1], DIGITS + "0", DIGITS[:6] + " " + DIGITS[6:], "-" + DIGITS[1:], DIGITS[:-1] + "x"),
+        *(" ".join(DIGITS), f"{DIGITS}\n{DIGITS}", f"Errors: {DIGITS}", f"{DIGITS}.", "1.2003090100", "١٠٢٠٠٣٠٩٠١٠٠"),
+        *(f"effusion {DIGITS}", LIST, format_json(JUDGEMENT), f'"{DIGITS}"', "1e2003090100", "²" * 12),
+    ],
+)
+def test_where_digits_were_asked_for_anything_else_is_no_answer(text):
+    with pytest.raises(AnswerError) as caught:
+        parse_answer(text, digits=True)
+    assert "effusion" not in str(caught.value)
+
+
+def test_digits_are_no_answer_to_another_question_and_have_their_own_version():
+    with pytest.raises(AnswerError):
+        parse_answer(DIGITS)
+    assert built_in_prompt("digits").version != built_in_prompt().version == built_in_prompt("json").version
 
 
 def test_the_schema_describes_what_the_parser_accepts():

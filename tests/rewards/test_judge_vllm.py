@@ -7,15 +7,16 @@ import urllib.request
 from importlib.resources import files
 
 import pytest
-from vllm_cpu import NotInstallable, environment, serve
+from vllm_cpu import NotInstallable, environment, on_gpu, serve
 
 from common.governance import JudgeError
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.chexprompt.parse import MAX_COUNT
-from rewards.chexprompt.rubric import built_in_prompt
+from rewards.chexprompt.rubric import ANSWER_FORMATS, built_in_prompt
 
 pytestmark = pytest.mark.slow
 NAME = "tiny-judge"
+FINDING = "There is a small left pleural effusion with adjacent atelectasis, unchanged since the prior study. "
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,8 @@ def base_url(tmp_path_factory):
     except NotInstallable as error:
         pytest.skip(f"vLLM for CPU cannot be installed here: {error}")
     folder = tmp_path_factory.mktemp("judge")
-    tokenizer = build_tokenizer([built_in_prompt().system("json"), built_in_prompt().system("list")] * 20, 2000)
+    texts = [built_in_prompt().system(name) for name in ANSWER_FORMATS]
+    tokenizer = build_tokenizer([*texts, FINDING] * 20, 2000)
     tokenizer.chat_template = (files("trl") / "chat_templates" / "qwen3.jinja").read_text()
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
@@ -56,7 +58,8 @@ def base_url(tmp_path_factory):
     tokenizer.save_pretrained(folder)
     # A random model would spend its answer on the white space that JSON allows anywhere.
     compact = '{"backend": "xgrammar", "disable_any_whitespace": true}'
-    options = ["--max-model-len", "8192", "--structured-outputs-config", compact]
+    options = ["--max-model-len", "8192", "--structured-outputs-config", compact, "--enable-prompt-tokens-details"]
+    options += [] if on_gpu() else ["--block-size", "32"]  # a GPU's blocks have 16 tokens, a CPU's 128 by default
     with serve(folder, NAME, folder / "vllm.log", options) as url:
         yield url
 
@@ -103,6 +106,22 @@ def test_the_shared_part_is_served_from_the_prefix_cache(base_url):
     after = [metric(base_url, f"vllm:prefix_cache_{kind}_total") for kind in ("hits", "queries")]
     hits, queries = (b - a for a, b in zip(before, after, strict=True))
     assert hits / queries > 0.8
+
+
+def test_twelve_digits_are_all_that_is_generated_and_the_rest_comes_from_the_prefix_cache(base_url):
+    references = [f"Findings: Study {study}. {FINDING * 3}Impression: Effusion." for study in range(12)]
+    n = 16 * len(references)  # rollouts, dealt out as several processes might
+    rows = [(f"Findings: Rollout {i}. {FINDING * 3}Impression: None.", references[i % 12]) for i in range(n)]
+    values = {"judge_model": NAME, "judge_cache_dir": None, "judge_timeout": 300.0, "judge_answer_format": "digits"}
+    judge = Judge.from_settings(JudgeSettings(judge_base_url=base_url, judge_concurrency=32, **values))
+    results = asyncio.run(judge.judge([c for c, _ in rows], [r for _, r in rows], ["mimic_cxr"] * n))
+    assert (judge.failures, judge.retries) == ({}, {})
+    assert all(result.judgement is not None for result in results)
+    assert judge.constrained
+    each = judge.spending.completion_tokens / n
+    print(f"{each:.1f} tokens an answer, {judge.spending.cached_share:.3f} of the input cached")
+    assert each <= 26
+    assert judge.spending.cached_share > 0.9
 
 
 def test_calls_run_at_once(base_url):
