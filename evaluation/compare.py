@@ -169,7 +169,6 @@ def compare(
         for name, difference in differences.items():
             result["pairs"].append({"first": a, "second": b, "number": name, **difference.as_dict()})
     correct(result["pairs"])
-    result["smallest_p"] = statistics.smallest_p(result["patients"])
     return result
 
 
@@ -194,7 +193,7 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(number.ljust(width) + "".join(cell.ljust(column) for cell in cells))
     for row in result["pairs"]:
         if row["difference"] is not None:
-            p = p_value(row["p_holm"]) + (" (no smaller one possible)" if row["p"] == result["smallest_p"] else "")
+            p = p_value(row["p_holm"], row["p_at_floor"])
             family = "" if row["family"] == "principal" else ", other numbers"
             lines.append(
                 f"{row['first']} − {row['second']}: {row['number']} {_cell(row, 'difference')}, p (Holm{family}) {p}"

@@ -11,7 +11,7 @@ from evaluation.compare import read_result
 from evaluation.material import Material
 from evaluation.names import F1_MEANING, meaning, shown_name, shown_number, split_number
 from evaluation.references import form_table
-from evaluation.statistics import MIN_PATIENTS, PERMUTATIONS
+from evaluation.statistics import EXACT_PATIENTS, MIN_PATIENTS, PERMUTATIONS
 from evaluation.tables import Table, listed
 
 SECTIONS_IN_WORDS = {
@@ -125,7 +125,8 @@ def _statistics(m: Material) -> list[str]:
         f"{MIN_PATIENTS} patients: none. Simulated, they hold the true value in at least 92% of cases from 120 studies on.",
         "Differences between models are paired: the same studies, the same resamples. p is of a permutation test that swaps "
         f"the two models' reports within patients, two-sided ({PERMUTATIONS:,} permutations; beyond them the tail of the normal "
-        "distribution with their spread). Holm's correction is over two families: the principal numbers (RadCliQ-v1, micro-F1 of "
+        f"distribution with their spread; of up to {EXACT_PATIENTS} patients whose values differ, all swaps). So few patients may "
+        "not allow a smaller p, however large the difference; this is said beside it. Holm's correction is over two families: the principal numbers (RadCliQ-v1, micro-F1 of "
         "14 conditions, composite, the judge's errors) of all pairs of a table, and all its other numbers.",
         "One over RadCliQ is one over its mean, and its interval is the mean's inverted; studies are never inverted one by one.",
         f"A number is printed as – where it does not exist. {shown_number('composite')}: "

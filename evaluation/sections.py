@@ -359,21 +359,21 @@ def rewards(m: Material) -> Part:
     numbers = [n for n in drawn_numbers(m) if any(n in means for means in c.means.values())]
     tables = [_means_table(c.means, folded="Means of the run and its comparisons")] if ablations else []
     if m.comparison:
-        tables.append(_pairs_table(m.comparison))
+        tables.append(pairs_table(m.comparison))
     figure = figures.single_against_combined(c.means, numbers)
     absent = "This needs an SFT model and at least one RL run; comparisons are made with: make ablation NAME=…"
     return _part("rewards", "What RL changed, metric by metric", text, figure, absent, tables)
 
 
-def _pairs_table(comparison: Mapping[str, Any]) -> Table:
+def pairs_table(comparison: Mapping[str, Any]) -> Table:
     rows = [
         [
             f"{shown_name(r['first'])} − {shown_name(r['second'])}",
             shown_number(r["number"]),
             r["family"],
             cell(r, "difference", signed=True),
-            p_value(r["p"]),
-            p_value(r["p_holm"]),
+            p_value(r["p"], r["p_at_floor"]),
+            p_value(r["p_holm"], r["p_at_floor"]),
         ]
         for r in comparison["pairs"]
         if not r["number"].startswith("1/") or _both_readable(comparison, r)

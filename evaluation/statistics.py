@@ -21,6 +21,7 @@ from scipy import stats
 
 RESAMPLES = 4_000  # another seed moves an interval's end by about 2% of the half width
 PERMUTATIONS = 9_999
+EXACT_PATIENTS = 13  # up to so many that differ, all 2^12 swaps are fewer than the permutations
 GAP_PERMUTATIONS = 1_999
 LEVEL = 0.95
 MIN_PATIENTS = 10  # no interval of fewer: two patients' would hold the true value in 51% of cases, three's in 72%
@@ -42,16 +43,21 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """Model a minus model b on the same studies: the two estimates, the difference's interval, a two-sided p-value."""
+    """Model a minus model b on the same studies: the two estimates, the difference's interval, a two-sided p-value.
+
+    `p_at_floor`: no smaller p is possible with so few patients whose reports differ, however large the difference.
+    """
 
     a: float | None
     b: float | None
     difference: Interval
     p: float | None
+    p_at_floor: bool = False
 
     def as_dict(self) -> dict[str, float | None]:
         d = self.difference
-        return {"a": self.a, "b": self.b, "difference": d.mean, "low": d.low, "high": d.high, "p": self.p}
+        shown = {"a": self.a, "b": self.b, "difference": d.mean, "low": d.low, "high": d.high}
+        return {**shown, "p": self.p, "p_at_floor": self.p_at_floor}
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ def paired(
     A study that one of the two has no value for (its judge failed) is left out of both. The interval is the paired
     bootstrap's. p is of the permutation test that swaps the two models' reports within patients, two-sided,
     (1 + extreme) / (1 + permutations); where no permutation is as extreme, the normal tail of their distribution, never
-    below `smallest_p`. A difference of inverses (1/RadCliQ) does not exist where one of them cannot be read; its test is
+    below `smallest_p`. Of up to `EXACT_PATIENTS` patients whose values differ, all swaps are taken instead. A difference of inverses (1/RadCliQ) does not exist where one of them cannot be read; its test is
     that of the means.
     """
     names = [name for name in first if name in second]
@@ -237,13 +243,14 @@ def paired(
     intervals = bootstrap(both, patients, resamples=resamples, seed=seed, level=level)
     inverses = {(n, i): common[n][i] for n in names for i in range(2) if common[n][i].kind == "inverse"}
     own = bootstrap(inverses, patients, resamples=resamples, seed=seed, level=level)
-    p_values = _swap_test(common, patients, permutations, seed)
+    p_values, floors = _swap_test(common, patients, permutations, seed)
     result = {}
     for name, (a, b) in common.items():
         interval, p = intervals[name], p_values[name]
         if any(key[0] == name and not readable_inverse(one) for key, one in own.items()):
             interval, p = Interval(None, None, None), None
-        result[name] = Paired(a.value, b.value, interval, None if interval.mean is None else p)
+        p = None if interval.mean is None else p
+        result[name] = Paired(a.value, b.value, interval, p, p is not None and p <= floors[name] < 1)
     return result
 
 
@@ -253,8 +260,8 @@ def readable_inverse(value: Interval) -> bool:
 
 
 def smallest_p(patients: int) -> float:
-    """The least two-sided p that swapping the reports of so many patients can give."""
-    return 2.0 ** (1 - patients)
+    """The least two-sided p that swapping the reports of so many patients (those whose values differ) can give."""
+    return min(1.0, 2.0 ** (1 - patients))
 
 
 def gap_test(
@@ -494,7 +501,8 @@ def _student_factor(patients: int, level: float) -> float:
 
 def _swap_test(
     pairs: Mapping[str, tuple[Statistic, Statistic]], patients: Sequence[Hashable], permutations: int, seed: int
-) -> dict[str, float | None]:
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """The p-value of each number, and the least that its patients can give."""
     # The inverse's test is that of its mean: one over it jumps where a permutation nears zero.
     tested = {n: [replace(s, kind="mean") if s.kind == "inverse" else s for s in pair] for n, pair in pairs.items()}
     index = cluster_index(patients)
@@ -512,20 +520,35 @@ def _swap_test(
             swapped[name].append(pair[0].from_sums(first) - pair[1].from_sums(second))
         done += rows
     result: dict[str, float | None] = {}
+    floors: dict[str, float] = {}
     for (name, pair), part in zip(tested.items(), parts, strict=True):
+        differs = (a[:, part] != b[:, part]).any(axis=1)
+        floors[name] = smallest_p(int(differs.sum()))
         observed = float(pair[0].from_sums(a[:, part].sum(axis=0)) - pair[1].from_sums(b[:, part].sum(axis=0)))
         differences = np.abs(np.concatenate(swapped[name]))
         if not np.isfinite(observed):
             result[name] = None
             continue
         # A tolerance, because sums in another order differ in the last bits.
-        extreme = int((differences >= abs(observed) - 1e-9 * (1 + abs(observed))).sum())
+        least = abs(observed) - 1e-9 * (1 + abs(observed))
+        if 0 < differs.sum() <= EXACT_PATIENTS:
+            result[name] = float((_all_swaps(pair, a[:, part], b[:, part], differs) >= least).mean())
+            continue
+        extreme = int((differences >= least).sum())
         result[name] = (1 + extreme) / (1 + permutations)
         if extreme == 0:
             spread = float(np.sqrt(np.nanmean(differences**2)))
             tail = 2 * float(stats.norm.sf(abs(observed) / spread)) if spread else 0.0
-            result[name] = min(result[name], max(tail, smallest_p(len(a))))
-    return result
+            result[name] = min(result[name], max(tail, floors[name]))
+    return result, floors
+
+
+def _all_swaps(pair: Sequence[Statistic], a: np.ndarray, b: np.ndarray, differs: np.ndarray) -> np.ndarray:
+    """|Difference| of every swap of the patients that differ: [2^(k - 1)], because swapping the others only turns its sign."""
+    delta = (a - b)[differs]
+    bits = (np.arange(2 ** (len(delta) - 1))[:, None] >> np.arange(len(delta))) & 1
+    moved = bits.astype(np.float64) @ delta
+    return np.abs(pair[0].from_sums(a.sum(axis=0) - moved) - pair[1].from_sums(b.sum(axis=0) + moved))
 
 
 def _percentiles(

@@ -36,12 +36,15 @@ def with_p(value: Mapping[str, Any] | None, key: str = "difference", signed: boo
     """A difference with its interval and Holm-corrected p: `+0.028 [0.013, 0.045], p 0.004`."""
     if value is None or value[key] is None:
         return "–"
-    p = p_value(value["p_holm"])
+    p = p_value(value["p_holm"], value.get("p_at_floor", False))
     return cell(value, key, signed=signed) + ("" if p == "–" else f", p {p}")
 
 
-def p_value(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def p_value(value: float | None, at_floor: bool = False) -> str:
+    """`at_floor`: so few patients differ that no smaller p was possible; said, so that it isn't read as no difference."""
+    if value is None:
+        return "–"
+    return ("< 0.001" if value < 0.001 else f"{value:.3f}") + (" (no smaller one possible)" if at_floor else "")
 
 
 def says_something(number: str, value: Mapping[str, float | None] | None) -> bool:

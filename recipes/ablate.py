@@ -498,7 +498,7 @@ def difference(value: Mapping[str, Any] | None) -> str:
     if value is None or value["difference"] is None:
         return "–"
     bounds = "no interval" if value["low"] is None else "{low:+.3f}, {high:+.3f}".format(**value)
-    p = "" if value["p_holm"] is None else f", p {p_value(value['p_holm'])}"
+    p = "" if value["p_holm"] is None else f", p {p_value(value['p_holm'], value['p_at_floor'])}"
     return f"{value['difference']:+.3f} [{bounds}]{p}"
 
 

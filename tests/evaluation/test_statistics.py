@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -12,6 +13,9 @@ from evaluation import statistics
 from evaluation.breakdowns import breakdown
 from evaluation.compare import compare, same_studies, table
 from evaluation.score import Scores, judge_statistics
+from evaluation.sections import pairs_table
+from evaluation.tables import with_p
+from recipes.ablate import difference
 
 
 def coverage(draw, truth: float, statistic, rounds: int = 300) -> float:
@@ -189,6 +193,42 @@ def test_p_beyond_the_permutations_is_their_tail_and_not_below_what_the_patients
             assert 0.2 < few / many < 5  # 99 permutations end at 0.01
         assert few >= statistics.smallest_p(patients)
     assert statistics.smallest_p(12) == pytest.approx(2 / 2**12)
+
+
+def test_p_of_few_patients_is_of_all_swaps_and_marked_where_no_smaller_one_is_possible():
+    rng = np.random.default_rng(3)
+    values = rng.normal(1.0, 1.0, 8)
+    zero = np.zeros(8)
+    swaps = np.array([(values * signs).mean() for signs in itertools.product((1, -1), repeat=8)])
+    expected = (np.abs(swaps) >= abs(values.mean()) - 1e-12).mean()
+    # 300 patients more, whose two reports are the same, tell nothing.
+    alike = rng.normal(size=300)
+    for a, b in ((values, zero), (np.concatenate([values, alike]), np.concatenate([zero, alike]))):
+        result = statistics.paired({"x": statistics.mean(a)}, {"x": statistics.mean(b)}, range(len(a)), resamples=50)[
+            "x"
+        ]
+        assert result.p == pytest.approx(expected)
+        assert result.p_at_floor == (expected <= 2 / 2**8)
+    for a, at_floor in ((np.abs(values) + 1, True), (np.tile([1.0, -0.9], 4), False)):
+        result = statistics.paired({"x": statistics.mean(a)}, {"x": statistics.mean(zero)}, range(8), resamples=50)["x"]
+        assert result.p_at_floor == at_floor
+        row = {**result.as_dict(), "p_holm": 4 * result.p}
+        assert ("no smaller one possible" in with_p(row)) == at_floor
+        assert ("no smaller one possible" in difference(row)) == at_floor
+    same = statistics.paired({"x": statistics.mean(zero)}, {"x": statistics.mean(zero)}, range(8), resamples=50)["x"]
+    assert (same.p, same.p_at_floor) == (1.0, False)
+
+
+def test_a_p_at_its_floor_is_marked_by_compare_and_in_the_report():
+    models = {"a": made_up_scores(6), "b": made_up_scores(6)}
+    for scores, shift in zip(models.values(), (0.5, 0.0), strict=True):
+        scores.metrics = {"bleu2": np.linspace(0.1, 0.2, 6) + shift}
+    result = compare(models, dict.fromkeys(models, DESCRIBED), resamples=50)
+    row = next(row for row in result["pairs"] if row["number"] == "bleu2")
+    assert (row["p"], row["p_at_floor"]) == (pytest.approx(2 / 2**6), True)
+    assert "no smaller one possible" in next(line for line in table(result).splitlines() if "− b: bleu2" in line)
+    pairs = pairs_table(result)
+    assert "no smaller one possible" in next(cells for cells in pairs.rows if cells[0] == "a − b")[4]
 
 
 def test_paired_is_over_the_studies_that_both_have():
