@@ -158,7 +158,7 @@ class _Lock:
 def _owner(descriptor: int) -> dict:
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:  # just made, or its owner is writing it
+    except (ValueError, RecursionError):  # just made, or its owner is writing it
         return {}
     return owner if isinstance(owner, dict) else {}
 

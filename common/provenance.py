@@ -186,6 +186,6 @@ def read_run(output_dir: Path) -> dict[str, Any]:
             run.setdefault("launched", {"cpu": False, "nodes": 1, "per_node": run["processes"], "parallel": None})
     except FileNotFoundError:
         raise ProvenanceError(f"{output_dir} has no {NAME}; give a stage's folder, e.g. outputs/demo/sft") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProvenanceError(f"{path} is damaged ({error})") from error
     return content

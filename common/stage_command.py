@@ -27,7 +27,7 @@ def settings_of(command: Sequence[str]) -> dict[str, Any]:
         if name == "config":
             try:
                 content = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
                 raise MachineError(f"cannot read the recipe {value}: {' '.join(str(error).split())}") from error
             if not isinstance(content, dict):
                 raise MachineError(f"the recipe {value} must hold a mapping of keys to values")

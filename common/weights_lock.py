@@ -58,7 +58,7 @@ def read_lock(folder: Path) -> Lock:
                 raise ValueError(f"{name} has no size and sum")
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{name!r} leaves the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FetchError(f"{path} is damaged ({error}); remove it, and run make weights again") from error
     return lock
 

@@ -33,7 +33,7 @@ def check_folder(folder: Path, sources: Path | None = None) -> str:
         raise StudyError(f"{folder}: no such folder")
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(f"{folder}/card.json: missing or damaged ({error}); prepare the data again") from error
     frames = []
     for path in table_paths(folder):

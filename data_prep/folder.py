@@ -57,7 +57,7 @@ def made_from_of(folder: Path) -> tuple[dict[str, Any], bool] | None:
             continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{path}: damaged ({one_line(error)}); prepare again with --force") from error
         made_from = record.get("made_from", record if name == STARTED else None) if isinstance(record, dict) else None
         if isinstance(made_from, dict) and {"dataset", "options", "inputs"} <= set(made_from):
@@ -233,7 +233,7 @@ def _rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row

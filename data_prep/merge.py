@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from data_prep import prepare as preparing
 from data_prep.folder import CARD, changed, parts_of, read_images, write_images
 from data_prep.priors import none
+from data_prep.source import read_json
 from data_prep.study import STUDY_SCHEMA, table_paths
 from data_prep.tables import SourceError, one_line
 from data_prep.texts import BATCH, KEPT, Texts
@@ -35,7 +35,7 @@ def merge_shards(folder: Path, force: bool = False) -> None:
         raise SourceError(f"{folder}/shards: part(s) {', '.join(missing)} not finished; run them with --shard")
     if len(parts) != count:
         raise SourceError(f"{folder}/shards: {len(parts)} parts for {count}; remove those of an earlier run")
-    cards = [json.loads((part / CARD).read_text(encoding="utf-8")) for part in parts]
+    cards = [read_json(part / CARD, dict) for part in parts]
     made_from = [{**card["made_from"], "shard": None} for card in cards]
     for part, made in zip(parts, made_from, strict=True):
         if made != made_from[0]:

@@ -74,7 +74,7 @@ def _is_done(folder: Path, institution: str, seed: int, number: Mapping[str, int
             "style": card["style"],
             **({"image_size": card["image_size"]} if image_size is not None else {}),
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{path}: not a phantom's card; choose another --out or --force") from error
     if institution not in phantom.INSTITUTIONS:
         return False  # `phantom.prepare` says which there are

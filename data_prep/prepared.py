@@ -136,7 +136,7 @@ def _shown(table: pa.Table, longitudinal: bool) -> list[pa.ChunkedArray]:
 def _read_checked(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # never checked, or its writing was cut short: checked now
 
 

@@ -340,15 +340,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_judge_settings(made: argparse.ArgumentParser) -> None:
-    """A flag for every field of JudgeSettings."""
+def _yaml_value(text: str) -> Any:
     import yaml
 
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError("no value as YAML has it") from error
+
+
+def _add_judge_settings(made: argparse.ArgumentParser) -> None:
+    """A flag for every field of JudgeSettings."""
     from rewards.chexprompt.judge import JudgeSettings
 
     for field in dataclasses.fields(JudgeSettings):
         if field.name != "judge_base_url":
-            made.add_argument(f"--{field.name}", type=yaml.safe_load, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            made.add_argument(f"--{field.name}", type=_yaml_value, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":

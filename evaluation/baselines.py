@@ -8,7 +8,6 @@ The paper compares with "copy prior report" (figure 3); the most frequent report
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from common.errors import EvaluationError
+from common.errors import EvaluationError, read_record
 from common.files import write_json
 from common.locks import folder_lock
 from data_prep.study import report_text
@@ -58,7 +57,7 @@ def write_baseline(
         return None
     learned_from = [folder.name for folder in train]
     if (out / "generation.json").is_file() and not force:
-        before = json.loads((out / "generation.json").read_text(encoding="utf-8"))["made_by"].get("train")
+        before = read_record(out / "generation.json", "made_by")["made_by"].get("train")
         if before not in (None, learned_from):
             raise EvaluationError(
                 f"{out} holds this baseline as learned from {', '.join(before)}, not from {', '.join(learned_from)}; "

@@ -178,5 +178,5 @@ def _lines(run: Run) -> Iterator[tuple[int, dict[str, Any]]]:
                 with path.open(encoding="utf-8") as file:
                     for line in file:
                         yield index, json.loads(line)
-            except (OSError, json.JSONDecodeError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise EvaluationError(f"{path} is not a scores file ({error}); score again with --force") from error

@@ -107,7 +107,7 @@ def read_predictions(path: Path | str) -> PredictionFile:
         raise EvaluationError(f"no prediction file {path}; make one with: python -m evaluation generate …") from None
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise EvaluationError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, dict) or not entries:
         raise EvaluationError(

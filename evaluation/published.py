@@ -37,7 +37,12 @@ def test_file_of(data: Path) -> dict[str, Any] | None:
     """The ReXrank test file whose studies are a prepared folder's test split, as its card names it; None: no such file."""
     try:
         return json.loads((data / "card.json").read_text(encoding="utf-8")).get("test_file")
-    except (OSError, ValueError):  # a folder without a card says nothing of its test set
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ):  # a folder without a card says nothing of its test set
         return None
 
 

@@ -310,7 +310,7 @@ def _json(path: Path) -> Any:
     if path.name == "log_history.json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             content = error
         if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
             raise EvaluationError(f"{path} is no list of logs; run the stage that makes it again with FORCE=1")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from common.errors import EvaluationError, RecipeError, read_json
+from common.errors import EvaluationError, RecipeError, read_json, read_record
 from common.files import sha256_of, write_json
 from common.governance import JudgeError, claimed_source
 from common.locks import folder_lock
@@ -612,7 +612,7 @@ def priors_shown(predictions: Path) -> bool | None:
     path = predictions.parent / "generation.json"
     if not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8")).get("made_by", {}).get("longitudinal")
+    return read_record(path, "made_by")["made_by"].get("longitudinal")
 
 
 def read_truth(data: Path, studies: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:

@@ -106,7 +106,7 @@ def read_description(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EvaluationError(f"no description {path}; write one with the keys {', '.join(DESCRIPTION)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise EvaluationError(f"{path} must hold the keys {', '.join(DESCRIPTION)}")

@@ -384,7 +384,7 @@ def missing_weights(folder: Path) -> list[str]:
         return [] if any(folder.glob("*.safetensors")) else ["no model.safetensors"]
     try:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         return [f"{index.name} is damaged ({error})"]
     return [f"{file} is not there" for file in files if not (folder / file).is_file()]
 
@@ -667,7 +667,7 @@ def read_recipe(recipe: str, variant: str = "") -> dict[str, dict[str, Any]]:
         if path.is_file():
             try:
                 recipes[stage] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (UnicodeDecodeError, yaml.YAMLError) as error:
+            except (ValueError, RecursionError, yaml.YAMLError) as error:
                 raise MachineError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
             if not isinstance(recipes[stage], dict):
                 raise MachineError(f"{path} must hold a mapping of keys to values")
@@ -705,6 +705,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     try:
+        if given.gpus is not None and given.gpus < 0:
+            raise MachineError(f"--gpus {given.gpus}: it must be at least 0")
         recipes = read_recipe(given.recipe, given.variant)
     except MachineError as error:
         print(f"error: {error}", file=sys.stderr)

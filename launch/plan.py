@@ -23,6 +23,7 @@ from common import machine
 from common.errors import RecipeError, run_command
 from common.governance import host_of, is_loopback
 from common.machine import format_bytes
+from common.stage_command import settings_of
 from model.architectures import ARCHITECTURES, Architecture, architecture, checkpoint_bytes
 from model.memory import (
     PARALLEL,
@@ -482,11 +483,9 @@ def adapter_bytes(parameters: int, parallel: str, gpus: int) -> float:
 
 def _architecture(name: str, path: Path) -> Architecture:
     """Of the stage's model; a stage that starts from an earlier one has the base model's."""
-    import yaml
-
     known = architecture(name)
     if known is None and (base := path.parent / "sft.yaml").is_file():
-        known = architecture(str((yaml.safe_load(base.read_text(encoding="utf-8")) or {}).get("model_name_or_path")))
+        known = architecture(str(settings_of(["--config", str(base)]).get("model_name_or_path")))
     if known is None and name.startswith("outputs/demo"):
         known = TINY
     if known is None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from common.machine import MachineError
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -113,7 +115,10 @@ def architecture(name: str) -> Architecture | None:
     """Of a checkpoint folder or a known hub name; None where it is neither."""
     config = Path(name) / "config.json"
     if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise MachineError(f"{config} is damaged ({error}); fetch the checkpoint again") from error
         return Architecture.from_config(content) if "vision_config" in content else None
     return ARCHITECTURES.get(PurePosixPath(name).name)
 

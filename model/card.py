@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +151,7 @@ def hub_name(model: str) -> str | None:
 def _terms(name: str, folder: Path) -> str:
     """One line on a data set: its title and licence by its data card, and whether its terms close it."""
     path = folder / "card.json"
-    card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    card = read_json(path) if path.is_file() else {}
     licence = card.get("licence") or card.get("source") or "licence not stated"
     closed = not is_open(name) or card.get("credentialed")
     forbidden = (

@@ -64,7 +64,7 @@ def _expected_bytes(path: Path) -> int | None:
             return None
         try:
             tensors = json.loads(file.read(header))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             return None
     try:
         ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]

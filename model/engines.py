@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from common.errors import EvaluationError
+from common.errors import EvaluationError, read_record
 from data_prep.images import ImageError, load_grey, resize
 from model.prompts import build_prompt, prompt_images
 
@@ -182,7 +181,7 @@ def model_length(model: str) -> int:
 def _config(model: str) -> dict[str, Any]:
     """`config.json` of a local checkpoint; empty for a hub name."""
     path = Path(model) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_record(path) if path.is_file() else {}
 
 
 def prompt_text(processor: Any, study: Mapping[str, Any], settings: GenerationSettings) -> str:

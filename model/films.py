@@ -38,9 +38,9 @@ def form_of_data(folder: Path) -> FilmForm | None:
     """The form of a prepared folder's images, by its card; None where it does not say (phantoms are drawn, not resized)."""
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    options = card.get("made_from", {}).get("options", {})
+    options = card.get("made_from", {}).get("options", {}) if isinstance(card, dict) else {}
     return FilmForm(options["image_mode"], options["image_size"]) if "image_mode" in options else None
 
 
@@ -51,7 +51,7 @@ def form_of_model(path: str | Path) -> FilmForm | None:
         return None
     try:
         return FilmForm(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RecipeError(f"{file} is not what a stage writes there ({error}); train the stage again") from error
 
 

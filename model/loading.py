@@ -321,7 +321,7 @@ def _check_architecture(folder: Path) -> None:
     """Raise `RecipeError` for the checkpoint of a model that is not a Qwen3-VL."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise RecipeError(f"{folder / 'config.json'} is not JSON ({error}); the checkpoint is damaged") from error
     if found != MODEL_TYPE:
         raise RecipeError(

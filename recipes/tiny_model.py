@@ -21,7 +21,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 from transformers import logging as transformers_logging
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from common.errors import run_command
+from common.errors import RecipeError, run_command
 from common.removal import remove_own
 from data_prep.study import read_studies
 from model.loading import ImageQwen3VLProcessor
@@ -191,6 +191,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--force", action="store_true", help="build again where one is")
     arguments = parser.parse_args()
+    for name, least in (("seed", 0), ("vocabulary_size", 300), ("image_size", 32)):
+        if (value := getattr(arguments, name)) < least:
+            raise RecipeError(f"--{name} is {value}; it must be at least {least}")
     transformers_logging.disable_progress_bar()
     if (arguments.output_dir / "config.json").is_file() and not arguments.force:
         print(f"{arguments.output_dir}: base model is there already (FORCE=1 builds it again)")

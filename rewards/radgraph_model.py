@@ -84,7 +84,7 @@ class RadGraphModel(TextModel[Graph]):
             unsupported = shape["modules"]["coref"].get("coref_prop", 0) or shape["loss_weights"].get("coref", 0)
             self.entity_labels = (vocabulary / f"{ner}.txt").read_text(encoding="utf-8").split("\n")
             self.relation_labels = (vocabulary / f"{relation}.txt").read_text(encoding="utf-8").split("\n")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WeightsError(
                 f"{folder} is no RadGraph model ({error!r}); remove it and fetch it again: make weights"
             ) from error

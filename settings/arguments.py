@@ -491,7 +491,7 @@ def _check_yaml(path: str, known: set[str]) -> None:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no recipe file {path}; recipes are in recipes/<name>/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, digits without end
         raise RecipeError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold a mapping of keys to values")

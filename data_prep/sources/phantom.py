@@ -1211,7 +1211,7 @@ def _is_phantoms(folder: Path) -> bool:
     """Whether a folder is one of ours, which a new drawing replaces whole."""
     try:
         return str(json.loads((folder / "card.json").read_text(encoding="utf-8"))["dataset"]).startswith("phantom_")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -81,7 +81,7 @@ def add_parsers(subparsers: Any) -> None:
         if name == "export":
             action.add_argument("--out", type=Path, required=True, help="JSONL file to write")
         if name == "prune":
-            action.add_argument("--older-than", type=float, metavar="DAYS")
+            action.add_argument("--older-than", type=_at_least(0.0), metavar="DAYS")
             action.add_argument("--model", metavar="NAME")
             action.add_argument("--prompt-version", metavar="VERSION")
 
@@ -93,9 +93,22 @@ def add_parsers(subparsers: Any) -> None:
     compare.add_argument("a", type=Path, metavar="A.jsonl")
     compare.add_argument("b", type=Path, metavar="B.jsonl")
     compare.add_argument("--errors", choices=("all", "significant"), default="all", help="which sum to compare")
-    compare.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    compare.add_argument("--seed", type=_at_least(0), default=0, help="of the bootstrap")
     compare.add_argument("--out", type=Path, help="write the result as JSON too")
     compare.set_defaults(run=_command(_agreement))
+
+
+def _at_least(least: float) -> Callable[[str], Any]:
+    """A parser of numbers of `least`'s kind that are not below it. NaN is none: a cutoff of NaN or of tomorrow says nothing."""
+
+    def parse(text: str) -> Any:
+        value = type(least)(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is not {least:g} or more")
+        return value
+
+    parse.__name__ = type(least).__name__
+    return parse
 
 
 def _or_null(kind: type) -> Callable[[str], Any]:
@@ -130,7 +143,7 @@ def _settings(arguments: argparse.Namespace) -> JudgeSettings:
     if arguments.config is not None:
         try:
             loaded = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             reason = getattr(error, "strerror", None) or "not YAML"
             raise JudgeError(f"{arguments.config} cannot be read: {reason}") from error
         if not isinstance(loaded, dict):

@@ -215,7 +215,7 @@ def load_prompt(path: str | Path | None, answer_format: str = "auto") -> Prompt:
     if path is None:
         return built_in_prompt(answer_format)
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ValueError(f"judge_prompt_file {path}: {reason}; give a UTF-8 text file, or leave the key out") from error
