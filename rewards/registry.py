@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,11 @@ def _backend(
         return _OfflineBackend()
     if backend != "real":
         raise MetricError(f"backend {backend!r} is unknown; one of {', '.join(BACKENDS)}")
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+        raise MetricError(
+            f"the real backend needs {' and '.join(missing)}: pip install '.[models]' in this project's folder, or score "
+            "with the offline backend"
+        )
     folder = Path("weights" if weights_dir is None else weights_dir)
     if not folder.is_dir():
         raise WeightsError(
