@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def summarise(scores: Mapping[str, np.ndarray], metrics: Mapping[str, Metric]) -
         }
         if metric.name.startswith("radcliq"):
             rows[metric.name]["inverse_of_mean"] = 1 / mean if mean else None
-    packages = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy") if find_spec(name) is not None}
     return {"n": len(next(iter(scores.values()))), "metrics": rows, "versions": packages}
 
 

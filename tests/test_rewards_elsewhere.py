@@ -222,3 +222,48 @@ def test_radevals_rewards_are_parts_by_name(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_radeval_the_way_to_have_it_is_said() -> None:
     with pytest.raises(MetricError, match="radeval:bleu is RadEval's, which is not installed: pip install radeval"):
         composite_reward({"radeval:bleu": 1.0})
+
+
+def test_a_grpo_trainer_of_no_recipe_trains_on_it(tmp_path) -> None:
+    """TRL's own GRPOTrainer, a text model, a data set with other column names: rewards and parts arrive in its log."""
+    from datasets import Dataset
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    from recipes.tiny_model import build_tokenizer
+
+    tokenizer = build_tokenizer([REFERENCE, "Write a report."], 300)
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **size))
+    data = Dataset.from_list([{"prompt": "Write a report.", "text": REFERENCE, "corpus": "iu_xray"}] * 2)
+    trainer = GRPOTrainer(
+        model,
+        reward_funcs=[
+            composite_reward({"bleu2": 1.0, "radgraph": 0.5}, **columns("text", "corpus"), backend="offline"),
+            reward_function("bleu2", reference_column="text"),
+        ],
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            num_generations=2,
+            per_device_train_batch_size=2,
+            logging_steps=1,
+            max_completion_length=8,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logged = {name for row in trainer.state.log_history for name in row}
+    assert {"rewards/composite/mean", "rewards/bleu2/mean"} <= logged
+    assert {"reward_parts/bleu2", "reward_parts/radgraph[offline-rules]"} <= logged
+
+
+def columns(reference: str, source: str) -> dict[str, str]:
+    return {"reference_column": reference, "source_column": source}
