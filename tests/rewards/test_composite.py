@@ -5,43 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from counting_judge import CountingJudge
 from synthetic_reports import grpo_batch
 
 from rewards.bleu import Bleu2
-from rewards.chexprompt.judgement import Judgement
 from rewards.composite import CompositeReward, JudgeFailureRateError
 from rewards.grpo_reward import GrpoReward, completion_text
 from rewards.metric import Metric
 from rewards.registry import load_metrics
 
 STEP_1 = {"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
-
-
-@dataclass(frozen=True)
-class Answer:
-    judgement: Judgement | None
-    failure: str | None
-
-
-class CountingJudge:
-    """Counts words that the reference lacks as errors; fails on candidates that say so."""
-
-    name = "chexprompt[words]"
-
-    async def judge(self, candidates: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> list[Answer]:
-        await asyncio.sleep(0)
-        answers = []
-        for candidate, reference in zip(candidates, references, strict=True):
-            if "FAIL" in candidate:
-                answers.append(Answer(None, "timeout"))
-            else:
-                errors = len(set(candidate.split()) - set(reference.split()))
-                answers.append(Answer(Judgement((errors, 0, 0, 0, 0, 0), (0,) * 6), None))
-        return answers
 
 
 def _score(composite: CompositeReward, candidates: list[str], references: list[str]):

@@ -1,7 +1,7 @@
 """The composite in verl itself: its own loader, its reward loop's manager and its batch manager, where verl is installed.
 
 verl 0.9 wants other versions of transformers than the recipes: an environment beside .venv, and
-`python -m pytest -m slow tests/test_rewards_in_verl.py` there.
+`python -m pytest -m slow tests/rewards/test_in_verl.py` there.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ import types
 
 import numpy as np
 import pytest
-from test_rewards_composite import CountingJudge
+from counting_judge import CountingJudge
 
+from common.governance import JudgeError
 from rewards import easyr1, radeval, verl
 from rewards.assemble import assemble, counting_failures
 from rewards.bleu import Bleu2
 from rewards.blocking import BlockingReward, Combiner
-from rewards.chexprompt.governance import JudgeError
 from rewards.composite import CompositeReward, JudgeFailureRateError
 from rewards.grpo_reward import GrpoReward
 from rewards.metric import MetricError

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from evaluation_files import make_studies, write_predictions
 from synthetic_reports import grpo_batch
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SCORE_TEN_PAIRS = """
 import asyncio, importlib.util, json, sys
 import rewards, evaluation
@@ -101,3 +102,13 @@ def test_the_library_scores_ten_pairs_for_each_trainer(clean) -> None:
     ]
     run(clean, "-m", "rewards", "score", *arguments)
     assert len((clean[1] / "scores.jsonl").read_text().splitlines()) == 10
+
+
+def test_the_library_evaluates_a_file_of_predictions(clean) -> None:
+    write_predictions(clean[1] / "theirs.json", make_studies(6))
+    table = run(
+        clean, "-m", "evaluation", "score", "--predictions", "theirs.json", "--backend", "offline", "--out", "scores",
+        "--resamples", "50",
+    )  # fmt: skip
+    assert "bertscore[offline-hash]" in table
+    assert len((clean[1] / "scores" / "scores.jsonl").read_text().splitlines()) == 12
