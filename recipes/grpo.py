@@ -19,6 +19,7 @@ from common.governance import JudgeError
 from evaluation.checkpoint_rating import CheckpointRating, check_rated
 from model.checkpoint_files import saved_checkpoints
 from model.loading import end_tokens, generate_neutrally, load_processor, merged_checkpoint, model_options
+from rewards.assemble import load_parts
 from rewards.chexprompt.judge import OFFLINE, Judge, JudgeSettings
 from rewards.chexprompt.rubric import load_prompt
 from rewards.composite import CompositeReward
@@ -27,7 +28,6 @@ from rewards.grpo_reward import GrpoReward, Observer
 from rewards.metric import MetricError
 from rewards.offline import judge_server
 from rewards.radcliq import PARTS, RadCliQ
-from rewards.registry import load_metrics
 from settings.arguments import (
     DataArguments,
     MonitorArguments,
@@ -165,7 +165,7 @@ def build_composite(
     """The composite reward of a recipe; its judge is asked once here, and closed with `resources`."""
     weights = reward.metric_weights
     cached = EngineSettings(cache_dir=reward.score_cache)
-    metrics = load_metrics(list(weights), reward.reward_backend, Path(reward.weights_dir), cached)
+    metrics = load_parts(list(weights), reward.reward_backend, Path(reward.weights_dir), cached)
     judge = None
     if reward.weight_chexprompt:
         judge = resources.enter_context(Judge.from_settings(judge_settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import socket
 import sys
@@ -72,6 +73,13 @@ class RewardArguments:
         default=0.0, metadata={"help": "Weight of RadCliQ-v1; negative, as lower is better."}
     )
     weight_chexprompt: float = field(default=0.0, metadata={"help": "Weight of 1/(CheXprompt errors + 1)."})
+    weight_radeval: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Weights of RadEval\'s own rewards by name, e.g. {"bleu": 0.1, "f1chexbert:f1chexbert_sample_acc_5": 0.2}; '
+            "needs radeval installed."
+        },
+    )
     reward_normalize_parts: bool = field(
         default=False,
         metadata={
@@ -85,6 +93,7 @@ class RewardArguments:
     def __post_init__(self) -> None:
         if self.reward_backend not in REWARD_BACKENDS:
             raise RecipeError(f"reward_backend is {self.reward_backend!r}; choose one of {', '.join(REWARD_BACKENDS)}")
+        self.weight_radeval = _named_weights("weight_radeval", self.weight_radeval)
         weights = {**self.metric_weights, "chexprompt": self.weight_chexprompt}
         if wrong := [name for name, weight in weights.items() if not isfinite(weight)]:
             raise RecipeError(f"weight_{wrong[0]} is {weights[wrong[0]]}; it must be a finite number")
@@ -110,7 +119,21 @@ class RewardArguments:
         names = ("bleu2", "bertscore", "sembscore", "radgraph")
         others = ("sembscore_labels", "radcliq_v1")  # not logged where they are not optimised
         weights = {name: getattr(self, f"weight_{name}") for name in (*names, *others)}
-        return {name: weight for name, weight in weights.items() if name in names or weight}
+        own = {name: weight for name, weight in weights.items() if name in names or weight}
+        return own | {f"radeval:{name}": weight for name, weight in (self.weight_radeval or {}).items()}
+
+
+def _named_weights(key: str, value: Any) -> dict[str, float] | None:
+    """Numbers by name: a YAML file's mapping, or the JSON of a flag."""
+    try:
+        weights = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        weights = value
+    if weights is None:
+        return None
+    if not isinstance(weights, dict) or any(type(weight) not in (int, float) for weight in weights.values()):
+        raise RecipeError(f'{key} is {value!r}; it must be numbers by name, such as {{"bleu": 0.1}}')
+    return {str(name): float(weight) for name, weight in weights.items()}
 
 
 @dataclass

@@ -267,3 +267,18 @@ def test_a_grpo_trainer_of_no_recipe_trains_on_it(tmp_path) -> None:
 
 def columns(reference: str, source: str) -> dict[str, str]:
     return {"reference_column": reference, "source_column": source}
+
+
+def test_a_recipe_names_radevals_rewards_in_its_yaml_or_by_a_flag(tmp_path) -> None:
+    from common.errors import RecipeError
+    from settings.arguments import RewardArguments, TrlParser
+
+    (tmp_path / "rl.yaml").write_text("weight_bertscore: 1.0\nweight_radeval:\n  bleu: 0.5\n", encoding="utf-8")
+    for arguments in (
+        ["--config", str(tmp_path / "rl.yaml")],
+        ["--weight_bertscore", "1", "--weight_radeval", '{"bleu": 0.5}'],
+    ):
+        (reward,) = TrlParser((RewardArguments,)).parse_args_and_config(arguments)
+        assert reward.metric_weights["radeval:bleu"] == 0.5
+    with pytest.raises(RecipeError, match=r"weight_radeval is .* it must be numbers by name"):
+        RewardArguments(weight_bertscore=1.0, weight_radeval={"bleu": "much"})
