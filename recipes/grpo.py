@@ -85,6 +85,7 @@ def main() -> None:
         announce(f"{name}: reward = {describe(composite)}")
         unscored = keep_rows_out_of_logs()
         trainer = build_trainer(data, reward, judge_settings, rollouts, model, training, studies, composite, monitors)
+        trainer.checkpoint_above_tokens = stage.checkpoint_above_tokens
         rating = []
         if validation is not None:
             parts = {part: composite.metrics[part] for part in PARTS}

@@ -20,6 +20,7 @@ from training.processes import leave_together
 from training.progress import announce
 from training.result import finish_stage
 from training.run import run_training
+from training.shared_prompts import check_attention
 from training.small_steps import keep_small_steps, weights_dtype
 from training.stage import open_stage
 from training.trainers import ReportTrainer
@@ -27,6 +28,8 @@ from training.trainers import ReportTrainer
 
 def main() -> None:
     data, stage, model, training = parse_recipe((DataArguments, StageArguments, ModelConfig, SFTConfig))
+    if stage.pack_studies:
+        check_attention(model.attn_implementation, "pack_studies")
     opened = open_stage(data, stage, model, training)
     if opened is None:
         leave_together()
@@ -34,7 +37,8 @@ def main() -> None:
     studies = opened.studies
     checkpoint = start_or_resume(opened.output_dir, opened.settings)
     announce(f"sft: {len(studies):,} studies of {', '.join(data.datasets)}; starting from {model.model_name_or_path}")
-    trainer = build_trainer(data, model, training, studies)
+    trainer = build_trainer(data, model, training, studies, stage.pack_studies)
+    trainer.checkpoint_above_tokens = stage.checkpoint_above_tokens
     run_training(trainer, "sft", checkpoint, stage.keep_optimizer_states)
     finish_stage(trainer, "sft", opened.settings, {"studies": len(studies), "studies_twice_an_epoch": opened.repeated})
     if opened.upload:
@@ -42,7 +46,11 @@ def main() -> None:
 
 
 def build_trainer(
-    data: DataArguments, model: ModelConfig, training: SFTConfig, studies: Sequence[dict[str, Any]]
+    data: DataArguments,
+    model: ModelConfig,
+    training: SFTConfig,
+    studies: Sequence[dict[str, Any]],
+    pack_studies: bool = False,
 ) -> ReportTrainer:
     """The trainer of the SFT stage."""
     start = merged_checkpoint(model.model_name_or_path)
@@ -57,6 +65,8 @@ def build_trainer(
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    if pack_studies:
+        trainer.pack_studies()
     if kept := keep_small_steps(trainer, start, model):
         announce(f"sft: {kept}")
     generate_neutrally(trainer.model, processor)  # what is saved decodes greedily, as it is evaluated

@@ -255,6 +255,19 @@ class StageArguments:
     validation_batch_size: int = field(
         default=16, metadata={"help": "With keep_best: studies generated at once where transformers generates."}
     )
+    checkpoint_above_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "With gradient_checkpointing: forward passes of at most so many tokens, SFT's or those of shared prompts, do "
+            "without, all processes alike. Default: none does."
+        },
+    )
+    pack_studies: bool = field(
+        default=False,
+        metadata={
+            "help": "SFT: the studies of a forward pass are one row without padding, each by itself: same loss, same gradients."
+        },
+    )
     hub_allow_datasets: list[str] = field(
         default_factory=list,
         metadata={
@@ -267,8 +280,9 @@ class StageArguments:
             raise RecipeError(f"global_batch_size is {self.global_batch_size}; it must be at least 1")
         if self.keep_optimizer_states is not None and self.keep_optimizer_states < 1:
             raise RecipeError(f"keep_optimizer_states is {self.keep_optimizer_states}; it must be at least 1, or null")
-        if self.keep_best is not None and self.keep_best < 1:
-            raise RecipeError(f"keep_best is {self.keep_best}; it must be at least 1, or null")
+        for name in ("keep_best", "checkpoint_above_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be at least 1, or null")
 
 
 @dataclass

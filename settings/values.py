@@ -64,6 +64,7 @@ RANGES = {
             "max_length",
             "max_completion_length",
             "save_total_limit",
+            "checkpoint_above_tokens",
             "keep_best",
             "keep_optimizer_states",
             "monitor_patience",

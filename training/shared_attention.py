@@ -1,7 +1,9 @@
-"""Attention for rows in which several reports follow one prompt: what a report may not see is not computed.
+"""Attention for rows in which several reports follow one prompt, or several studies each other: what a token may not see
+is not computed.
 
 The prompt attends to itself; then all reports of a row attend at once, each to the prompt's keys and its own. Work and memory
-are those of attention over each report alone, not over the whole row, and no mask of the row's pairs is made.
+are those of attention over each report alone, not over the whole row, and no mask of the row's pairs is made. Studies side by
+side attend one by one.
 """
 
 from __future__ import annotations
@@ -36,6 +38,12 @@ class Row(NamedTuple):
     visible: torch.Tensor
 
 
+class Blocks(NamedTuple):
+    """A row of studies side by side, none of which sees another: the tokens of each, which are all of the row's."""
+
+    lengths: Sequence[int]
+
+
 def row_of(prompt: int, reports: Sequence[int], device: torch.device) -> Row:
     """The row of a prompt of so many tokens, and reports of so many tokens each behind it."""
     lengths = torch.tensor(reports, dtype=torch.long)
@@ -62,7 +70,7 @@ def shared_prompt_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    shared_rows: Sequence[Row] | None = None,
+    shared_rows: Sequence[Row | Blocks] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -83,9 +91,12 @@ def shared_prompt_attention(
 
 
 def _attend(
-    attend: partial[torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: Row
+    attend: partial[torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: Row | Blocks
 ) -> torch.Tensor:
     """One row: [heads, L, d] each → [L, heads, d]."""
+    if isinstance(row, Blocks):
+        studies = zip(*(states[None].split(row.lengths, dim=2) for states in (query, key, value)), strict=True)
+        return torch.cat([attend(*study, is_causal=True)[0].transpose(0, 1) for study in studies])
     heads, length, width = query.shape
     prompt = [states[None, :, : row.prompt] for states in (query, key, value)]
     attended = [attend(*prompt, is_causal=True)[0].transpose(0, 1)]

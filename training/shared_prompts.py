@@ -23,16 +23,18 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from common.errors import RecipeError
+from training.kept_activations import kept_activations
 from training.shared_attention import Row, row_of, use_shared_attention
 
 ATTENTION = "sdpa"  # what shared_attention is made of
 
 
-def check_attention(attn_implementation: str | None) -> None:
-    """Raise `RecipeError` for an attention implementation that cannot keep the rollouts of one row apart."""
+def check_attention(attn_implementation: str | None, key: str = "share_prompts") -> None:
+    """Raise `RecipeError` for an attention implementation that cannot keep apart what `key` puts into one row."""
     if attn_implementation not in (None, ATTENTION):  # transformers takes sdpa where none is named
         raise RecipeError(
-            f"attn_implementation: {attn_implementation} cannot share a prompt among rollouts; set attn_implementation: {ATTENTION}, or share_prompts: false"
+            f"attn_implementation: {attn_implementation} cannot keep apart what {key} puts into one row; set "
+            f"attn_implementation: {ATTENTION}, or {key}: false"
         )
 
 
@@ -163,9 +165,11 @@ class SharedPrompts(GRPOTrainer):
 
     Attributes:
         share_prompts: False for TRL's own way.
+        checkpoint_above_tokens: with gradient checkpointing, shorter forward passes do without; None: all have it.
     """
 
     share_prompts = True
+    checkpoint_above_tokens: int | None = None
     _studies: _ProcessedStudies | None = None  # of the generation in work
 
     # ---- films and prompts: read and processed once a generation ----------------------------------------------------
@@ -319,16 +323,17 @@ class SharedPrompts(GRPOTrainer):
     ) -> Any:
         use_shared_attention(self._qwen(model))
         image = packed.input_ids == self.processing_class.image_token_id
-        return model(
-            input_ids=packed.input_ids,
-            shared_rows=packed.rows,
-            position_ids=packed.position_ids,
-            pixel_values=torch.cat(list(films)),
-            image_grid_thw=torch.cat(list(grids)),
-            mm_token_type_ids=image.long(),
-            labels=packed.labels,
-            fused_lm_head=True,
-        )
+        with kept_activations(model, packed.input_ids.numel(), self.checkpoint_above_tokens):
+            return model(
+                input_ids=packed.input_ids,
+                shared_rows=packed.rows,
+                position_ids=packed.position_ids,
+                pixel_values=torch.cat(list(films)),
+                image_grid_thw=torch.cat(list(grids)),
+                mm_token_type_ids=image.long(),
+                labels=packed.labels,
+                fused_lm_head=True,
+            )
 
 
 def split_films(batch: dict[str, Any]) -> dict[str, Any]:

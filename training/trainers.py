@@ -25,7 +25,10 @@ from model.float32_head import float32_head
 from model.loading import note_base
 from training.finite import WatchedSteps
 from training.gradients import keep_adapters_in_float32, let_vision_adapters_learn
+from training.kept_activations import kept_activations
 from training.kept_generation import FILMS, NAME, ROWS, keep_generation, kept_generation
+from training.packed_studies import LENGTHS, PackedStudies
+from training.shared_attention import Blocks, use_shared_attention
 from training.shared_prompts import Films, SharedPrompts, join_films, split_films, take
 from training.small_steps import mark_dtype
 from training.step_times import READ, TimedParts
@@ -146,7 +149,12 @@ class ReportTrainer(_Resumable, SFTTrainer):
 
     However the step's batch is divided into forward passes and processes, gradient, loss, entropy and token accuracy are
     those of the whole batch.
+
+    Attributes:
+        checkpoint_above_tokens: with gradient checkpointing, shorter forward passes do without; None: all have it.
     """
+
+    checkpoint_above_tokens: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -154,6 +162,13 @@ class ReportTrainer(_Resumable, SFTTrainer):
         # report in a short one would weigh more. TRL computes the loss itself, and divides by the step's tokens if told them.
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, torch.Tensor] = {}  # of tokens, entropy and hits since the last log, by mode
+
+    def pack_studies(self) -> None:
+        """From now on, one row for all studies of a forward pass."""
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if is_peft_model(model) else model
+        use_shared_attention(model)
+        self.data_collator = PackedStudies(self.data_collator, model.model.get_rope_index)
 
     def compute_loss(
         self,
@@ -169,7 +184,11 @@ class ReportTrainer(_Resumable, SFTTrainer):
             )
 
         def measured(**model_inputs: Any) -> Any:
-            outputs = model(**model_inputs)
+            if LENGTHS in model_inputs:
+                del model_inputs["attention_mask"]  # all ones, of which TRL counts the tokens
+                model_inputs["shared_rows"] = [Blocks(model_inputs.pop(LENGTHS).tolist())]
+            with kept_activations(model, model_inputs["input_ids"].numel(), self.checkpoint_above_tokens):
+                outputs = model(**model_inputs)
             if getattr(outputs, "label_mask", None) is not None:
                 self._add_up(outputs)
             return outputs

@@ -46,7 +46,7 @@ def step(base: Path, data: Path, out: Path, studies: int = 64, **settings: objec
     data_, stage, model, training = parse_recipe(types, arguments(base, data, out, **settings))
     set_global_batch(stage, training)
     rows = load_studies(data_.datasets, data_.data_dir, "train", (), training.seed)[:studies]
-    trainer = build_trainer(data_, model, training, rows)
+    trainer = build_trainer(data_, model, training, rows, stage.pack_studies)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     after = dict(trainer.model.named_parameters())
@@ -71,6 +71,15 @@ def whole(tiny_base, phantom_data, tmp_path_factory):
 def test_gradient_and_log_are_the_same_however_a_batch_is_split(whole, tiny_base, phantom_data, tmp_path, rows):
     gradient, log = step(tiny_base, phantom_data, tmp_path, per_device_train_batch_size=rows)
     assert different(whole[0], gradient) < 1e-5
+    for name in LOGGED:
+        assert log[0][name] == pytest.approx(whole[1][0][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [16, 4, 1])
+def test_packed_studies_give_the_gradient_and_log_of_a_row_for_each(whole, tiny_base, phantom_data, tmp_path, rows):
+    settings = {"per_device_train_batch_size": rows, "pack_studies": True}
+    gradient, log = step(tiny_base, phantom_data, tmp_path, **settings)
+    assert different(whole[0], gradient) < 1e-4
     for name in LOGGED:
         assert log[0][name] == pytest.approx(whole[1][0][name], rel=1e-5)
 
