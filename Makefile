@@ -203,5 +203,6 @@ CHAOS_SEED ?= 1
 chaos: setup ## kill, damage, fill the disk, start twice at random moments; compare with an undisturbed run [ROUNDS=20] [CHAOS_SEED=1]
 	$(PYTHON) -m benchmarks.chaos --rounds $(ROUNDS) --seed $(CHAOS_SEED) $(ARGS)
 
+include evaluation/targets.mk
 include recipes/targets.mk
 include launch/targets.mk

@@ -20,7 +20,6 @@ from typing import Any
 
 from common.errors import EvaluationError, run_command
 from common.files import write_json
-from data_prep.images import ImageSettings
 from evaluation.generate import read_lines, write_reports
 from evaluation.predictions import inside, read_predictions, studies_of_file
 from model.engines import GenerationSettings, check_images, engine_here, make_writer
@@ -93,8 +92,7 @@ def study_to_read(study: dict[str, Any], image_root: Path, form: FilmForm) -> di
     if not study["image"]:
         raise EvaluationError(f"study {study['study_id']} has no key_image_path")
     inside(image_root, study["image"])
-    settings = ImageSettings(form.size, form.mode)
-    return {**study, "folder": str(image_root), "image": study["image"].lstrip("/"), "prepare": settings}
+    return {**study, "folder": str(image_root), "image": study["image"].lstrip("/"), "prepare": form.settings()}
 
 
 def _without_nan(value: Any) -> Any:

@@ -127,7 +127,7 @@ def _values(header: Dataset) -> dict[str, Any]:
         "study_uid": study,
         "patient_id": _text(header, "PatientID"),
         "study_datetime": _time(header),
-        "view": _view(header),
+        "view": view_word(header),
         "sex": _text(header, "PatientSex"),
         "age": _text(header, "PatientAge") or _age(header),
     }
@@ -157,7 +157,7 @@ def _age(header: Dataset) -> str | None:
     return str(years) if years >= 0 else None
 
 
-def _view(header: Dataset) -> str | None:
+def view_word(header: Dataset) -> str | None:
     """The first word for a view that is known; else the first there is, for the list of those that are not."""
     codes = header.get("ViewCodeSequence") or []
     words = [

@@ -224,17 +224,9 @@ def prepare_image(job: ImageJob, settings: ImageSettings, content: bytes | None 
     """
     modified = source_state(job.source)
     content = read_image_file(job.source) if content is None else content
-    scaled = _scaled(decode_grey(content, settings), settings)
-    try:
-        mean, deviation = figures(np.asarray(scaled))
-    except ValueError as error:
-        raise ImageError(str(error), FLAT) from error
-    encoded = BytesIO()  # not to the file: Pillow's encoder does not look whether all that it wrote was written
-    if settings.format == "jpg":
-        _letterboxed(scaled, settings).save(encoded, "JPEG", quality=JPEG_QUALITY)
-    else:
-        _letterboxed(scaled, settings).save(encoded, "PNG", compress_level=6)
-    written = encoded.getvalue()
+    scaled = scaled_film(content, settings)
+    mean, deviation = contrast(scaled)
+    written = encode_film(scaled, settings)
     write_bytes(Path(job.target), written)
     return ImageRecord(
         source_bytes=len(content),
@@ -245,6 +237,37 @@ def prepare_image(job: ImageJob, settings: ImageSettings, content: bytes | None 
         mean=mean,
         deviation=deviation,
     )
+
+
+def scaled_film(content: bytes, settings: ImageSettings) -> Image.Image:
+    """A film's bytes as upright 8-bit grey at its target size, before any letterbox bars.
+
+    Raises:
+        ImageError: it cannot be decoded, or has the shape of no film.
+    """
+    return _scaled(decode_grey(content, settings), settings)
+
+
+def contrast(scaled: Image.Image) -> tuple[float, float]:
+    """Mean and standard deviation of a film's pixels, of 255.
+
+    Raises:
+        ImageError: nothing is to be seen on it (FLAT).
+    """
+    try:
+        return figures(np.asarray(scaled))
+    except ValueError as error:
+        raise ImageError(str(error), FLAT) from error
+
+
+def encode_film(scaled: Image.Image, settings: ImageSettings) -> bytes:
+    """The file of a scaled film: what lies in a prepared folder, and what whoever shows a model a film shows it."""
+    encoded = BytesIO()  # not to the file: Pillow's encoder does not look whether all that it wrote was written
+    if settings.format == "jpg":
+        _letterboxed(scaled, settings).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    else:
+        _letterboxed(scaled, settings).save(encoded, "PNG", compress_level=6)
+    return encoded.getvalue()
 
 
 def source_state(path: str | Path) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""python -m evaluation generate | baseline | score | compare | summary | seeds | report | submission (each with --help)."""
+"""python -m evaluation generate | baseline | score | compare | summary | seeds | report | submission | write (each with --help)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from common.errors import EvaluationError, run_command
 from common.locks import folder_lock
 from common.masking import mask
 from evaluation import statistics
+from evaluation.commands import add_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -337,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--predictions", type=Path, required=True, help="the answer to it, by inference.py")
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--force", action="store_true", help="replace what is there")
+    add_commands(command)
     return parser
 
 

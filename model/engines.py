@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import EvaluationError, read_record
-from data_prep.images import ImageError, load_grey, resize
+from data_prep.images import ImageError, encode_film, read_image_file, scaled_film
 from model.prompts import build_prompt, prompt_images
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -191,21 +192,21 @@ def prompt_text(processor: Any, study: Mapping[str, Any], settings: GenerationSe
 
 
 def open_images(study: Mapping[str, Any], settings: GenerationSettings) -> list[Image.Image]:
-    """The study's images in prompt order, as RGB.
+    """The study's images in prompt order, as RGB. An image is a path, or the bytes of a prepared film (`ReportWriter`).
 
     Raises:
         EvaluationError: a missing or unreadable file.
     """
     images = []
-    for name in prompt_images(study, settings.longitudinal):
-        path = Path(study["folder"]) / name
-        prepare = study.get("prepare")  # ImageSettings, where the images are as they came and not a prepared folder's
+    prepare = study.get("prepare")  # ImageSettings, where the images are as they came and not a prepared folder's
+    for image in prompt_images(study, settings.longitudinal):
+        path = "as given" if isinstance(image, bytes) else Path(study["folder"]) / image
         try:
+            content = image if isinstance(image, bytes) else read_image_file(path)
             if prepare:
-                images.append(resize(load_grey(path, prepare), prepare).convert("RGB"))
-            else:
-                with Image.open(path) as image:
-                    images.append(image.convert("RGB"))
+                content = encode_film(scaled_film(content, prepare), prepare)
+            with Image.open(BytesIO(content)) as opened:
+                images.append(opened.convert("RGB"))
         except (OSError, ImageError, UnidentifiedImageError) as error:
             raise EvaluationError(f"study {study['study_id']}: cannot read image {path}: {error}") from error
     return images

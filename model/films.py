@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +16,51 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from common.errors import RecipeError
 from common.files import write_json
+from data_prep.images import ImageSettings
 
 FILE = "films.json"  # beside a checkpoint's weights
 
 
 @dataclass(frozen=True)
 class FilmForm:
-    """`mode` is one of data_prep.images.MODES; `size` in pixels."""
+    """`mode` is one of data_prep.images.MODES; `size` in pixels; `format`, one of FORMATS there, makes no other form."""
 
     mode: str
     size: int
+    format: str = field(default="jpg", compare=False)
 
     def __str__(self) -> str:
         return f"{self.mode} {self.size}"
+
+    def recorded(self) -> dict[str, Any]:
+        """The form as a file holds it; JPEG, which real films are prepared as, goes without saying."""
+        return {"mode": self.mode, "size": self.size} | ({} if self.format == "jpg" else {"format": self.format})
+
+    def settings(self) -> ImageSettings:
+        """What prepares a film in this form."""
+        return ImageSettings(self.size, self.mode, self.format)
 
 
 PAPERS = FilmForm("stretch", 512)  # paper, Tasks: "each radiograph is resized to a resolution of 512×512 pixels"
 
 
 def form_of_data(folder: Path) -> FilmForm | None:
-    """The form of a prepared folder's images, by its card; None where it does not say (phantoms are drawn, not resized)."""
+    """The form of a prepared folder's images, by its card; None where it does not say."""
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    options = card.get("made_from", {}).get("options", {}) if isinstance(card, dict) else {}
-    return FilmForm(options["image_mode"], options["image_size"]) if "image_mode" in options else None
+    if not isinstance(card, dict):
+        return None
+    options = card.get("made_from", {}).get("options", {})
+    if "image_mode" in options:
+        return FilmForm(options["image_mode"], options["image_size"], options.get("image_format", "jpg"))
+    # Phantoms are drawn at their size: PNG, square, resized by nothing.
+    return FilmForm("stretch", card["image_size"], "png") if "image_size" in card else None
 
 
 def form_of_model(path: str | Path) -> FilmForm | None:
-    """The form that a checkpoint was trained on; None where it does not say (a base model, or trained on phantoms)."""
+    """The form that a checkpoint was trained on; None where it does not say (a base model)."""
     file = Path(path) / FILE
     if not file.is_file():
         return None
@@ -84,7 +99,7 @@ def check_form(model: str | Path, form: FilmForm | None, of: str) -> None:
 def write_form(folder: Path, form: FilmForm | None) -> None:
     """Record `form` beside a checkpoint's weights; nothing for None."""
     if form is not None:
-        write_json(folder / FILE, asdict(form))
+        write_json(folder / FILE, form.recorded())
 
 
 def copy_form(source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def open_stage(
     check_form(model.model_name_or_path, films, "the data")
     settings = stage_settings(model.model_name_or_path, data_sha256, *parts) | {"studies_trained_on": len(studies)}
     if films:
-        settings["films"] = asdict(films)
+        settings["films"] = films.recorded()
     check_report_to(training)
     upload = open_upload(training, studies.sources, model.model_name_or_path, stage.hub_allow_datasets)
     opened = Stage(Path(training.output_dir), studies, settings, upload, repeated)

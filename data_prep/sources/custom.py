@@ -126,13 +126,16 @@ def inputs(root: Path, options: Options) -> list[Path | Listing]:
     return [_table_path(root, mapping), *films]
 
 
-def read(root: Path, options: Options) -> Found:
+def read(root: Path, options: Options, reports: bool = True) -> Found:
     """All studies of the table.
+
+    Args:
+        reports: the mapping must name reports or sections; else it may (films that are still to be read).
 
     Raises:
         SourceError: the mapping or the table is not what it should be.
     """
-    mapping = read_mapping(options.mapping)
+    mapping = read_mapping(options.mapping, reports)
     path = _table_path(root, mapping)
     columns: dict[str, list[str]] = mapping["columns"]
     form = table_form(path, mapping)
@@ -487,8 +490,8 @@ def iterate_reports(root: Path, mapping: Mapping[str, Any]) -> Iterator[tuple[st
                 yield study.replace(_TOGETHER, "_"), with_line_ends(text)
 
 
-def read_mapping(path: Path | None) -> dict[str, Any]:
-    """The checked mapping: `columns` as lists, the words of `values` as text.
+def read_mapping(path: Path | None, reports: bool = True) -> dict[str, Any]:
+    """The checked mapping: `columns` as lists, the words of `values` as text. `reports`: some text must be named.
 
     Raises:
         SourceError: not given, unreadable, a key that is not known, a value of another kind, or a required column that is not
@@ -527,7 +530,7 @@ def read_mapping(path: Path | None) -> dict[str, Any]:
         raise SourceError(f"{path}: columns: image: the films are those of the folder dicom; leave one of the two out")
     if missing := [n for n in (REQUIRED[:1] if "dicom" in mapping else REQUIRED) if n not in mapping["columns"]]:
         raise SourceError(f"{path}: columns: {', '.join(missing)} must be named")
-    if not {"report", "findings", "impression"} & set(mapping["columns"]):
+    if reports and not {"report", "findings", "impression"} & set(mapping["columns"]):
         raise SourceError(f"{path}: columns: name report, or findings or impression")
     shares = mapping.get("shares", list(SHARES))
     if not (

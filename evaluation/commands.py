@@ -1,0 +1,99 @@
+"""The command lines of what is done with a finished model beside generating and scoring: `write`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.errors import EvaluationError
+
+# Makes a subcommand of a name, a function and a line of help.
+Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+
+
+def add_commands(command: Command) -> None:
+    """Add them all."""
+    _add_write(command)
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
+
+
+def _add_write(command: Command) -> None:
+    from model.engines import ENGINES
+    from settings.evaluations import SECTIONS
+
+    made = command("write", _write, "write the report of a film, or of a folder or table of them")
+    made.add_argument("--model", required=True, help="checkpoint folder or hub name")
+    made.add_argument("--image", type=Path, help="one film: DICOM, PNG or JPEG; its report is printed")
+    made.add_argument("--prior_image", type=Path, help="the patient's earlier film")
+    made.add_argument("--prior_report", type=Path, help="text file with that film's report")
+    made.add_argument("--indication", help="why the film was taken")
+    made.add_argument("--comparison", help="what it is compared with")
+    made.add_argument("--json", action="store_true", help="with model, fingerprint, settings and seconds")
+    made.add_argument("--folder", type=Path, help="many: every film below this folder, without text")
+    made.add_argument("--source", type=Path, help="many: the folder of a table, as of python -m data_prep custom")
+    made.add_argument(
+        "--mapping", type=Path, help="YAML: which column of the table is what; a report column may be left out"
+    )
+    made.add_argument("--images", type=Path, help="image folder of the table, where it is not below --source")
+    made.add_argument("--out", type=Path, help="of many: JSONL file, a line a study")
+    made.add_argument("--anyway", action="store_true", help="write also of what is no frontal chest film")
+    made.add_argument("--sections", default=SECTIONS[1], choices=SECTIONS[1:], help="which sections are asked for")
+    made.add_argument("--max_new_tokens", type=int, default=512)
+    made.add_argument("--engine", default="auto", choices=ENGINES)
+    made.add_argument("--dtype", default="auto")
+    made.add_argument("--batch_size", type=int, default=16)
+
+
+def _write(options: argparse.Namespace) -> None:
+    many = [name for name in ("folder", "source") if getattr(options, name)]
+    if len([options.image] if options.image else many) != 1 or (options.image and many):
+        raise EvaluationError("name one film (--image), or many: --folder, or --source with --mapping")
+    if bool(options.prior_image) != bool(options.prior_report):
+        raise EvaluationError(
+            "a prior is shown with its film and its report: give --prior_image and --prior_report, or neither"
+        )
+    if many and not options.out:
+        raise EvaluationError("of many films, --out names the JSONL file for their reports")
+    if options.source and not options.mapping:
+        raise EvaluationError("--source needs --mapping FILE, a YAML that says which column is what")
+    if options.batch_size < 1:
+        raise EvaluationError(f"--batch_size is {options.batch_size}; it must be at least 1")
+    for path in (options.image, options.prior_image):
+        if path and not path.is_file():
+            raise EvaluationError(f"{path}: no such file")
+    prior = (options.prior_image, _text_of(options.prior_report)) if options.prior_image else None
+    # What loads torch comes after what can be said without it.
+    from evaluation.write import Request, print_report, requests_of_folder, requests_of_table, write_many
+
+    requests = []
+    if options.folder:
+        requests = requests_of_folder(options.folder)
+    elif options.source:
+        requests = requests_of_table(options.source, options.mapping, options.images)
+    writer = _report_writer(options)
+    if options.image:
+        request = Request(options.image.name, options.image, options.indication, options.comparison, prior)
+        print_report(writer, request, options.anyway, options.json)
+        return
+    counts = write_many(writer, requests, options.out, options.anyway, options.batch_size)
+    print(f"{options.out}: {', '.join(f'{number} {kind}' for kind, number in counts.items())}")
+
+
+def _report_writer(options: argparse.Namespace) -> Any:
+    from model.engines import GenerationSettings
+    from model.report_writer import ReportWriter
+
+    names = {field.name for field in dataclasses.fields(GenerationSettings)} & set(vars(options))
+    return ReportWriter(options.model, GenerationSettings(**{name: getattr(options, name) for name in names}))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is no text file in UTF-8 ({error.reason}); save it as one") from error

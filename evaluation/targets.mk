@@ -1,0 +1,15 @@
+# What is done with a finished model beside generating and scoring: included by the Makefile.
+
+.PHONY: write
+# The run's last model, unless MODEL names another.
+WRITTEN_BY = $(or $(MODEL),$(firstword $(foreach stage,rl_step2/final rl_step1/best sft/final,$(wildcard $(OUT)/$(stage)))))
+NO_MODEL   = error: no trained model in $(OUT); name a run (RECIPE=demo) or a checkpoint (MODEL=outputs/demo/rl_step2/final)
+# Texts and paths go by the environment: what stands in them is nothing that a shell reads.
+export IMAGE PRIOR_IMAGE PRIOR_REPORT INDICATION COMPARISON
+
+write: setup ## the report of a film: IMAGE=film.dcm [PRIOR_IMAGE=… PRIOR_REPORT=prior.txt INDICATION="…" COMPARISON="…"] [MODEL=…] [ARGS="--json --anyway"]
+	@test -n "$$IMAGE" || { echo "error: name the film: make write IMAGE=film.dcm" >&2; exit 2; }
+	@test -n "$(WRITTEN_BY)" || { echo "$(NO_MODEL)" >&2; exit 2; }
+	@$(PYTHON) -m evaluation write --model $(WRITTEN_BY) --image "$$IMAGE" \
+	  $(if $(PRIOR_IMAGE),--prior_image "$$PRIOR_IMAGE") $(if $(PRIOR_REPORT),--prior_report "$$PRIOR_REPORT") \
+	  $(if $(INDICATION),--indication "$$INDICATION") $(if $(COMPARISON),--comparison "$$COMPARISON") $(ARGS)
