@@ -13,11 +13,13 @@ from common.errors import RecipeError
 
 
 def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """The name of the first of the floating-point tensors that holds NaN or an infinity, None where none does."""
+    """The name of the first of the floating-point tensors that holds NaN, an infinity, or a number whose square overflows (as
+    the last update of a stage that diverges leaves), None where none does."""
     for name, tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
             wide = tensor.float() if tensor.element_size() == 1 else tensor
-            if not torch.isfinite(torch.stack(torch.aminmax(wide))).all():  # aminmax passes NaN on
+            ends = torch.stack(torch.aminmax(wide)).float()  # aminmax passes NaN on
+            if not torch.isfinite(ends * ends).all():
                 return name
     return None
 
@@ -38,6 +40,6 @@ def _check_files(states: tuple[tuple[Path, int, int], ...]) -> None:
             raise RecipeError(f"{file} is damaged ({str(error).splitlines()[0]}); save or fetch it again") from error
         if wrong:
             raise RecipeError(
-                f"{file}: {wrong} holds NaN or infinite weights: the stage that made it diverged; start from an earlier "
+                f"{file}: {wrong} holds NaN, infinite or overflowing weights: the stage that made it diverged; start from an earlier "
                 "checkpoint, or train it again with a lower learning_rate"
             )

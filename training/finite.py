@@ -92,7 +92,12 @@ class StopNotFinite(TrainerCallback):
         wrong = first_not_finite((name, _local(parameter.detach())) for name, parameter in trained)
         if _anywhere(wrong is not None):
             raise RecipeError(
-                explain(f"the weight {wrong or '(of another process)'}", "not finite", state.global_step, args)
+                explain(
+                    f"the weight {wrong or '(of another process)'}",
+                    "not finite, or so large that it overflows,",
+                    state.global_step,
+                    args,
+                )
             )
 
 

@@ -36,6 +36,21 @@ CASES = [
         {"Consolidation": "-", "Pleural Effusion": "-", "Pneumothorax": "-"},
     ),
     ("No pneumothorax, small left effusion.", {"Pneumothorax": "-", "Pleural Effusion": "+"}),
+    # A denial reaches over its whole list, to what is called new in it too, and no further.
+    (
+        "No effusion, pneumothorax, or new focal opacity is seen.",
+        {"Pleural Effusion": "-", "Pneumothorax": "-", "Lung Opacity": "-"},
+    ),
+    (
+        "No evidence of edema, new or worsening consolidation, or effusion.",
+        {"Edema": "-", "Consolidation": "-", "Pleural Effusion": "-"},
+    ),
+    ("No pneumothorax, and no new effusion.", {"Pneumothorax": "-", "Pleural Effusion": "-"}),
+    ("No effusion and new opacity in the left base.", {"Pleural Effusion": "-", "Lung Opacity": "+"}),
+    (
+        "No effusion or edema is seen, new opacity is present.",
+        {"Pleural Effusion": "-", "Edema": "-", "Lung Opacity": "+"},
+    ),
     ("No effusion, but the heart is mildly enlarged.", {"Pleural Effusion": "-", "Cardiomegaly": "+"}),
     ("The left costophrenic angle is blunted.", {"Pleural Effusion": "+"}),
     ("Both costophrenic angles are sharp.", {"Pleural Effusion": "-"}),

@@ -173,11 +173,11 @@ def test_what_vllm_cannot_hold_is_refused(tiny_base: Path) -> None:
 
 FSDP2 = """
 import os, sys, torch, torch.distributed as dist
-sys.path[:0] = [".", "tests"]
+sys.path[:0] = [".", "tests", "tests/training"]
 from pathlib import Path
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from tests.training.test_vllm_adapter_sync import generation, policy
+from test_vllm_adapter_sync import generation, policy
 from model.lora import merge_in_place
 from training.vllm_adapter_sync import send_merged_copies
 
