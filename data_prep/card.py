@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.files import write_bytes, write_text
 from data_prep.contact_sheet import draw_contact_sheet
-from data_prep.folder import read_images
+from data_prep.folder import read_images, recorded_files
 from data_prep.rejects import REASONS
 from data_prep.study import SPLITS, TEST_REST
 
@@ -32,7 +32,7 @@ def write_card(
 
     Nothing in it depends on the clock or the machine's paths: the same input and options give the same bytes.
     """
-    card = make_card(studies, rejects, made_from, about)
+    card = make_card(studies, rejects, made_from, about) | {"files": recorded_files(out)}
     sheet = ["sample"] if draw_contact_sheet(read_images(out), whole, out / "plots" / "sample.png") else []
     plots = [*sheet, *write_plots(studies, out / "plots")]
     write_text(out / "card.md", markdown(card, plots))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.folder import IMAGES, changed, read_images
+from data_prep.folder import IMAGES, altered, changed, read_images
 from data_prep.images import DECODE_ERRORS
 from data_prep.source import inside
 from data_prep.splits import check_leakage, frame_of
@@ -56,6 +56,8 @@ def check_folder(folder: Path, sources: Path | None = None) -> str:
         raise StudyError(f"{folder}: {card['found']} studies found, but {len(studies)} kept and {rejects} rejected")
     images = check_images(studies, folder, card)
     compared = check_records(studies, folder, sources)
+    if others := altered(folder):
+        raise StudyError(f"{folder}: {', '.join(others)} not as the card has it; run the same preparation again")
     linked = int(studies["prior_study_id"].notna().sum())
     return (
         f"{folder}: good: {len(studies):,} studies, {rejects:,} rejects, {images:,} images{compared}, {linked:,} priors, no "

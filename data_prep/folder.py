@@ -14,7 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.files import remove_temporaries, write_text
+from common.files import remove_temporaries, sha256_of, write_text
 from common.locks import NAME as LOCK
 from data_prep.images import ImageJob, ImageRecord, is_done
 from data_prep.study import ALL_SPLITS, write_parquet
@@ -26,6 +26,7 @@ IMAGES = "images.parquet"  # what became of each image
 JOURNAL = ".images.jsonl"  # the same, of a run that has not finished
 PLOTS = ("section_lengths.png", "encounters.png", "age.png", "sample.png")
 TABLES = tuple(f"{split}.parquet" for split in ALL_SPLITS)
+RECORDED = (*TABLES, "rejects.parquet", "truth.parquet", IMAGES)  # whose size and sha256 the card holds
 PRODUCTS = (*TABLES, "rejects.parquet", IMAGES, CARD, "card.md", STARTED, JOURNAL)
 
 IMAGES_SCHEMA = pa.schema(
@@ -103,7 +104,30 @@ def is_whole(out: Path, whole: Path, made_from: Mapping[str, Any], force: bool) 
         raise SourceError(
             f"{out} was made from other {differences(record[0], made_from)}; replace it with --force or choose another --out"
         )
-    return record[1] and all((out / name).is_file() for name in (*TABLES[:3], "rejects.parquet", IMAGES))
+    if not record[1]:
+        return False
+    if others := altered(out):
+        print(f"{out}: {', '.join(others)} not as written; made again from the source, images that are whole stay")
+    return not others
+
+
+def recorded_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of each table in `folder`, for its card."""
+    paths = [path for name in RECORDED if (path := folder / name).is_file()]
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+
+
+def altered(folder: Path) -> list[str]:
+    """The tables in a whole folder that are gone or not as its card has them: cut short, edited, of another folder."""
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    noted = card.get("files", {})  # a card of before they were noted tells only which there must be
+    needed = [*TABLES[:3], "rejects.parquet", *([IMAGES] if "made_from" in card else [])]
+    found = [name for name in dict.fromkeys([*needed, *noted]) if not (folder / name).is_file()]
+    for name, file in noted.items():
+        path = folder / name
+        if name not in found and (path.stat().st_size != file["bytes"] or sha256_of(path) != file["sha256"]):
+            found.append(name)
+    return found
 
 
 def _check_beside(out: Path, whole: Path, made_from: Mapping[str, Any], force: bool) -> None:

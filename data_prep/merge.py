@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import prepare as preparing
-from data_prep.folder import CARD, changed, parts_of, read_images, write_images
+from data_prep.folder import CARD, altered, changed, parts_of, read_images, write_images
 from data_prep.priors import none
 from data_prep.source import read_json
 from data_prep.study import STUDY_SCHEMA, table_paths
@@ -44,7 +44,7 @@ def merge_shards(folder: Path, force: bool = False) -> None:
                 f"{part}: made from other {' and '.join(differs)} than {parts[0].name}; make it again with --force"
             )
     images = pa.concat_tables([read_images(part) for part in parts]).sort_by("image")
-    if not force and (folder / CARD).is_file() and read_images(folder).equals(images):
+    if not force and (folder / CARD).is_file() and read_images(folder).equals(images) and not altered(folder):
         print(f"{folder} is already merged; nothing to do (--force merges again)")
         return
     texts = Texts()

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
+from data_prep.folder import altered
 from data_prep.sources import phantom
-from data_prep.study import SPLITS
+from data_prep.study import SPLITS, read_studies
 from data_prep.tables import SourceError
 
 ZERO_SHOT = "coast"  # kept for zero-shot evaluation: with institution `all` only its test split is drawn
@@ -91,7 +92,18 @@ def _is_done(folder: Path, institution: str, seed: int, number: Mapping[str, int
         raise SourceError(
             f"{folder} was drawn with other {' and '.join(differs)}; replace it with --force or choose another --out"
         )
-    return True
+    others = altered(folder) or [image for image in _images(folder) if not _has_bytes(folder / image)]
+    if others:
+        print(f"{folder}: {', '.join(others[:3])}{', …' if others[3:] else ''} not as drawn; drawn again")
+    return not others
+
+
+def _images(folder: Path) -> list[str]:
+    return [name for split in SPLITS for name in read_studies(folder, split).column("image").to_pylist()]
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _cores() -> int:

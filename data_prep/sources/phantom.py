@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from data_prep.folder import recorded_files
 from data_prep.study import SPLITS, StudyError, report_text, study_table, write_studies
 from rewards.conditions import CONDITIONS
 
@@ -1253,6 +1254,7 @@ def _build(
         "rejected": 0,
         "difficulty": asdict(difficulty),
         "style": asdict(style),
+        "files": recorded_files(folder),
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     (folder / "card.md").write_text(_card_text(card), encoding="utf-8")

@@ -97,6 +97,81 @@ def test_what_changed_since_is_done_again_and_said(tmp_path: Path, capsys: pytes
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_folder_is_finished_only_where_its_tables_are_as_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, out = source(tmp_path / "s"), tmp_path / "o"
+    assert prepare(root, out) == 0
+    whole = contents(out)
+    other = source(tmp_path / "other", seed=50)
+    assert prepare(other, tmp_path / "o2") == 0
+    for damage in (
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.unlink(),
+        lambda path: shutil.copyfile(tmp_path / "o2" / path.name, path),  # whole, and another's
+    ):
+        damage(out / "train.parquet")
+        assert main(["check", str(out)]) == 2
+        capsys.readouterr()
+        assert prepare(root, out) == 0
+        assert "train.parquet not as written" in capsys.readouterr().out
+        assert contents(out) == whole
+        assert prepare(root, out) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    pq.write_table(pq.read_table(out / "rejects.parquet"), out / "rejects.parquet", compression="none")
+    assert main(["check", str(out)]) == 2
+    assert "rejects.parquet not as the card has it" in capsys.readouterr().err
+
+
+def test_a_merged_folder_is_finished_only_where_its_tables_are_as_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, out = source(tmp_path / "s"), tmp_path / "o"
+    for part in ("1/2", "2/2"):
+        assert prepare(root, out, "--shard", part) == 0
+    assert main(["merge", str(out)]) == 0
+    whole = contents(out)
+    (out / "train.parquet").write_bytes(b"x")
+    assert main(["merge", str(out)]) == 0
+    assert contents(out) == whole
+    capsys.readouterr()
+    assert main(["merge", str(out)]) == 0
+    assert "already merged" in capsys.readouterr().out
+
+
+def test_phantoms_are_drawn_only_where_tables_and_films_are_as_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "phantom_harbor"
+    drawing = [
+        "phantom",
+        "--institution",
+        "harbor",
+        "--out",
+        str(out),
+        "--train",
+        "3",
+        "--validation",
+        "1",
+        "--test",
+        "1",
+    ]
+    assert main(drawing) == 0
+    whole = contents(out)
+    for damage in (
+        lambda: (out / "truth.parquet").write_bytes(b"x"),
+        lambda: next(out.rglob("*.png")).write_bytes(b""),
+        lambda: next(out.rglob("*.png")).unlink(),
+    ):
+        damage()
+        assert main(drawing) == 0
+        assert "not as drawn" in capsys.readouterr().out
+        assert contents(out) == whole
+    assert main(drawing) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_films_of_another_folder_are_other_films(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root, other, out = source(tmp_path / "s"), source(tmp_path / "other", 50), tmp_path / "o"
     assert prepare(root, out) == 0
