@@ -29,6 +29,13 @@ NUMBERS = {
     "bleu2": Number(
         "BLEU-2", "Matching words and word pairs, with a penalty for short reports. Exact on every machine."
     ),
+    "rouge_l": Number(
+        "ROUGE-L", "F1 of the longest common subsequence of word stems (Lin 2004). Exact on every machine."
+    ),
+    "temporal_f1": Number(
+        "temporal F1",
+        "F1 of the words of change (new, stable, worsened …) that the two reports use; 1 where neither has one.",
+    ),
     "bertscore": Number(
         "BERTScore",
         "Likeness of the words' vectors (F1, distilroberta-base, layer 5, rescaled so that unlike texts give 0).",

@@ -24,6 +24,7 @@ from evaluation.provenance import how_it_was_made, lead, notices
 from evaluation.rollout_table import rollout_section
 from evaluation.run_folder import read_run
 from evaluation.sections import report_parts
+from evaluation.side_files import side_parts
 from evaluation.summary import summarise_run
 
 _PAGE = Path(__file__).with_name("page")
@@ -43,7 +44,7 @@ def write_report(
     """
     run = read_run(outputs)
     material = collect(run, summarise_run(outputs, resamples, seed), resamples, seed)
-    parts = report_parts(material)
+    parts = [*report_parts(material), *side_parts(outputs)]
     for part in parts:
         if part.figure is not None:
             part.svg = figures.save(part.figure, outputs / "figures", part.id)

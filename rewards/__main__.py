@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from common.governance import JudgeError
 from rewards import score
 from rewards.metric import MetricError
 
@@ -19,13 +20,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     score.add_arguments(scoring)
     scoring.set_defaults(run=score.run)
     if not arguments or arguments[0] != "score":  # the judge's client takes a second to import
+        from rewards import sensitivity
         from rewards.chexprompt import cli
 
         cli.add_parsers(commands)
+        edits = commands.add_parser(
+            "sensitivity",
+            help="which metric sees which error",
+            description=sensitivity.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sensitivity.add_arguments(edits)
+        edits.set_defaults(run=sensitivity.run)
     parsed = parser.parse_args(arguments)
     try:
         parsed.run(parsed)
-    except MetricError as error:
+    except (MetricError, JudgeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """What every metric is: a name, a range, where its numbers come from, and a call on two lists of texts.
 
-Every row gets a finite score. An empty or blank report, on either side: BLEU-2 0, RadGraph-F1 0, RaTEScore 0, BERTScore
-−5.55 (raw 0, rescaled, as bert-score has it), SembScore the cosine with CheXbert's vector of an empty text, RadCliQ by its
-formula from these. "None", a single word, text without headings or in any script are scored as they stand; of very long
+Every row gets a finite score. An empty or blank report, on either side: BLEU-2, ROUGE-L, RadGraph-F1 and RaTEScore 0,
+BERTScore −5.55 (raw 0, rescaled, as bert-score has it), SembScore the cosine with CheXbert's vector of an empty text,
+temporal F1 as a report without a word of change, RadCliQ by its formula from these. "None", a single word, text without headings or in any script are scored as they stand; of very long
 ones CheXbert and BERTScore read 512 tokens, RadGraph and RaTEScore all.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,9 @@ from rewards.conditions import Labeler
 from rewards.metric import Metric, MetricError
 from rewards.radcliq import PARTS, RadCliQ
 from rewards.radgraph import LEVELS, RadGraphF1
+from rewards.rouge import RougeL
 from rewards.sembscore import SembScore
+from rewards.temporal_f1 import TemporalF1
 from rewards.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 BACKENDS = ("real", "offline")
 METRICS = (
     "bleu2",
+    "rouge_l",
+    "temporal_f1",
     "bertscore",
     "sembscore",
     "sembscore_labels",
@@ -31,6 +35,9 @@ METRICS = (
     "radcliq_v0",
     "ratescore",
 )
+
+# Of words alone: the same on every backend, without weights.
+EXACT: dict[str, Callable[[], Metric]] = {"bleu2": Bleu2, "rouge_l": RougeL, "temporal_f1": TemporalF1}
 
 
 def _radgraph_level(name: str) -> str:
@@ -137,7 +144,8 @@ def load_metrics(
 ) -> dict[str, Metric]:
     """The metrics of `names` on `backend`, sharing models and caches, keyed by the requested bare name.
 
-    `Metric.name` is the full one, which results carry: `sembscore[offline-rules]`. BLEU-2 is exact on every backend.
+    `Metric.name` is the full one, which results carry: `sembscore[offline-rules]`. Those of `EXACT` are the same on
+    every backend.
 
     Args:
         names: from `METRICS`.
@@ -154,14 +162,14 @@ def load_metrics(
         raise MetricError(f"unknown metric(s) {', '.join(unknown)}; known: {', '.join(METRICS)}")
     if backend not in BACKENDS:
         raise MetricError(f"backend {backend!r} is unknown; one of {', '.join(BACKENDS)}")
-    needs_source = set(names) - {"bleu2"}
+    needs_source = set(names) - set(EXACT)
     source = _backend(backend, weights_dir, settings, radgraph_model) if needs_source else None
     built: dict[str, Metric] = {}
 
     def metric(name: str) -> Metric:
         if name not in built:
-            if name == "bleu2":
-                built[name] = Bleu2()
+            if name in EXACT:
+                built[name] = EXACT[name]()
             elif name.startswith("radcliq_"):
                 built[name] = RadCliQ(name.removeprefix("radcliq_"), {part: metric(part) for part in PARTS})
             else:

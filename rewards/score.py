@@ -25,7 +25,7 @@ from tqdm import tqdm
 from rewards.conditions import Labeler
 from rewards.label_f1 import label_f1
 from rewards.metric import Metric, MetricError
-from rewards.registry import BACKENDS, METRICS, load_labeler, load_metrics
+from rewards.registry import BACKENDS, EXACT, METRICS, load_labeler, load_metrics
 
 PAIRS_AT_ONCE = 2048
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell it; no tokenizer and no file can take it
@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise MetricError(f"--metrics names none; known: {', '.join(METRICS)}")
     pairs = read_pairs(arguments.pairs)
     settings = None
-    if arguments.backend == "real" and (set(names) != {"bleu2"} or arguments.labels):
+    if arguments.backend == "real" and (set(names) - set(EXACT) or arguments.labels):
         from transformers.utils.logging import disable_progress_bar
 
         from rewards.engine import EngineSettings

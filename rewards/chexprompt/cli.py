@@ -94,7 +94,9 @@ def add_parsers(subparsers: Any) -> None:
     compare.add_argument("b", type=Path, metavar="B.jsonl")
     compare.add_argument("--errors", choices=("all", "significant"), default="all", help="which sum to compare")
     compare.add_argument("--seed", type=_at_least(0), default=0, help="of the bootstrap")
-    compare.add_argument("--out", type=Path, help="write the result as JSON too")
+    compare.add_argument(
+        "--out", type=Path, help="write the result as JSON too; a report shows judge_agreement.json of its run's folder"
+    )
     compare.set_defaults(run=_command(_agreement))
 
 
@@ -243,5 +245,6 @@ def _cache_prune(arguments: argparse.Namespace) -> None:
 def _agreement(arguments: argparse.Namespace) -> None:
     result = agreement(read_ratings(arguments.a), read_ratings(arguments.b), arguments.errors, arguments.seed)
     if arguments.out is not None:
+        result = {"names": [arguments.a.stem, arguments.b.stem], **result}
         write_atomically(arguments.out, json.dumps(result, indent=1) + "\n")
     print(print_agreement(result))
