@@ -80,6 +80,14 @@ def _stop(number: int, stopped: list[int]) -> None:
     raise KeyboardInterrupt
 
 
+def _peer_is_gone(error: RuntimeError) -> bool:
+    """Whether gloo (CPU) or NCCL (GPU) says that the process at the other end is no more, as after its kill -9."""
+    said, gone = str(error), ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    if "gloo" in said or type(error).__name__ == "DistNetworkError":
+        return any(words in said for words in gone)
+    return "ncclRemoteError" in said
+
+
 def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
     """Run a command's `main`; a user's mistake becomes one line on stderr and exit status 2, a signal one and 128 + its number.
 
@@ -103,4 +111,9 @@ def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)
         print(f"error: {mask(_told(error))}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if not _peer_is_gone(error):
+            raise
+        print("error: another process of this run has ended; its own lines, if it left any, say why", file=sys.stderr)
         raise SystemExit(2) from None

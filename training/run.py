@@ -40,11 +40,12 @@ def run_training(
     add_progress(trainer, stage)
     on_signal = SaveOnSignal()
     trainer.add_callback(on_signal)
-    trainer.add_callback(RecordCheckpoints(keep_optimizer_states))
     trainer.add_callback(StopNotFinite(trainer))
     trainer.add_callback(RoomForCheckpoint())
     trainer.add_callback(EveryTensorLearns())
     trainer.add_callback(RecordForm(form_of_stage(Path(trainer.args.output_dir))))
+    # After all that write into a checkpoint: the manifest's sums are made in a thread of its own.
+    trainer.add_callback(RecordCheckpoints(keep_optimizer_states))
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -110,6 +110,19 @@ def test_a_command_says_one_line_when_it_is_stopped() -> None:
         assert said == f"{signal.Signals(number).name} received; the same command goes on from what is written\n"
 
 
+def test_what_a_dead_process_does_to_the_others_is_one_line_and_other_errors_keep_their_trace() -> None:
+    code = "from common.errors import run_command\ndef main():\n    raise RuntimeError({!r})\nrun_command(main)"
+    for said, status in (
+        ("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]: Connection reset by peer.", 2),
+        ("NCCL error: ncclRemoteError: A call failed possibly due to a remote process exiting prematurely.", 2),
+        ("mat1 and mat2 shapes cannot be multiplied", 1),
+    ):
+        done = subprocess.run([sys.executable, "-c", code.format(said)], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == status
+        assert ("another process of this run has ended" in done.stderr) == (status == 2)
+        assert ("Traceback" in done.stderr) == (status == 1)
+
+
 # ---- training by two processes -----------------------------------------------------------------------------------------
 
 
