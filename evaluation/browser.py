@@ -37,13 +37,13 @@ def browser_content(run: Run, headline: str, data_dir: Path | None, limit: int, 
         return None
     described = [run.described(model) for model in run.models]
     metrics = list(dict.fromkeys(n for d in described for n in [*d["metrics"], d["composite"]["name"]] if n))
-    every = {(line["dataset"], line["study_id"]) for _, line in _lines(run)}
+    every = {(line["dataset"], line["study_id"]) for _, line in scored_lines(run)}
     total, chosen = len(every), sorted(every)
     if total > limit:
         chosen = sorted(chosen[i] for i in np.random.default_rng(seed).choice(total, limit, replace=False))
     studies: dict[tuple[str, str], dict[str, Any]] = {key: {} for key in chosen}
     labels: dict[str, int] = {}  # the graphs' labels, numbered
-    for index, line in _lines(run):
+    for index, line in scored_lines(run):
         key = (line["dataset"], line["study_id"])
         if key in studies:
             studies[key] = studies[key] or _browser_study(line, len(run.models), labels)
@@ -155,21 +155,22 @@ def _image_chunks(
     return chunks, chunk_of, unreadable
 
 
-def data_uri(root: Path, name: str) -> str | None:
-    """An image inside `root` as a small grey JPEG data URI; None where it is outside of it, absent or unreadable."""
+def data_uri(root: Path, name: str, size: int = IMAGE_SIZE, quality: int = 72) -> str | None:
+    """An image inside `root` as a grey JPEG data URI of at most `size` pixels a side; None where it is outside of it, absent
+    or unreadable."""
     try:
         with Image.open(inside(root, name)) as image:
-            image.draft("L", (IMAGE_SIZE, IMAGE_SIZE))
+            image.draft("L", (size, size))
             grey = image.convert("L")
-            grey.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
+            grey.thumbnail((size, size))
     except (OSError, EvaluationError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
     buffer = io.BytesIO()
-    grey.save(buffer, "JPEG", quality=72, optimize=True)
+    grey.save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _lines(run: Run) -> Iterator[tuple[int, dict[str, Any]]]:
+def scored_lines(run: Run) -> Iterator[tuple[int, dict[str, Any]]]:
     """All scored studies, each with its model's number."""
     for index, model in enumerate(run.models):
         for folder in run.folders[model].values():

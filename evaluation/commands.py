@@ -1,4 +1,4 @@
-"""The command lines of what is done with a finished model beside generating and scoring: `write`."""
+"""The command lines of what is done with a finished model beside generating and scoring: `write`, `reader-study`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.Ar
 def add_commands(command: Command) -> None:
     """Add them all."""
     _add_write(command)
+    _add_reader_study(command)
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
@@ -97,3 +98,36 @@ def _text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path} is no text file in UTF-8 ({error.reason}); save it as one") from error
+
+
+# ---- reader-study ----------------------------------------------------------------------------------------------------
+
+
+def _add_reader_study(command: Command) -> None:
+    made = command("reader-study", _reader_study, "a page on which radiologists count the errors of blinded reports")
+    made.add_argument("--outputs", type=Path, required=True, help="the run's folder, e.g. outputs/demo")
+    made.add_argument("--models", nargs="+", required=True, help="models of the run, e.g. sft rl_step2")
+    made.add_argument("--studies", type=int, default=50, help="how many, drawn at random (default 50)")
+    made.add_argument("--out", type=Path, help="folder to write (default: reader_study in --outputs)")
+    made.add_argument("--data_dir", type=Path, help="folder of the prepared data sets, for images")
+    made.add_argument("--seed", type=int, default=0, help="of studies, order and codes")
+
+
+def _reader_study(options: argparse.Namespace) -> None:
+    from evaluation.reader_study import write_reader_study
+
+    if options.studies < 1:
+        raise EvaluationError(f"--studies is {options.studies}; it must be at least 1")
+    out = options.out or options.outputs / "reader_study"
+    made = write_reader_study(options.outputs, options.models, options.studies, out, options.data_dir, options.seed)
+    print(
+        f"{made['page']}: {made['reports']} reports of {made['studies']} studies, opens offline in any browser. It holds "
+        "patients' films and reports: give it to those alone who may see them. key.json stays here"
+    )
+    if made["without_image"]:
+        told = "are shown without a film: absent or unreadable (--data_dir says where the data lie)"
+        print(f"{made['without_image']} studies {told}")
+    judge = out / "judge.jsonl"
+    rate = "" if made["judged"] else f"python -m rewards judge --pairs {out / 'pairs.jsonl'} --out {judge} …; "
+    agreement = options.outputs / "judge_agreement.json"
+    print(f"then: {rate}python -m rewards judge-agreement READER.json {judge} --out {agreement}")

@@ -86,6 +86,12 @@ class Browser:
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
+    def downloads_to(self, folder: Path) -> None:
+        """Keep what the page offers for download in `folder`."""
+        session, self._session = self._session, None  # a command of the browser, not of the page
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self._session = session
+
     def screenshot(self, path: Path, whole_page: bool = False) -> None:
         answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole_page)
         path.write_bytes(base64.b64decode(answer["data"]))

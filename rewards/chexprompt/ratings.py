@@ -104,12 +104,19 @@ def read_pairs(path: Path, source: str | None = None) -> list[Pair]:
 
 def read_ratings(path: Path) -> list[Rating]:
     """Ratings from JSONL, as `write_ratings` makes them; a human's file needs `id`, `significant` and `insignificant` only,
-    each of the latter an object with counts by error type, types left out counting 0.
+    each of the latter an object with counts by error type, types left out counting 0. What a reader's page exports
+    (`python -m evaluation reader-study`) is one line with such rows as its `ratings`.
 
     Raises:
         JudgeError: the file or a line is not as described.
     """
     rows = read_lines(path)
+    if len(rows) == 1 and isinstance(exported := rows[0][1].get("ratings"), list):
+        if not all(isinstance(row, dict) and "id" in row for row in exported):
+            raise JudgeError(f"{path}: ratings must be a list of objects, each with an id")
+        rows = list(enumerate(exported, 1))
+        if not rows:
+            raise JudgeError(f"{path} has no rating yet: its reader has confirmed no report (Enter)")
     ratings = []
     for identifier, (number, row) in zip(_identifiers(path, rows), rows, strict=True):
         failure = row.get("failure")
