@@ -21,7 +21,7 @@ from data_prep.source import iterate_json, read_json
 from data_prep.sources.custom import read_mapping
 from data_prep.tables import iterate_table
 from evaluation.__main__ import run as evaluation_run
-from evaluation.browser import _lines
+from evaluation.browser import scored_lines
 from evaluation.predictions import read_predictions
 from evaluation.published import test_file_of as published_test_file
 from evaluation.run_folder import _json
@@ -49,7 +49,7 @@ YAML = {"digits": f"a: {'9' * 5000}", "deep": "[" * 1200, "no date": "a: 2024-13
 
 
 def _browser_lines(path: Path) -> None:
-    list(_lines(SimpleNamespace(models=["m"], folders={"m": {"d": path.parent}})))
+    list(scored_lines(SimpleNamespace(models=["m"], folders={"m": {"d": path.parent}})))
 
 
 # Reader of a path, by the name that the file has there.
