@@ -21,10 +21,14 @@ def shrink(pixels: np.ndarray, smallest: tuple[int, int]) -> np.ndarray:
     if block < 2:
         return pixels
     rows, columns = height // block * block, width // block * block
-    total = np.zeros((rows // block, columns // block), np.float32 if pixels.dtype.kind == "f" else np.int64)
-    for row in range(block):
-        for column in range(block):
-            total += pixels[row:rows:block, column:columns:block]
+    # Whole rows first: they lie in memory as they are read, columns do not.
+    small = pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2 and block < 256  # their sums fit 32 bits
+    by_row = pixels[0:rows:block].astype(np.float32 if pixels.dtype.kind == "f" else np.uint32 if small else np.int64)
+    for row in range(1, block):
+        by_row += pixels[row:rows:block]
+    total = by_row[:, 0:columns:block].copy()
+    for column in range(1, block):
+        total += by_row[:, column:columns:block]
     return total.astype(np.float32) / block**2
 
 

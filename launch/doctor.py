@@ -312,9 +312,12 @@ def check_plan(question: Question) -> Iterator[Check]:
         folder = (
             question.run if not question.own_run else Path(str(question.recipes[stage].get("output_dir", question.run)))
         )
-        free, needed = machine.free_disk(folder), plan.checkpoint_bytes + _SPARE_DISK
+        free = machine.free_disk(folder)
+        needed = plan.checkpoint_bytes + plan.momentary_bytes + _SPARE_DISK
         found = f"{format_bytes(free)} free at {folder}; {plan.checkpoints} checkpoint(s) and the final model take "
         found += format_bytes(plan.checkpoint_bytes)
+        if plan.momentary_bytes:
+            found += f", and {format_bytes(plan.momentary_bytes)} more while one is written"
         mend = 'make room, another disk (OUTPUTS_DIR=/big/disk, for every make), or ARGS="--save_only_model true --save_total_limit 1"'
         status = "missing" if free < needed else "ok"
         yield Check(f"disk for {stage}", status, found, mend if free < needed else "", (stage,))

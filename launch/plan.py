@@ -137,6 +137,7 @@ class StagePlan:
     saves: int = 0
     checkpoints: int = 0
     checkpoint_bytes: float = 0
+    momentary_bytes: float = 0  # beside these, while one is written: older ones go once it is whole
     advice: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
@@ -652,13 +653,18 @@ def _checkpoints(
     each = checkpoint_bytes(arch.parameters, settings)
     final = checkpoint_bytes(arch.parameters, {"dtype": dtype, "save_only_model": True})  # an adapter is merged
     plan.checkpoint_bytes = whole * each + (plan.checkpoints - whole) * weights_only + final
+    if (
+        plan.saves > plan.checkpoints and not stage.keep_best
+    ):  # where older ones are trimmed, `whole` counts their states
+        plan.momentary_bytes = each if keep is None else weights_only
     if stage.keep_best:
+        plan.momentary_bytes = each
         # Once there is a final model, the newest checkpoint keeps its model alone.
         plan.checkpoint_bytes = max(plan.checkpoint_bytes - final, plan.checkpoints * weights_only + final)
         every_one = (plan.saves - whole) * weights_only + whole * each + final
         plan.notes.append(
             f"disk: {plan.checkpoints} of {plan.saves} checkpoints stay, {format_bytes(plan.checkpoint_bytes)} (all of them: "
-            f"{format_bytes(every_one)}), and {format_bytes(each)} more for a moment, while one is written"
+            f"{format_bytes(every_one)})"
         )
     if whole > 10 and not training.save_only_model:
         plan.advice.append(
@@ -858,8 +864,9 @@ def table(plans: Sequence[StagePlan], target: Target) -> str:
             elif target.gpus and not plan.judge_gpus:
                 lines.append("           on no GPU here: the time of its calls is not in the hours")
         if plan.checkpoint_bytes:
+            more = f"; {format_bytes(plan.momentary_bytes)} more while one is written" if plan.momentary_bytes else ""
             lines.append(
-                f"  disk     {format_bytes(plan.checkpoint_bytes)}: {plan.checkpoints} checkpoint(s) and the final model"
+                f"  disk     {format_bytes(plan.checkpoint_bytes)}: {plan.checkpoints} checkpoint(s) and the final model{more}"
             )
         lines += [f"  note     {line}" for line in plan.notes]
         lines += [f"  change   {line}" for line in plan.advice]

@@ -583,6 +583,21 @@ def test_checkpoints_that_keep_their_model_alone_are_counted_as_such():
     assert not any("optimiser state" in line for line in plan.advice)
 
 
+def test_the_checkpoint_that_is_written_before_an_older_one_goes_is_counted():
+    parameters = ARCHITECTURES["Qwen3-VL-8B-Instruct"].parameters
+    for flags, more in (
+        (("--save_total_limit", "2"), 14 * parameters),
+        (("--save_total_limit", "2", "--save_only_model", "true"), 2 * parameters),
+        (("--save_total_limit", "null"), 0),
+        (
+            ("--save_total_limit", "3", "--keep_optimizer_states", "1"),
+            2 * parameters,
+        ),  # its states: in `checkpoint_bytes`
+    ):
+        (plan,) = plan_recipe("unirg_cxr", target(overrides=("--keep_best", "null", *flags)), ["rl_step1"])
+        assert plan.momentary_bytes == more, flags
+
+
 def test_the_best_and_the_newest_checkpoint_take_little_disk():
     """Rated while training: the newest whole and two models; what is more for a moment is said."""
     (plan,) = plan_recipe("unirg_cxr", target(), ["rl_step1"])
@@ -591,7 +606,8 @@ def test_the_best_and_the_newest_checkpoint_take_little_disk():
     assert plan.checkpoints == 3
     assert plan.checkpoint_bytes == (14 + 2 + 2) * parameters
     assert plan.checkpoint_bytes <= 150 * 2**30
-    assert any("114.3 GiB more for a moment" in note for note in plan.notes)
+    assert plan.momentary_bytes == 14 * parameters
+    assert "114.3 GiB more while one is written" in table([plan], target())
     assert any(f"validation: {plan.saves} × 1,024 greedy reports" in note for note in plan.notes)
 
 
