@@ -140,7 +140,10 @@ def decode_grey(content: bytes, settings: ImageSettings) -> Image.Image:
             # JPEG decodes at 1/2, 1/4 or 1/8 directly; never to less than the target size.
             image.draft("L", target_size(*image.size, settings))
             image.load()
-            return to_grey(ImageOps.exif_transpose(image), settings)
+            ImageOps.exif_transpose(
+                image, in_place=True
+            )  # not in place, it copies the film where nothing is to be turned
+            return to_grey(image, settings)
     except Exception as error:  # decoders raise anything on a damaged file, and one film must not end the run
         raise ImageError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
 
