@@ -22,8 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] != "score":  # the judge's client takes a second to import
         from rewards import sensitivity
         from rewards.chexprompt import cli
+        from rewards.llm_metrics import cli as llm_cli
 
         cli.add_parsers(commands)
+        llm_cli.add_parser(commands)
         edits = commands.add_parser(
             "sensitivity",
             help="which metric sees which error",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rewards.chexprompt.judge import Judge, JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import GrpoReward
+from rewards.llm_metrics import LLM_METRICS
 from rewards.metric import Metric, MetricError
 from rewards.radeval import RADEVAL, RadEvalMetric
 from rewards.registry import load_metrics
@@ -50,7 +51,9 @@ def load_parts(
     return {name: parts[name] for name in names}
 
 
-def load_judge(judge: Judge | JudgeSettings | Mapping[str, Any] | None, source: str | None = None) -> Judge | None:
+def load_judge(
+    judge: Judge | JudgeSettings | Mapping[str, Any] | None, source: str | None = None, kind: type[Judge] = Judge
+) -> Judge | None:
     """A judge from its settings; with `source`, refused at once where its host may not be sent reports of that source.
 
     Raises:
@@ -59,7 +62,7 @@ def load_judge(judge: Judge | JudgeSettings | Mapping[str, Any] | None, source: 
     if judge is None or isinstance(judge, Judge):
         built = judge
     else:
-        built = Judge.from_settings(
+        built = kind.from_settings(
             judge if isinstance(judge, JudgeSettings) else JudgeSettings.from_mapping(plain(judge))
         )
     if built is not None and source is not None:
@@ -75,6 +78,7 @@ def assemble(
     weights_dir: Path | str | None = None,
     settings: EngineSettings | None = None,
     source: str | None = None,
+    llm_metrics: Mapping[str, JudgeSettings | Mapping[str, Any]] | None = None,
 ) -> CompositeReward:
     """Σ weight · metric, plus `judge_weight` / (errors + 1) where there is a judge.
 
@@ -83,6 +87,8 @@ def assemble(
         judge: a `Judge`, its settings, or a mapping of its `judge_` keys (`python -m rewards judge --help`).
         backend, weights_dir, settings: as in `rewards.registry.load_metrics`.
         source: the data set that all reports are from; None where each report says it, or none is known.
+        llm_metrics: `green` or `crimson` by name, each with the settings of its server (`judge_` keys); their weights stand
+            in `weights`.
 
     Raises:
         MetricError: a metric that cannot be had, or whose sign is wrong (RadCliQ is better when lower).
@@ -91,19 +97,23 @@ def assemble(
     """
     if not isinstance(weights, Mapping):
         raise MetricError(f"weights are {type(weights).__name__}; give numbers by name, such as {{'radgraph': 1.0}}")
-    metrics = load_parts(list(weights), backend, weights_dir, settings)
+    if unknown := sorted(set(llm_metrics or {}) - set(LLM_METRICS)):
+        raise MetricError(f"llm_metrics: {', '.join(unknown)} is unknown; known: {', '.join(LLM_METRICS)}")
+    raters = {name: load_judge(given, source, LLM_METRICS[name]) for name, given in (llm_metrics or {}).items()}
+    metrics = load_parts([name for name in weights if name not in raters], backend, weights_dir, settings)
     for name, weight in weights.items():
-        if not metrics[name].higher_is_better and weight > 0:
+        if name in metrics and not metrics[name].higher_is_better and weight > 0:
             raise MetricError(
                 f"{name} is better when lower, so a weight of {weight:g} would teach errors; use -{weight:g}"
             )
     built = load_judge(judge, source)
-    return CompositeReward(weights, metrics, built, judge_weight if built is not None else 0.0)
+    return CompositeReward(weights, metrics, built, judge_weight if built is not None else 0.0, raters)
 
 
 def counting_failures(composite: CompositeReward) -> GrpoReward:
     """`composite` as TRL calls it, which stops where more of its judge's calls fail than the judge's settings allow."""
-    if not isinstance(composite.judge, Judge):
+    raters = [rater for rater in (composite.judge, *composite.llm_metrics.values()) if isinstance(rater, Judge)]
+    if not raters:
         return GrpoReward(composite)
-    settings = composite.judge.settings
-    return GrpoReward(composite, settings.judge_max_failure_rate, settings.judge_failure_window)
+    strictest = min((rater.settings for rater in raters), key=lambda settings: settings.judge_max_failure_rate)
+    return GrpoReward(composite, strictest.judge_max_failure_rate, strictest.judge_failure_window)

@@ -53,7 +53,7 @@ class BlockingReward:
         parts.pop("reference")
         columns = {name: self._filled(name, values, references) for name, values in parts.items()}
         columns = {"score": self._filled("score", totals, references)} | columns
-        if self.reward.composite.judge is not None:
+        if self.reward.composite.can_fail:
             columns["judge_failed"] = [float(total is None) for total in totals]
         return [{name: values[i] for name, values in columns.items()} for i in range(len(candidates))]
 
@@ -72,7 +72,7 @@ class BlockingReward:
                     raise MetricError("the judge has answered for no rollout yet; see that judge_base_url answers")
                 value = float(np.mean(seen))
             filled.append(float(value))
-        if None in values or self.reward.composite.judge is not None:
+        if self.reward.composite.can_fail:
             self._remember(name, there)
         return filled
 
@@ -103,7 +103,7 @@ def blocking_reward(settings: dict[str, Any]) -> BlockingReward:
         raise MetricError(f"reward arguments must be plain values, as in a YAML file ({error})") from error
     with _building:
         if key not in _built:
-            known = ("weights", "judge", "judge_weight", "backend", "weights_dir", "source")
+            known = ("weights", "judge", "judge_weight", "backend", "weights_dir", "source", "llm_metrics")
             if unknown := sorted(set(settings) - set(known)):
                 raise MetricError(f"unknown reward argument(s) {', '.join(unknown)}; known: {', '.join(known)}")
             if "weights" not in settings:

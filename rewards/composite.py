@@ -69,14 +69,18 @@ class CompositeReward:
         metrics: Mapping[str, Metric],
         judge: Judge | None = None,
         judge_weight: float = 0.0,
+        llm_metrics: Mapping[str, Judge] | None = None,
     ) -> None:
         """`weights` and `metrics` are keyed by bare metric name; a metric without a weight is measured and logged only.
+        `llm_metrics` are further metrics by name that a language model is asked for (`rewards/llm_metrics`): their
+        results' judgements have a `score`, and a rollout that one of them fails on has no total either.
 
         Raises:
             ValueError: a weight without its metric, a weight that is no finite number, a judge weight without a judge,
                 or nothing that has a weight.
         """
-        if missing := sorted(set(weights) - set(metrics)):
+        self.llm_metrics = dict(llm_metrics or {})
+        if missing := sorted(set(weights) - set(metrics) - set(self.llm_metrics)):
             raise ValueError(f"reward weight(s) for {', '.join(missing)}, but no such metric is loaded")
         if bad := sorted(name for name, weight in weights.items() if not np.isfinite(weight)):
             raise ValueError(f"reward weight(s) of {', '.join(bad)} are not finite numbers")
@@ -86,6 +90,15 @@ class CompositeReward:
             raise ValueError("every reward weight is 0: nothing to learn from")
         self.weights, self.metrics = dict(weights), dict(metrics)
         self.judge, self.judge_weight = judge, float(judge_weight)
+
+    @property
+    def can_fail(self) -> bool:
+        """Whether a language model is asked, which may not answer."""
+        return self.judge is not None or bool(self.llm_metrics)
+
+    def full_name(self, name: str) -> str:
+        """The full name of a weighted part, as in `CompositeScores.parts`."""
+        return (self.metrics.get(name) or self.llm_metrics[name]).name
 
     def local_scores(self, candidates: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
         """The metrics' scores, float32 [n] each, under their full names. Blocks; needs no judge."""
@@ -103,16 +116,18 @@ class CompositeReward:
         if len(references) != n or len(sources) != n:
             raise ValueError(f"{n} candidates, {len(references)} references and {len(sources)} sources: lengths differ")
         local = asyncio.to_thread(self.local_scores, candidates, references)
-        if self.judge is None:
-            parts, results = await local, []
-        else:
-            parts, results = await asyncio.gather(local, self.judge.judge(candidates, references, sources))
+        raters = [*([] if self.judge is None else [self.judge]), *self.llm_metrics.values()]
+        parts, *answers = await asyncio.gather(local, *(r.judge(candidates, references, sources) for r in raters))
+        failures = Counter(r.failure or "unknown" for results in answers for r in results if r.judgement is None)
+        results = [] if self.judge is None else answers.pop(0)
         judgements = [result.judgement for result in results] or [None] * n
-        failures = Counter(result.failure or "unknown" for result in results if result.judgement is None)
+        for rater, scored in zip(self.llm_metrics.values(), answers, strict=True):
+            scores = [np.nan if result.judgement is None else result.judgement.score for result in scored]
+            parts[rater.name] = np.array(scores, dtype=np.float32)
 
         total = np.zeros(n)
         for name, weight in self.weights.items():
-            total += weight * parts[self.metrics[name].name].astype(np.float64)
+            total += weight * parts[self.full_name(name)].astype(np.float64)
         if self.judge is not None:
             rewards = [np.nan if judgement is None else 1 / (judgement.errors + 1) for judgement in judgements]
             parts[self.judge.name] = np.array(rewards, dtype=np.float32)

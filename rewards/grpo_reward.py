@@ -119,7 +119,7 @@ class GrpoReward:
             for name, values in scores.parts.items():
                 if not np.isnan(values).all():
                     log_metric(f"reward_parts/{name}", float(np.nanmean(values)))
-            if self.composite.judge is not None:
+            if self.composite.can_fail:
                 log_metric("reward_parts/judge_failed", float(np.mean(failed)))
                 errors = [judgement.errors for judgement in scores.judgements if judgement is not None]
                 if errors:
@@ -144,7 +144,7 @@ class GrpoReward:
     def _normalized(self, scores: CompositeScores) -> list[float | None]:
         """Σ weight · (part − mean of its group) / (spread of its group + 1e-4), as TRL's `normalize_then_sum`."""
         composite = self.composite
-        weights = {composite.metrics[name].name: weight for name, weight in composite.weights.items()}
+        weights = {composite.full_name(name): weight for name, weight in composite.weights.items()}
         if composite.judge is not None:
             weights[composite.judge.name] = composite.judge_weight
         failed = np.array([total is None for total in scores.total]).reshape(-1, self.normalize_groups_of)

@@ -70,6 +70,7 @@ def composite_reward(
     backend: str = "real",
     weights_dir: Path | str | None = None,
     settings: EngineSettings | None = None,
+    llm_metrics: Mapping[str, JudgeSettings | Mapping[str, Any]] | None = None,
 ) -> ColumnsReward:
     """Metrics and judge as one asynchronous reward function: Σ weight · metric + `judge_weight` / (errors + 1).
 
@@ -84,13 +85,14 @@ def composite_reward(
         source_column: the column that says it for each. It decides to which hosts the judge may send a report
             (`python -m rewards judge --help`); where neither is given, a report stays on this machine and listed hosts.
         backend, weights_dir, settings: as in `rewards.registry.load_metrics`.
+        llm_metrics: GREEN and CRIMSON as parts, as in `rewards.assemble.assemble`.
 
     Raises:
         MetricError, JudgeError, ValueError: as `rewards.assemble.assemble`.
     """
     if source is not None and source_column is not None:
         raise MetricError("give source (one data set for all reports) or source_column, not both")
-    composite = assemble(weights, judge, judge_weight, backend, weights_dir, settings, source)
+    composite = assemble(weights, judge, judge_weight, backend, weights_dir, settings, source, llm_metrics)
     return ColumnsReward(composite, reference_column, source, source_column)
 
 

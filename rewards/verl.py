@@ -31,7 +31,7 @@ def compute_score(
     (`judge_failed` is then 1): exact in `compute_score_batch`, where a whole group is in one call.
 
     Args:
-        settings: `weights`, `judge`, `judge_weight`, `backend`, `weights_dir` and `source` (which overrides data_source),
+        settings: `weights`, `judge`, `judge_weight`, `llm_metrics`, `backend`, `weights_dir` and `source` (which overrides data_source),
             as in `rewards.assemble.assemble`; verl passes them from `reward_kwargs`.
 
     Raises:

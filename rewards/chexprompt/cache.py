@@ -63,8 +63,10 @@ class JudgeCache:
         damaged: rows that were read and are no judgement; they count as absent, and are asked for again.
     """
 
+    file_name = FILE_NAME
+
     def __init__(self, folder: Path | str, model: str, prompt_version: str, sampling: dict[str, Any]):
-        self.path = Path(folder) / FILE_NAME
+        self.path = Path(folder) / self.file_name
         self.model = model
         self.prompt_version = prompt_version
         self.sampling = json.dumps(sampling, sort_keys=True)
@@ -90,7 +92,7 @@ class JudgeCache:
                 ).fetchone()
                 if row:
                     try:
-                        found[key] = checked_judgement(*map(json.loads, row))
+                        found[key] = self.checked(*map(json.loads, row))
                     except (ValueError, TypeError, RecursionError):
                         self.damaged += 1
         if self.damaged > before:
@@ -108,14 +110,20 @@ class JudgeCache:
             self.sampling,
             sha256(reference),
             sha256(candidate),
-            json.dumps(judgement.significant),
-            json.dumps(judgement.insignificant),
+            *map(json.dumps, self.kept(judgement)),
             prompt_tokens,
             completion_tokens,
             time.time(),
         )
         with self._lock, self._explained():
             self._connect().execute(f"INSERT OR REPLACE INTO answers VALUES ({', '.join('?' * len(row))})", row)
+
+    # What a judgement is on disk, and the check that it passes on its way back.
+    checked = staticmethod(checked_judgement)
+
+    @staticmethod
+    def kept(judgement: Judgement) -> tuple[Any, Any]:
+        return judgement.significant, judgement.insignificant
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

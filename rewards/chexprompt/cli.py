@@ -53,20 +53,8 @@ def add_parsers(subparsers: Any) -> None:
     )
     judge.add_argument("--source", help="data set that the reports are from, for rows that do not say")
     judge.add_argument("--config", type=Path, help="YAML file whose judge_ keys to use; options given here override it")
-    group = judge.add_argument_group("judge")
-    types = typing.get_type_hints(JudgeSettings)
-    for setting in fields(JudgeSettings):
-        names = [f"--{setting.name.replace('_', '-')}", f"--{setting.name}"]
-        arguments: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
-        kind = next(t for t in (*typing.get_args(types[setting.name]), types[setting.name]) if t is not type(None))
-        if types[setting.name] is bool:
-            arguments["action"] = argparse.BooleanOptionalAction
-        elif types[setting.name] == list[str]:
-            arguments |= {"nargs": "*", "metavar": "HOST"}
-        else:
-            arguments |= {"type": _or_null(kind), "metavar": kind.__name__.upper()}
-        group.add_argument(*names, dest=setting.name, **arguments)
-    judge.set_defaults(run=_command(_judge))
+    add_judge_settings(judge)
+    judge.set_defaults(run=command(_judge))
 
     cache = subparsers.add_parser("judge-cache", help="look into the judge's cache of answers, export it, prune it")
     actions = cache.add_subparsers(required=True, metavar="stats|export|prune")
@@ -77,7 +65,7 @@ def add_parsers(subparsers: Any) -> None:
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("--judge-cache-dir", "--judge_cache_dir", type=Path, default=Path("outputs/judge_cache"))
-        action.set_defaults(run=_command(function))
+        action.set_defaults(run=command(function))
         if name == "export":
             action.add_argument("--out", type=Path, required=True, help="JSONL file to write")
         if name == "prune":
@@ -97,7 +85,7 @@ def add_parsers(subparsers: Any) -> None:
     compare.add_argument(
         "--out", type=Path, help="write the result as JSON too; a report shows judge_agreement.json of its run's folder"
     )
-    compare.set_defaults(run=_command(_agreement))
+    compare.set_defaults(run=command(_agreement))
 
 
 def _at_least(least: float) -> Callable[[str], Any]:
@@ -113,6 +101,23 @@ def _at_least(least: float) -> Callable[[str], Any]:
     return parse
 
 
+def add_judge_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each of the judge's settings; one that is not given is not there."""
+    group = parser.add_argument_group("judge")
+    types = typing.get_type_hints(JudgeSettings)
+    for setting in fields(JudgeSettings):
+        names = [f"--{setting.name.replace('_', '-')}", f"--{setting.name}"]
+        arguments: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
+        kind = next(t for t in (*typing.get_args(types[setting.name]), types[setting.name]) if t is not type(None))
+        if types[setting.name] is bool:
+            arguments["action"] = argparse.BooleanOptionalAction
+        elif types[setting.name] == list[str]:
+            arguments |= {"nargs": "*", "metavar": "HOST"}
+        else:
+            arguments |= {"type": _or_null(kind), "metavar": kind.__name__.upper()}
+        group.add_argument(*names, dest=setting.name, **arguments)
+
+
 def _or_null(kind: type) -> Callable[[str], Any]:
     """A parser of `kind`, and of `null` as in a YAML file: none."""
 
@@ -123,7 +128,7 @@ def _or_null(kind: type) -> Callable[[str], Any]:
     return parse
 
 
-def _command(function: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+def command(function: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
     """`function` with a user's mistake as one line on stderr and exit status 2, an interruption as 130."""
 
     def run(arguments: argparse.Namespace) -> None:
@@ -139,7 +144,8 @@ def _command(function: Callable[[argparse.Namespace], None]) -> Callable[[argpar
     return run
 
 
-def _settings(arguments: argparse.Namespace) -> JudgeSettings:
+def settings_of(arguments: argparse.Namespace) -> JudgeSettings:
+    """The settings of --config, overridden by the flags that are given."""
     # A file may take longer than a training batch is allowed to.
     values: dict[str, Any] = {"judge_batch_timeout": None}
     if arguments.config is not None:
@@ -157,7 +163,7 @@ def _settings(arguments: argparse.Namespace) -> JudgeSettings:
 
 def _judge(arguments: argparse.Namespace) -> None:
     pairs = read_pairs(arguments.pairs, arguments.source)
-    settings = _settings(arguments)
+    settings = settings_of(arguments)
     if arguments.out.is_dir() or arguments.out.resolve() == arguments.pairs.resolve():
         raise JudgeError(f"--out {arguments.out} must be another file than the pairs, and no folder")
     with Judge.from_settings(settings) as judge:

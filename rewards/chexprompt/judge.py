@@ -63,12 +63,15 @@ class Judge:
         stopped: why no further call is made (wrong key, wrong model, budget reached), or None.
     """
 
+    metric = "chexprompt"
+    cache_type = JudgeCache
+
     def __init__(self, settings: JudgeSettings, base_url: str, model: str):
         self.settings = settings
         self.base_url = base_url
         self.model = model
         try:
-            self.prompt = load_prompt(settings.judge_prompt_file, settings.judge_answer_format)
+            self.prompt = self.load_prompt()
             self._extra_body = json.loads(settings.judge_extra_body or "{}")
         except json.JSONDecodeError as error:
             raise JudgeError(f"judge_extra_body is not JSON ({error.msg} at character {error.pos + 1})") from error
@@ -87,7 +90,7 @@ class Judge:
                 f"judge_extra_body holds {secret!r}, and would be kept with the results; put the key into the environment "
                 "variable that judge_api_key_env names"
             )
-        self.name = f"chexprompt[{model}]"
+        self.name = f"{self.metric}[{model}]"
         self.prompt_version = self.prompt.version
         sampling = {
             "temperature": settings.judge_temperature,
@@ -99,7 +102,7 @@ class Judge:
         versioned = f"{model}@{judge_server.rules_version()}" if model == judge_server.MODEL else model
         self.fingerprint = sha256(json.dumps([versioned, self.prompt_version, sampling], sort_keys=True))
         self.cache = (
-            JudgeCache(settings.judge_cache_dir, versioned, self.prompt_version, sampling)
+            self.cache_type(settings.judge_cache_dir, versioned, self.prompt_version, sampling)
             if settings.judge_cache_dir
             else None
         )
@@ -147,6 +150,16 @@ class Judge:
                 f"(it lists them at {settings.judge_base_url.rstrip('/')}/models)"
             )
         return cls(settings, settings.judge_base_url, settings.judge_model)
+
+    # ---- what rewards/llm_metrics has of its own -------------------------------------------------------------------
+
+    def load_prompt(self) -> Any:
+        """The prompt: an object with a `version`. Raises ValueError where it cannot be had."""
+        return load_prompt(self.settings.judge_prompt_file, self.settings.judge_answer_format)
+
+    def parse(self, text: str) -> Judgement:
+        """What an answer says; raises `AnswerError` where it is not in the format."""
+        return parse_answer(text, self.settings.judge_answer_wrappers, self.answer_format == "digits")
 
     def __enter__(self) -> Judge:
         return self
@@ -268,8 +281,7 @@ class Judge:
                     if self.stopped is not None:
                         return JudgeResult(None, self._stopped_cause)
                     answer = await self._ask(reference, candidate, again)
-                digits = self.answer_format == "digits"
-                judgement = parse_answer(answer.text, self.settings.judge_answer_wrappers, digits)
+                judgement = self.parse(answer.text)
             except WrappedAnswerError:
                 cause, again = calls.WRAPPED_ANSWER, True
                 continue

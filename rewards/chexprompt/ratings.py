@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ _CHUNK = 100  # resamples drawn at a time, to bound memory
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of a pairs file."""
+    """One line of a pairs file; `context` is what it says of the patient, `age` and `indication`, for metrics that ask."""
 
     id: str
     reference: str
     candidate: str
     source: str | None
+    context: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def _identifiers(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list
 
 
 def read_pairs(path: Path, source: str | None = None) -> list[Pair]:
-    """Pairs from JSONL: keys `reference`, `candidate`, and optionally `id` (or `study_id`) and `source` (or `dataset`).
+    """Pairs from JSONL: keys `reference`, `candidate`, and optionally `id` (or `study_id`), `source` (or `dataset`), `age` (in
+    years) and `indication`. A scores.jsonl of `python -m evaluation score` has them all.
 
     A row without a source gets `source`, which the user named; one without any counts as credentialed, and so does one that
     alone says that its reports are public: a file may close its reports and not open them.
@@ -98,8 +100,18 @@ def read_pairs(path: Path, source: str | None = None) -> list[Pair]:
         claim = row.get("source", row.get("dataset"))
         if claim is not None and not isinstance(claim, str):
             raise JudgeError(f"{path}, line {number}: 'source' is not a text")
-        pairs.append(Pair(identifier, row["reference"], row["candidate"], claimed_source(claim, source)))
+        context = _context(row, f"{path}, line {number}")
+        pairs.append(Pair(identifier, row["reference"], row["candidate"], claimed_source(claim, source), context))
     return pairs
+
+
+def _context(row: dict[str, Any], where: str) -> dict[str, str]:
+    age, indication = row.get("age"), row.get("indication")
+    if age is not None and (type(age) not in (int, float) or not 0 <= age <= 130):
+        raise JudgeError(f"{where}: 'age' must be a number of years, or null")
+    if indication is not None and not isinstance(indication, str):
+        raise JudgeError(f"{where}: 'indication' must be a text, or null")
+    return ({} if age is None else {"age": f"{age:g}"}) | ({"indication": indication} if indication else {})
 
 
 def read_ratings(path: Path) -> list[Rating]:

@@ -2,7 +2,7 @@
 
     python -m rewards.offline.judge_server --port 8000
 
-It answers the judge's own prompt (`rewards/chexprompt/rubric.py`) over HTTP on loopback, so that everything but the
+It answers the judge's own prompt (`rewards/chexprompt/rubric.py`), GREEN's and CRIMSON's (`llm_answers.py`) over HTTP on loopback, so that everything but the
 language model is the real thing. Its model name, `offline-rules-judge`, says what it is in every result.
 """
 
@@ -30,6 +30,7 @@ from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 from rewards.chexprompt.parse import MAX_COUNT
 from rewards.chexprompt.rubric import FORMATTERS, read_pair_line
 from rewards.offline.graph import ABSENT, report_findings
+from rewards.offline.llm_answers import llm_metric_answer
 
 MODEL = "offline-rules-judge"
 LONGEST_REQUEST = 4_000_000  # bytes
@@ -182,7 +183,7 @@ def _compare_mention(ours: Mention, theirs: Mention, errors: _Count) -> None:
 def rules_version() -> str:
     """Hash of the rules behind the answers: changes whenever an answer may."""
     folder = Path(__file__).parent
-    sources = [folder / name for name in ("judge_server.py", "graph.py", "lexicon.py")]
+    sources = [folder / name for name in ("judge_server.py", "llm_answers.py", "graph.py", "lexicon.py")]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
@@ -194,13 +195,14 @@ def answer(body: Any) -> dict[str, Any]:
     """
     try:
         message = [m for m in body["messages"] if m["role"] == "user"][-1]["content"]
-        reference, candidate = read_pair_line(message)
-        as_json = (body.get("response_format") or {}).get("type") == "json_schema"
-        answer_format = "digits" if body.get("structured_outputs") else "json" if as_json else "list"
+        text = llm_metric_answer(message, count_errors)
+        if text is None:
+            reference, candidate = read_pair_line(message)
+            as_json = (body.get("response_format") or {}).get("type") == "json_schema"
+            answer_format = "digits" if body.get("structured_outputs") else "json" if as_json else "list"
+            text = FORMATTERS[answer_format](count_errors(reference, candidate))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError("no user message with a pair of reports") from error
-    judgement = count_errors(reference, candidate)
-    text = FORMATTERS[answer_format](judgement)
     prompt_tokens = sum(len(m["content"]) for m in body["messages"]) // 4
     return {
         "id": f"chatcmpl-{hashlib.sha256(message.encode()).hexdigest()[:24]}",
