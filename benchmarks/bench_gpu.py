@@ -8,6 +8,7 @@ rewards: the composite of step 1 over 16 prompts × 16 rollouts (63% unique), ba
 sft, grpo: the recipes' own stages (recipes/unirg_cxr/*_lora.yaml, rollouts from vLLM in the process), a few updates. GRPO
   has fewer studies an update than the recipe, the same rows at once. Memory: what torch allocated and held at most, and the
   most that nvidia-smi saw in use.
+sft_rows: SFT on a padded row for each study (pack_studies: false), every forward pass checkpointed, as it was before.
 grpo_rows: the same with TRL's row for each rollout (share_prompts: false) and the rows at once that it was measured with, 8.
 sft_full: SFT of all weights of Qwen3-VL-2B, which one GPU holds (the recipe's other settings).
 generate: vLLM writes greedy reports for many studies at once, as evaluation does.
@@ -41,10 +42,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-PARTS = ("rewards", "sft", "grpo", "grpo_rows", "generate", "sft_full", "rewards_compiled")
+PARTS = ("rewards", "sft", "sft_rows", "grpo", "grpo_rows", "generate", "sft_full", "rewards_compiled")
 SIZE, SMALL_SIZE = "Qwen3-VL-8B-Instruct", "Qwen3-VL-2B-Instruct"
 RECIPES = {
     "sft": "sft_lora.yaml",
+    "sft_rows": "sft_lora.yaml",
     "grpo": "rl_step1_lora.yaml",
     "grpo_rows": "rl_step1_lora.yaml",
     "sft_full": "sft.yaml",
@@ -145,6 +147,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
         "prompt_tokens": prompt,
         "report_tokens": report,
         "rollouts_a_row": together,
+        "checkpointing": checkpointed(trainer, tokens / training.gradient_accumulation_steps),
         "update_seconds": seconds,
         "all_update_seconds": steps,
         "tokens_per_gpu_second": tokens / seconds,
@@ -161,6 +164,12 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
         entry |= {"generate_and_score_seconds": first - again, "completions_a_generation": completions}
         entry |= {"update_only_seconds": again, "update_only_tokens_per_second": tokens / again}
     return entry
+
+
+def checkpointed(trainer: transformers.Trainer, tokens: float) -> bool:
+    """Whether a forward pass of so many tokens computes its layers twice: `make plan` counts that."""
+    limit = trainer.checkpoint_above_tokens
+    return bool(trainer.args.gradient_checkpointing) and (limit is None or tokens > limit)
 
 
 def _trainer(
@@ -199,19 +208,25 @@ def _trainer(
             given |= {"share_prompts": "false", "per_device_train_batch_size": 8}
     else:
         given |= {"global_batch_size": 16, "max_steps": options.updates}
+        if stage == "sft_rows":
+            given |= {"pack_studies": "false", "checkpoint_above_tokens": 1}
     words = ["--config", str(recipe), *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
     types = grpo.ARGUMENTS if stage.startswith("grpo") else (DataArguments, StageArguments, ModelConfig, SFTConfig)
     parsed = parse_recipe(types, [*words, *options.settings])
     data, model_arguments, training = parsed[0], parsed[-2], parsed[-1]
     studies = load_studies(data.datasets, data.data_dir, data.train_split)
     if not stage.startswith("grpo"):
-        set_global_batch(parsed[1], training)
-        return sft.build_trainer(data, model_arguments, training, studies), model_arguments.use_peft
+        stage_arguments = parsed[1]
+        set_global_batch(stage_arguments, training)
+        trainer = sft.build_trainer(data, model_arguments, training, studies, stage_arguments.pack_studies)
+        trainer.checkpoint_above_tokens = stage_arguments.checkpoint_above_tokens
+        return trainer, model_arguments.use_peft
     _, reward, judge, stage_arguments, rollouts, watched, *_ = parsed
     set_global_batch(stage_arguments, training, rollouts)
     composite = grpo.build_composite(reward, judge, set(), contextlib.ExitStack())
     monitors = build_monitors(watched, reward, composite, Path(training.output_dir))
     trainer = grpo.build_trainer(data, reward, judge, rollouts, model_arguments, training, studies, composite, monitors)
+    trainer.checkpoint_above_tokens = stage_arguments.checkpoint_above_tokens
     return trainer, model_arguments.use_peft
 
 
@@ -380,7 +395,7 @@ def prepare(options: argparse.Namespace) -> None:
     if not (options.folder / DATASET).exists():
         write_study_folder(options.folder / DATASET, options.studies, longest)
     sizes = []
-    if not options.model and {"sft", "grpo", "grpo_rows", "generate"} & set(options.parts):
+    if not options.model and {"sft", "sft_rows", "grpo", "grpo_rows", "generate"} & set(options.parts):
         sizes.append(SIZE)
     if "sft_full" in options.parts:
         sizes.append(SMALL_SIZE)

@@ -1,9 +1,12 @@
 """What this project adds to a GRPO step: rewards' plumbing, monitors, kept rollouts. Prints one JSON object.
 
-    python -m benchmarks.bench_train [--minutes 8] [--steps 8] [--parts shared_prompts step overlap]
+    python -m benchmarks.bench_train [--minutes 8] [--steps 8] [--parts shared_prompts packed_studies step overlap]
 
 shared_prompts: a forward and backward pass with each study handled once, beside TRL's row for each rollout, at the paper's
   shape (benchmarks/shared_prompts.py): CPU seconds, memory, and how far log-probabilities and gradients are apart.
+
+packed_studies: SFT's forward and backward pass with its studies in one row, beside TRL's padded rows
+  (benchmarks/packed_studies.py): CPU seconds, computed tokens for each real one, and how far loss and gradients are apart.
 
 step: the demo's step 1 on the untrained tiny model, against a bare TRL script with the same metrics. Both arms train from the
   same seed and sample the same rollouts, which is checked; rounds of one training each alternate in their order (AB, BA,
@@ -41,7 +44,7 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from benchmarks import shared_prompts
+from benchmarks import packed_studies, shared_prompts
 from data_prep.prepared import load_studies
 from data_prep.sources.phantom import prepare
 from model.loading import load_processor
@@ -57,7 +60,7 @@ from training.progress import quiet_logs
 from training.run import run_training
 
 DATASET = "phantom_prairie"
-PARTS = ("shared_prompts", "step", "overlap")
+PARTS = ("shared_prompts", "packed_studies", "step", "overlap")
 MIN_ROUNDS = 3
 RESAMPLES = 2000
 
@@ -267,6 +270,8 @@ def main() -> None:
         result = {}
         if "shared_prompts" in arguments.parts:
             result["shared_prompts"] = shared_prompts.measure()
+        if "packed_studies" in arguments.parts:
+            result["packed_studies"] = packed_studies.measure()
         if "step" in arguments.parts:
             result["step"] = compare(folder, arguments.steps, arguments.minutes)
         if "overlap" in arguments.parts:

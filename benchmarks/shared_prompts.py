@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from trl import GRPOConfig
 
 from recipes.tiny_model import build_model, build_processor, build_tokenizer
@@ -36,8 +36,8 @@ SHAPE = {
 VISION = {"hidden_size": 128, "intermediate_size": 384, "depth": 2, "deepstack_visual_indexes": [0]}
 
 
-def paper_shape(folder: Path) -> tuple[RolloutTrainer, dict[str, Any]]:
-    """A trainer on the random model, and TRL's tensors of one study's rollouts, films once a rollout."""
+def random_model() -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
+    """The model of the paper's shape, and a processor for it."""
     tokenizer = build_tokenizer(["the heart is normal in size and the lungs are clear"] * 50, 400)
     processor = build_processor(tokenizer, PIXELS)
     config = build_model(tokenizer, PIXELS, 1).config.to_dict()
@@ -45,7 +45,12 @@ def paper_shape(folder: Path) -> tuple[RolloutTrainer, dict[str, Any]]:
     config["text_config"]["rope_parameters"]["mrope_section"] = [24, 20, 20]
     config["vision_config"] |= {**VISION, "out_hidden_size": SHAPE["hidden_size"]}
     torch.manual_seed(1)
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)), processor
+
+
+def paper_shape(folder: Path) -> tuple[RolloutTrainer, dict[str, Any]]:
+    """A trainer on the random model, and TRL's tensors of one study's rollouts, films once a rollout."""
+    model, processor = random_model()
     trainer = RolloutTrainer(
         model=model,
         reward_funcs=lambda completions, **columns: [0.0] * len(completions),
@@ -117,7 +122,7 @@ def _one(trainer: RolloutTrainer, batch: dict[str, Any]) -> tuple[torch.Tensor, 
         return trainer._get_per_token_logps_and_entropies(trainer.model, compute_entropy=True, **batch)[0]
 
     with torch.no_grad():
-        alone, _ = _timed(forward)
+        alone, _ = timed(forward)
     trainer.model.zero_grad()
     kept: dict[int, int] = {}
 
@@ -131,14 +136,15 @@ def _one(trainer: RolloutTrainer, batch: dict[str, Any]) -> tuple[torch.Tensor, 
         (logps * weights).sum().backward()
         return logps.detach()
 
-    seconds, logps = _timed(both)
+    seconds, logps = timed(both)
     gradients = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     return logps, gradients, (alone, seconds), sum(kept.values())
 
 
-def _timed(call: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+def timed(call: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+    """CPU seconds of a call, and its result."""
     began = time.process_time()
     result = call()
     return time.process_time() - began, result
