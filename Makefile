@@ -142,9 +142,12 @@ else
 	@until test -e $(OUT)/$(STAGE_NAME)/best; do sleep 5; done
 endif
 
-rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy
+# With GPUS the judge runs beside training on the same ones, unless one answers already or JUDGE_URL names one.
+JUDGED = $(if $(GPUS),$(if $(JUDGE_URL)$(filter-out 1,$(NODES)),,$(PYTHON) -m launch.judged --gpus $(GPUS) --log $(OUT)/judge.log --))
+
+rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy: GPUS=8 starts and stops the judge too [JUDGE_URL=…]
 	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(CACHES) $(TRAINED_ON) $(RATED_ON) $(JUDGE) \
+	  $(JUDGED) $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(CACHES) $(TRAINED_ON) $(RATED_ON) $(JUDGE) \
 	  $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best) $(ARGS)
 
 MODELS ?=

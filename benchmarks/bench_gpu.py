@@ -85,7 +85,7 @@ def train(stage: str, model: Path, folder: Path, options: argparse.Namespace) ->
     import torch
     from transformers import TrainerCallback
 
-    from launch.plan import rollouts_of_a_row
+    from launch.planning.recipe import rollouts_of_a_row
     from model.architectures import architecture
     from training.progress import add_progress, quiet_logs
 
@@ -363,7 +363,7 @@ def rewards(options: argparse.Namespace, compiled: bool = False) -> dict[str, An
 def gpu_name() -> str:
     """This GPU as `make plan` calls it, else as nvidia-smi does."""
     from common import machine
-    from launch.plan import GPUS
+    from launch.planning.assumed import GPUS
 
     full = machine.gpus()[0].name
     return next((kind for kind in sorted(GPUS, key=len, reverse=True) if kind.split("-")[0] in full.lower()), full)

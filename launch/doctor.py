@@ -276,7 +276,8 @@ def planned(question: Question, stage: str) -> Any:
     Raises:
         RecipeError: the YAML is wrong, or its batch does not divide.
     """
-    from launch.plan import Assumptions, Target, plan_training
+    from launch.planning.assumed import Assumptions, Target
+    from launch.planning.stage import plan_training
 
     if stage not in question.recipes:
         return None
@@ -327,7 +328,8 @@ def check_data_disk(question: Question) -> Iterator[Check]:
     """Room for the images of the data sets that are not prepared yet."""
     if not question.asked(("data",)):
         return
-    from launch.plan import Assumptions, image_bytes
+    from launch.planning.assumed import Assumptions
+    from launch.planning.recipe import image_bytes
 
     names = {name for values in question.recipes.values() for name in values.get("datasets") or []}
     absent = sorted(name for name in names if not any((question.data_dir / name).glob("*.parquet")))

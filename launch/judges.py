@@ -17,6 +17,11 @@ from pathlib import PurePosixPath
 from common.machine import GIB
 
 DEFAULT = "Qwen/Qwen3-30B-A3B-Instruct-2507"  # as judge_model in recipes/unirg_cxr/rl_step2.yaml
+# Tokens by answer format, counted by Qwen's vocabulary: the system message; an answer with its end; and what stands around the
+# two reports (markers, keys, closing words). vLLM's cache holds blocks of 16 tokens on a GPU.
+RUBRIC_TOKENS = {"auto": 1508, "json": 1508, "list": 1625, "digits": 1081}
+ANSWER_TOKENS = {"auto": 97, "json": 97, "list": 110, "digits": 13}
+FRAME_TOKENS, BLOCK_TOKENS = 45, 16
 
 
 @dataclass(frozen=True)

@@ -72,15 +72,25 @@ def test_the_rewards_are_as_fast_as_the_readme_says() -> None:
 
 
 def test_planned_hours_are_those_that_the_plan_gives() -> None:
-    from launch.plan import Assumptions, Target, plan_recipe
+    from launch.planning.assumed import Assumptions, Target
+    from launch.planning.stage import plan_recipe
 
-    def target(gpus: int, judge: int | None = None) -> Target:
-        return Target(gpus, "h100", "zero3", Path("nothing prepared"), Assumptions(), (), judge)
+    def target(gpus: int, judge: int | None = None, overrides: tuple[str, ...] = ()) -> Target:
+        return Target(gpus, "h100", "zero3", Path("nothing prepared"), Assumptions(), overrides, judge)
 
     text = (REPOSITORY / "launch" / "README.md").read_text()
-    said = map(float, re.search(r"(\d+) hours, (\d+) hours and ([\d.]+) days planned on H100s", text).groups())
-    sft, rl1 = plan_recipe("unirg_cxr", target(8), ["sft", "rl_step1"])
-    (rl2,) = plan_recipe("unirg_cxr", target(4, 4), ["rl_step2"])
-    assert [round(sft.hours), round(rl1.hours), round(rl2.hours / 24, 1)] == list(said)
-    waits, of = re.search(r"training waits for it ([\d.]+) of ([\d.]+) days where each has four", text).groups()
-    assert (round(rl2.judge_hours / 24, 1), round(rl2.hours / 24, 1)) == (float(waits), float(of))
+    said = re.search(r"(\d+) hours, (\d+) hours and (\d+) hours planned on H100s, ([\d.]+) days in all", text).groups()
+    plans = plan_recipe("unirg_cxr", target(8))
+    assert [round(plan.hours) for plan in plans[:3]] == list(map(float, said[:3]))
+    assert round(sum(plan.hours for plan in plans) / 24, 1) == float(said[3])
+    (apart,) = plan_recipe("unirg_cxr", target(4, 4), ["rl_step2"])
+    assert f"it would be {apart.hours / 24:.1f} days" in " ".join(text.split())
+    rows = re.findall(r"\| `(Qwen/\S+)`[^|]*\| (\d+) GiB \| ([\d.]+) h \| ([\d.]+) h \| ([\d.]+) (h|days) \|", text)
+    assert len(rows) == 3
+    for name, gib, step2, part, alone, unit in rows:
+        given = ("--judge_model", name)
+        (beside,) = plan_recipe("unirg_cxr", target(8, None, given), ["rl_step2"])
+        (own,) = plan_recipe("unirg_cxr", target(8, 1, given), ["rl_step2"])
+        assert round(beside.downloads["judge"] / 2**30) == float(gib)
+        assert (round(beside.hours, 1), round(beside.judge_hours, 1)) == (float(step2), float(part))
+        assert round(own.judge_hours / (24 if unit == "days" else 1), 1) == float(alone)

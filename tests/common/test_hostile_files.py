@@ -29,7 +29,7 @@ from evaluation.score import Scores, priors_shown
 from evaluation.submission import read_description
 from launch.doctor import main as doctor_main
 from launch.doctor import missing_weights
-from launch.plan import _architecture
+from launch.planning.recipe import architecture_of
 from model.architectures import architecture
 from model.checkpoint_files import _expected_bytes
 from model.engines import model_length
@@ -85,7 +85,7 @@ READ_YAML: dict[str, Callable[[Path], Any]] = {
     "recipe": read_yaml,
     "stage": lambda path: _check_yaml(str(path), set()),
     "start": lambda path: settings_of(["--config", str(path)]),
-    "plan": lambda path: _architecture("of no folder", path.with_name("rl_step1.yaml")),
+    "plan": lambda path: architecture_of("of no folder", path.with_name("rl_step1.yaml")),
     "description": read_description,
     "mapping": read_mapping,
 }

@@ -14,7 +14,7 @@ from trl import ModelConfig, SFTConfig
 
 from common.errors import RecipeError
 from data_prep.prepared import load_studies
-from launch.plan import GPUS
+from launch.planning.assumed import GPUS
 from model.architectures import ARCHITECTURES
 from model.memory import weights_trained_in
 from recipes.sft import build_trainer

@@ -1,0 +1,1 @@
+"""What a recipe will cost: its stages' work, memory, time, disk and judge, before anything is downloaded."""
