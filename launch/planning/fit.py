@@ -53,7 +53,8 @@ def add_checkpoints(
     final = checkpoint_bytes(arch.parameters, {"dtype": dtype, "save_only_model": True})  # an adapter is merged
     plan.checkpoint_bytes = whole * each + (plan.checkpoints - whole) * weights_only + final
     if plan.saves > plan.checkpoints and not stage.keep_best:
-        plan.momentary_bytes = each if keep is None else weights_only  # trimmed, `whole` counts their states
+        # Where older ones are trimmed, `whole` counts the states of one more.
+        plan.momentary_bytes = each if whole == plan.checkpoints else weights_only
     if stage.keep_best:
         plan.momentary_bytes = each
         # Once there is a final model, the newest checkpoint keeps its model alone.

@@ -131,12 +131,12 @@ def test_the_judge_is_there_while_it_trains_and_gone_afterwards(node, status):
     run = node.start(status=status)
     out, err = run.communicate(timeout=120)
     assert run.returncode == status, err
-    assert "8 × 1" in out  # the 8 B fits a quarter of an 80 GB GPU
+    assert "4 × 2" in out  # the 8 B fits 15% of two 80 GB GPUs
     assert len(node.pids()) == 3
     assert node.running() == []
     words = (node.folder / "words").read_text()
-    assert "--tensor-parallel-size 1 --data-parallel-size 8" in words
-    assert "--gpu-memory-utilization 0.25" in words
+    assert "--tensor-parallel-size 2 --data-parallel-size 4" in words
+    assert "--gpu-memory-utilization 0.15" in words
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -201,5 +201,5 @@ def test_a_judge_that_does_not_fit_beside_is_said(node):
     run = node.start(gpus=1)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 2
-    assert "one copy of the judge Qwen/Qwen3-32B takes 4 GPUs with 25% of each, and 1 train" in err
+    assert "one copy of the judge Qwen/Qwen3-32B takes 8 GPUs with 15% of each, and 1 train" in err
     assert node.pids() == []
