@@ -589,7 +589,7 @@ def test_difficulty_changes_contrast_and_noise() -> None:
     assert rough > 3 * smooth
 
 
-def test_drawing_takes_at_most_four_milliseconds() -> None:
+def test_findings_cost_little_beside_the_film_that_they_are_drawn_on() -> None:
     crowded = [
         Finding("edema", 0.5),
         Finding("effusion", 0.5, "right"),
@@ -597,12 +597,16 @@ def test_drawing_takes_at_most_four_milliseconds() -> None:
         Finding("consolidation", 0.5, "right", "upper"),
         Finding("line", 0.5),
     ]
-    rng = np.random.default_rng(0)
-    draw(crowded, Anatomy(), rng)
-    batches = []
-    for _ in range(5):  # the quickest of five: the machine may be busy with other things
-        start = time.process_time()
-        for _ in range(20):
-            draw(crowded, Anatomy(breast=0.05), rng)
-        batches.append((time.process_time() - start) / 20)
-    assert min(batches) <= 0.004
+
+    def seconds(findings: list[Finding]) -> float:
+        """Of this process, the quickest of five: the machine may be busy with other things."""
+        rng, batches = np.random.default_rng(0), []
+        for _ in range(5):
+            start = time.process_time()
+            for _ in range(20):
+                draw(findings, Anatomy(breast=0.05), rng)
+            batches.append(time.process_time() - start)
+        return min(batches)
+
+    draw(crowded, Anatomy(), np.random.default_rng(0))
+    assert seconds(crowded) < 4 * seconds([])

