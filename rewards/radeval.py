@@ -7,6 +7,7 @@ idf over the batch and all (benchmarks/README.md says where these differ from ou
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -33,6 +34,8 @@ class RadEvalMetric(Metric):
         metric, _, key = name.removeprefix(RADEVAL).partition(":")
         try:
             self.fingerprint = self.backend = f"radeval {version('radeval')}"
+            # Its RadGraph imports `RadEval.…`, which only file systems without upper case find (2.2.1).
+            sys.modules.setdefault("RadEval", importlib.import_module("radeval"))
             make_reward_fn = importlib.import_module("radeval.rewards").make_reward_fn
         except PackageNotFoundError as error:
             raise MetricError(f"{name} is RadEval's, which is not installed: {_HOW}, or leave it out") from error
