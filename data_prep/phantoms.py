@@ -9,9 +9,11 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from data_prep.folder import altered
 from data_prep.sources import phantom
-from data_prep.study import SPLITS, read_studies
+from data_prep.study import SPLITS
 from data_prep.tables import SourceError
 
 ZERO_SHOT = "coast"  # kept for zero-shot evaluation: with institution `all` only its test split is drawn
@@ -99,7 +101,8 @@ def _is_done(folder: Path, institution: str, seed: int, number: Mapping[str, int
 
 
 def _images(folder: Path) -> list[str]:
-    return [name for split in SPLITS for name in read_studies(folder, split).column("image").to_pylist()]
+    tables = (pq.read_table(folder / f"{split}.parquet", columns=["image"]) for split in SPLITS)
+    return [name for table in tables for name in table.column("image").to_pylist()]
 
 
 def _has_bytes(path: Path) -> bool:

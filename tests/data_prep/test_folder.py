@@ -153,7 +153,7 @@ def test_phantoms_are_drawn_only_where_tables_and_films_are_as_drawn(
         "--train",
         "3",
         "--validation",
-        "1",
+        "0",
         "--test",
         "1",
     ]

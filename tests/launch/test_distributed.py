@@ -17,10 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def command(processes: int, stage: list[str]) -> list[str]:
+def command(processes: int, stage: list[str], parallel: str | None = None) -> list[str]:
     if processes == 1:
         return [sys.executable, *stage]
-    return [sys.executable, "-m", "launch.torchrun", "--standalone", "--nproc_per_node", str(processes), *stage]
+    spread = ["--config_file", f"launch/accelerate/{parallel}.yaml"] if parallel else []
+    start = ["-m", "launch.torchrun", *spread, "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *start, *stage]
 
 
 def stage_arguments(name: str, data: Path, model: Path, out: Path, **settings: object) -> list[str]:
@@ -38,10 +40,11 @@ def stage_arguments(name: str, data: Path, model: Path, out: Path, **settings: o
     return words
 
 
-def train(processes: int, stage: list[str], out: Path) -> list[dict]:
+def train(processes: int, stage: list[str], out: Path, parallel: str | None = None) -> list[dict]:
     """Run a stage; its log, a dictionary a step."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    run = subprocess.run(command(processes, stage), cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    words = command(processes, stage, parallel)
+    run = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert json.loads((out / "result.json").read_text())["processes"] == processes
     return json.loads((out / "log_history.json").read_text())
@@ -84,6 +87,31 @@ def test_two_processes_train_grpo_as_one_does(phantom_data, tiny_base, tmp_path)
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-2)
     assert any(abs(entry["grad_norm"]) > 1e-4 for entry in logs[1])  # the rollouts did differ
+
+
+@pytest.mark.parametrize("name", ["sft", "rl_step1"])
+def test_two_shards_of_fsdp_2_train_as_one_process_does(phantom_data, tiny_base, tmp_path, name):
+    """SFT, and GRPO with a study's rollouts in one row (share_prompts, which is the recipe's)."""
+    settings = {"sft": {"global_batch_size": 8, "per_device_train_batch_size": 4, "warmup_steps": 0}}.get(name) or {
+        "global_batch_size": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "updates_per_generation": 1,
+        "max_completion_length": 24,
+        "mask_truncated_completions": "false",
+        "monitor_max_truncated": 1,
+    }
+    stage = ["-m", "recipes.sft"] if name == "sft" else [str(REPOSITORY / "tests/grpo_same_sampling.py")]
+    logs = {}
+    for parallel in (None, "fsdp2"):
+        out = tmp_path / f"{name}-{parallel}"
+        words = stage_arguments(name, phantom_data, tiny_base, out, max_steps=3, **settings)
+        logs[parallel] = train(2 if parallel else 1, [*stage, *words], out, parallel)
+    assert len(logs[None]) == len(logs["fsdp2"]) == 3
+    for one, two in zip(logs[None], logs["fsdp2"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-2, abs=2e-3)  # the configuration computes in bfloat16
+        if name == "rl_step1":
+            assert two["reward"] == pytest.approx(one["reward"], abs=2e-3)
 
 
 @pytest.mark.parametrize("name", ["sft", "rl_step1"])
