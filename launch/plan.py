@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import warnings
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from pathlib import Path
 from common import machine
 from common.errors import RecipeError, run_command
 from launch.planning.assumed import GPUS, Target, read_assumptions
+from launch.planning.budget import budget_table
 from launch.planning.stage import plan_recipe, plan_training
 from launch.planning.text import table
 from launch.planning.whole import best_change, longest_part, whole_recipe
@@ -36,11 +38,13 @@ def main() -> None:
     parser.add_argument(
         "--judge_gpus", type=int, help="GPUs of the judge alone; default: 1 for a judge on this machine"
     )
+    parser.add_argument("--judge_model", help="a judge other than the YAML's")
     parser.add_argument("--server_gpus", type=int, help="GPUs of the vLLM server, with vllm_mode: server; default: 1")
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="which GPU")
     parser.add_argument("--parallel", choices=PARALLEL, help="default: zero3 for several GPUs")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     parser.add_argument("--assume", nargs="+", default=[], metavar="NAME=VALUE", help="change assumptions")
+    parser.add_argument("--target_hours", type=float, help="say which model and share of the data fit so many hours")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given, overrides = parser.parse_known_args()
     for name, least in (("gpus", 0), ("nodes", 1), ("judge_gpus", 0), ("server_gpus", 1)):
@@ -57,8 +61,14 @@ def main() -> None:
         tuple(overrides),
         given.judge_gpus,
         given.server_gpus,
+        judge_model=given.judge_model,
     )
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of keys' coming names
+    if given.target_hours is not None:
+        if not 0 < given.target_hours < math.inf or not gpus:
+            raise RecipeError(f"--target_hours {given.target_hours:g} on {gpus} GPUs: both must be above 0")
+        print(budget_table(given.recipe, target, given.target_hours))
+        return
     plans = plan_recipe(given.recipe, target, given.stage)
     if given.json:
         content = {"gpus": gpus, "gpu": given.gpu, "parallel": parallel, "assumptions": asdict(target.assume)}

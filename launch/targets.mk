@@ -23,10 +23,11 @@ doctor: ## is this machine ready? [ASK=sft] one stage only; [VARIANT=lora] [GPUS
 EVALUATION := $(basename $(notdir $(eval_yaml)))
 PLANNED = $(if $(ASKED),$(filter-out eval_%,$(addsuffix $(V),$(ASKED))) $(if $(filter eval,$(ASKED)),$(EVALUATION)),$(if $(V),$(sort $(basename $(notdir $(wildcard $(YAML)/*$(V).yaml))) $(EVALUATION))))
 
-plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [JUDGE_GPUS=4] [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
+plan: setup ## what a recipe will cost, before any download: GPUS=8 GPU=h100 [TARGET_HOURS=24] [JUDGE_GPUS=4] [PARALLEL=zero3] [ASK=sft] [VARIANT=lora]
 	@$(PYTHON) -m launch.plan --recipe $(RECIPE) --gpu $(GPU) --data_dir $(DATA) \
 	  $(if $(GPUS),--gpus "$(GPUS)") --nodes "$(NODES)" $(if $(JUDGE_GPUS),--judge_gpus $(JUDGE_GPUS)) \
-	  $(if $(SERVER_GPUS),--server_gpus $(SERVER_GPUS)) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) $(ARGS)
+	  $(if $(SERVER_GPUS),--server_gpus $(SERVER_GPUS)) $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(PLANNED),--stage $(PLANNED)) \
+	  $(if $(JUDGE_MODEL),--judge_model $(JUDGE_MODEL)) $(if $(TARGET_HOURS),--target_hours $(TARGET_HOURS)) $(ARGS)
 
 weights: setup ## base model, judge and metric weights into WEIGHTS_DIR [MIRROR=https://…] [ARGS="--only metrics"]
 	@$(PYTHON) -m launch.weights --out $(WEIGHTS_DIR) $(if $(MIRROR),--mirror $(MIRROR)) $(ARGS)

@@ -81,6 +81,7 @@ class Target:
     judge_gpus: int | None = None  # None: one for a judge on this machine, none for another
     server_gpus: int | None = None  # None: one where vllm_mode is server
     memory: float | None = None  # bytes of a GPU that is there; None: what its kind has
+    judge_model: str | None = None  # None: the YAML's
 
     @property
     def kind(self) -> GpuKind:

@@ -175,10 +175,20 @@ def _counted(path: Path) -> tuple[int, float, float, float, float]:
     return n, reports / max(n, 1), words["prior_report"] / max(priors, 1), context / max(n, 1), priors / max(n, 1)
 
 
+def first_stage(path: Path) -> Path:
+    """The SFT file of a stage's own variant, where there is one, else of the recipe: rl_step1_2b.yaml starts from sft_2b.yaml."""
+    own = [path.with_name(f"sft_{'_'.join(words)}.yaml") for words in _tails(path.stem.split("_"))]
+    return next((file for file in own if file.is_file()), path.with_name("sft.yaml"))
+
+
+def _tails(words: Sequence[str]) -> list[Sequence[str]]:
+    return [words[start:] for start in range(1, len(words))]
+
+
 def architecture_of(name: str, path: Path) -> Architecture:
     """Of the stage's model; a stage that starts from an earlier one has the base model's."""
     known = architecture(name)
-    if known is None and (base := path.parent / "sft.yaml").is_file():
+    if known is None and (base := first_stage(path)).is_file():
         known = architecture(str(settings_of(["--config", str(base)]).get("model_name_or_path")))
     if known is None and name.startswith("outputs/demo"):
         known = TINY

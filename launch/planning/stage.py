@@ -102,7 +102,8 @@ def read_stage(path: Path, target: Target) -> tuple[Stage, Sequence[Any]]:
     """
     from settings.arguments import set_global_batch
 
-    parsed = parse(path, target.batch_overrides)
+    asked = ("--judge_model", target.judge_model) if target.judge_model and path.stem.startswith("rl") else ()
+    parsed = parse(path, (*target.batch_overrides, *asked))
     data, keys, model = (find(parsed, name) for name in ("DataArguments", "StageArguments", "ModelConfig"))
     training, grpo, processes = parsed[-1], path.stem.startswith("rl"), target.gpus or 1
     rollouts = find(parsed, "RolloutArguments") if grpo else None
@@ -340,7 +341,8 @@ def plan_recipe(recipe: str, target: Target, stages: Sequence[str] = ()) -> list
     own = [name for name in ("sft", "rl_step1", "rl_step2", "eval") if name in files]
     for path in (files[name] for name in stages or own or files):
         if path.stem.startswith("eval"):
-            first = path.parent / "sft.yaml"
+            asked = [name for name in stages if name.startswith("sft")]
+            first = files[asked[0]] if asked else path.parent / "sft.yaml"
             model = find(parse(first), "ModelConfig").model_name_or_path if first.is_file() else ""
             plans.append(plan_evaluation(path, target, architecture_of(model, path)))
         else:

@@ -21,6 +21,7 @@ from common.machine import format_bytes
 from launch.judges import FRAME_TOKENS, JUDGES
 from launch.plan import main
 from launch.planning.assumed import GPUS, PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target, read_assumptions
+from launch.planning.budget import budget_table, chosen, options
 from launch.planning.fit import adapter_bytes, quantised_bytes
 from launch.planning.recipe import find, image_bytes, parse, recipe_files
 from launch.planning.stage import plan_recipe, plan_training
@@ -719,3 +720,51 @@ def test_a_judge_that_would_pass_its_limits_is_said_before():
     assert "judge_batch_timeout is 300" in line
     (shipped,) = plan_recipe("unirg_cxr", target(judge_gpus=1), ["rl_step2"])
     assert not [line for line in shipped.advice if "_timeout" in line]
+
+
+# ---- less: smaller models, a share of the data -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["2b", "4b"])
+@pytest.mark.parametrize("stage", ["sft", "rl_step1", "rl_step2"])
+def test_a_variant_of_another_size_differs_in_its_model_and_its_folder_alone(stage, size):
+    folder = REPOSITORY / "recipes/unirg_cxr"
+    own, other = (
+        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in (stage, f"{stage}_{size}")
+    )
+    differing = {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)}
+    assert differing == {"model_name_or_path", "output_dir"}
+    assert other["output_dir"] == own["output_dir"].replace("unirg_cxr", f"unirg_cxr_{size}")
+
+
+def test_a_variant_is_planned_by_its_own_model_at_every_stage():
+    small_, large = (
+        plan_recipe("unirg_cxr", target(), [f"sft_{size}", f"rl_step1_{size}", "eval"]) for size in ("2b", "4b")
+    )
+    ratio = ARCHITECTURES["Qwen3-VL-4B-Instruct"].parameters / ARCHITECTURES["Qwen3-VL-2B-Instruct"].parameters
+    assert large[0].hours / small_[0].hours == pytest.approx(ratio, rel=0.01)
+    for one, other in zip(small_, large, strict=True):
+        assert one.memory["weights"] < other.memory["weights"]
+
+
+def test_a_budget_names_a_model_and_a_share_that_fit_it_and_the_commands():
+    one_gpu = target(gpus=1, parallel="single")
+    found = options("unirg_cxr", one_gpu, 24)
+    assert [option.variant for option in found] == ["", "lora", "4b", "2b"]
+    assert found[0].share == 0  # all weights of the 8 B, on one GPU
+    assert found[1].share < found[2].share < found[3].share < 1
+    taken = chosen(found)
+    shown = budget_table("unirg_cxr", one_gpu, 24)
+    assert f"make sft GPUS=1 VARIANT={taken.variant} ARGS=" in shown
+    assert "make rl-step2" not in shown  # its judge has no room
+    words = ("--dataset_weights", *[f"{taken.share:.3f}"] * 4)
+    plans = plan_recipe(
+        "unirg_cxr", replace(one_gpu, batch_overrides=words), [f"{stage}_{taken.variant}" for stage in taken.stages]
+    )
+    assert sum(plan.hours for plan in plans) == pytest.approx(24, rel=0.02)
+
+
+def test_a_budget_that_holds_the_whole_recipe_takes_it_whole():
+    shown = budget_table("unirg_cxr", target(), 24 * 30)
+    assert "make rl-step2 GPUS=8\n" in shown
+    assert "dataset_weights" not in shown
