@@ -1,5 +1,5 @@
-"""python -m evaluation generate | baseline | score | compare | summary | seeds | report | submission | write | reader-study
-(each with --help)."""
+"""python -m evaluation generate | baseline | score | compare | summary | seeds | report | submission | write | reader-study |
+counterfactual | share (each with --help)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command lines of what is done with a finished model beside generating and scoring: `write`, `reader-study`."""
+"""The command lines of what is done with a finished model beside generating and scoring, and a server as engine of `generate`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_commands(command: Command) -> None:
     """Add them all."""
     _add_write(command)
     _add_reader_study(command)
+    _add_counterfactual(command)
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
@@ -131,3 +132,45 @@ def _reader_study(options: argparse.Namespace) -> None:
     rate = "" if made["judged"] else f"python -m rewards judge --pairs {out / 'pairs.jsonl'} --out {judge} …; "
     agreement = options.outputs / "judge_agreement.json"
     print(f"then: {rate}python -m rewards judge-agreement READER.json {judge} --out {agreement}")
+
+
+# ---- counterfactual --------------------------------------------------------------------------------------------------
+
+
+def _add_counterfactual(command: Command) -> None:
+    made = command(
+        "counterfactual", _counterfactual, "write test reports again with one thing changed: does it look at the film?"
+    )
+    made.add_argument("--outputs", type=Path, required=True, help="an evaluated run, e.g. outputs/demo")
+    made.add_argument("--models", nargs="*", default=[], help="of those evaluated (default: all but baselines)")
+    made.add_argument("--studies", type=int, default=None, help="test studies at most (default: 120)")
+    made.add_argument("--weights_dir", type=Path, default=Path("weights"))
+    made.add_argument("--batch_size", type=int, default=60)
+    made.add_argument("--resamples", type=int, default=None)
+
+
+def _counterfactual(options: argparse.Namespace) -> None:
+    from evaluation import statistics
+    from evaluation.counterfactual import STUDIES, measure
+    from evaluation.counterfactual_part import text
+    from evaluation.run_folder import read_run
+    from evaluation.scorers import open_scorers
+
+    for name in ("studies", "batch_size", "resamples"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise EvaluationError(f"--{name} is {value}; it must be at least 1")
+    run = read_run(options.outputs)
+    backend = run.described(run.models[0])["backend"]
+    with open_scorers(backend, options.weights_dir) as scorers:
+        result = measure(
+            run,
+            scorers,
+            options.models,
+            options.studies or STUDIES,
+            options.batch_size,
+            options.resamples or statistics.RESAMPLES,
+        )
+    print(text(result))
+    print(
+        f"written to {options.outputs}/counterfactual/counterfactual.json; summary and report show it when they are made again"
+    )

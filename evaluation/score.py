@@ -327,6 +327,24 @@ async def _score_chunk(
     return lines
 
 
+def score_lines(
+    rows: Sequence[Mapping[str, Any]], scorers: Scorers, truth: Mapping[str, np.ndarray] | None = None
+) -> list[dict[str, Any]]:
+    """The lines of `scores.jsonl` of paired rows, by metrics and labels alone: nothing is written, no judge is asked.
+
+    Raises:
+        EvaluationError: a metric cannot score them.
+    """
+    local = replace(scorers, judge=None, temporal_by_judge=False)
+    try:
+        chunks = [
+            asyncio.run(_score_chunk(rows[start : start + CHUNK], local, truth)) for start in range(0, len(rows), CHUNK)
+        ]
+    except MetricError as error:
+        raise EvaluationError(str(error)) from error
+    return [line for chunk in chunks for line in chunk]
+
+
 def _source(row: Mapping[str, Any]) -> str | None:
     """The data set by which a row's report is governed: of a prediction file not what the file says, unless that closes it."""
     return row["source"] if "source" in row else row["dataset"]

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation import figures
+from evaluation import counterfactual_part, figures
 from evaluation.breakdowns import SUBGROUPS
 from evaluation.compare import read_result, studies_in_words
+from evaluation.counterfactual_results import read_results
 from evaluation.material import Material
 from evaluation.names import sentence, shown_name, shown_number, split_number
 from evaluation.published import METRICS as PUBLISHED_METRICS
@@ -49,6 +50,7 @@ def report_parts(m: Material) -> list[Part]:
         summary(m),
         *evaluated(m),
         metrics(m),
+        counterfactuals(m),
         *published(m),
         rewards(m),
         training(m),
@@ -256,6 +258,19 @@ def metrics(m: Material) -> Part:
         text += " 1/RadCliQ-v1 is left out where the interval of mean RadCliQ reaches zero, as its inverse jumps there."
     figure = figures.metrics_against_published(m.means, drawn_numbers(m), [])
     return Part("metrics", "Metrics", text, figure, [_means_table(m.means)])
+
+
+def counterfactuals(m: Material) -> Part:
+    """What of a study the models' reports depend on (counterfactual.py)."""
+    models = read_results(m.run)
+    title = "Does it look at the film?"
+    if not models:
+        absent = f"Not measured: python -m evaluation counterfactual --outputs {m.run.root}, or make counterfactual."
+        return Part("counterfactual", title, absent=absent)
+    tables = [counterfactual_part.shares(models)]
+    tables += [counterfactual_part.changes(found, name) for name, found in models.items()]
+    points = counterfactual_part.sentences(models)
+    return Part("counterfactual", title, counterfactual_part.INTRODUCTION, None, tables, points=points)
 
 
 def _means_table(means: figures.Means, folded: str = "") -> Table:

@@ -16,6 +16,7 @@ import numpy as np
 from common.files import write_json
 from evaluation import statistics
 from evaluation.compare import correct
+from evaluation.counterfactual_results import read_results
 from evaluation.names import split_number
 from evaluation.run_folder import MAIN, STAGES, Common, Run, evaluations, read_run
 from evaluation.score import Scores, principal_statistics
@@ -41,7 +42,8 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
     It holds, for each stage, n, 1/RadCliQ-v1 and its parts, micro-F1 of the labels (the true ones where the data has them),
     composite reward and judge errors a report, each {mean, low, high}, over the test studies of the data sets that were
     trained on; the same for zero-shot data sets, for each data set, for the baselines, for comparisons (`make ablation`)
-    and for the evaluations beside the recipe's own (`beside`: the other board, without priors); paired differences of
+    and for the evaluations beside the recipe's own (`beside`: the other board, without priors); what shows that the models
+    look at the film (`counterfactual`, where it was measured); paired differences of
     consecutive stages, and of comparisons from the RL stages; seconds a stage; versions; backends.
 
     Each group of models is over the studies that all of them have (`studies` says how many that leaves out, and why); the
@@ -96,6 +98,10 @@ def summarise_run(outputs: Path, resamples: int = statistics.RESAMPLES, seed: in
         },
         "by_dataset": {name: numbers(run.models, common) for name, common in by_dataset.items()},
         "beside": {name: _beside(outputs, name, resamples, seed) for name in evaluations(outputs) if name != MAIN},
+        "counterfactual": {
+            model: {key: found[key] for key in ("looks_at_film", "uses_prior", "copies_prior")}
+            for model, found in read_results(run).items()
+        },
         "not_evaluated": [stage for stage in STAGES if stage not in run.folders],
         "seconds": run.root_file("timings.json")
         or {stage: file.get("seconds") for stage, file in run.stage_files("result.json").items()},

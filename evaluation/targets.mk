@@ -1,6 +1,6 @@
 # What is done with a finished model beside generating and scoring: included by the Makefile.
 
-.PHONY: write
+.PHONY: write counterfactual
 # The run's last model, unless MODEL names another.
 WRITTEN_BY = $(or $(MODEL),$(firstword $(foreach stage,rl_step2/final rl_step1/best sft/final,$(wildcard $(OUT)/$(stage)))))
 NO_MODEL   = error: no trained model in $(OUT); name a run (RECIPE=demo) or a checkpoint (MODEL=outputs/demo/rl_step2/final)
@@ -13,3 +13,7 @@ write: setup ## the report of a film: IMAGE=film.dcm [PRIOR_IMAGE=… PRIOR_REPO
 	@$(PYTHON) -m evaluation write --model $(WRITTEN_BY) --image "$$IMAGE" \
 	  $(if $(PRIOR_IMAGE),--prior_image "$$PRIOR_IMAGE") $(if $(PRIOR_REPORT),--prior_report "$$PRIOR_REPORT") \
 	  $(if $(INDICATION),--indication "$$INDICATION") $(if $(COMPARISON),--comparison "$$COMPARISON") $(ARGS)
+
+counterfactual: setup ## test reports again with one thing changed: does the model look at the film? [MODELS="sft rl_step2"] [ARGS="--studies 60"]
+	@$(STAGE) --stage counterfactual --title "does it look at the film?" -- \
+	  $(PYTHON) -m evaluation counterfactual --outputs $(OUT) $(WEIGHED) $(if $(MODELS),--models $(MODELS)) $(ARGS)

@@ -110,6 +110,7 @@ def test_one_file_with_every_section_and_nothing_to_load(run):
     wanted = {
         "summary",
         "metrics",
+        "counterfactual",
         "published",
         "rewards",
         "training",
