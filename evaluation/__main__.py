@@ -15,7 +15,7 @@ from common.errors import EvaluationError, run_command
 from common.locks import folder_lock
 from common.masking import mask
 from evaluation import statistics
-from evaluation.commands import add_commands
+from evaluation.commands import add_commands, add_server, generate_at_server
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,12 +32,19 @@ def _generate(options: argparse.Namespace) -> None:
     from evaluation.generate import Task, generate, generate_shard
     from model.engines import GenerationSettings
 
-    settings = GenerationSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings)})
+    engine = "auto" if options.engine == "server" else options.engine
+    settings = GenerationSettings(
+        **{f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings) if f.name != "engine"},
+        engine=engine,
+    )
     if options.batch_size < 1:
         raise EvaluationError(f"--batch_size is {options.batch_size}; it must be at least 1")
     task = Task(
         options.model, options.data, options.split, options.out, settings, options.batch_size, options.max_studies
     )
+    if options.engine == "server":
+        generate_at_server(options, settings)
+        return
     if options.processes is not None and options.processes < 1:
         raise EvaluationError(f"--processes is {options.processes}; it must be at least 1")
     if options.shard:
@@ -257,8 +264,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--longitudinal", type=_yes_or_no, default=True, help="show the prior image and report")
     made.add_argument("--context", type=_yes_or_no, default=True, help="show indication and comparison")
     made.add_argument("--max_new_tokens", type=int, default=512)
-    made.add_argument("--engine", default="auto", choices=ENGINES)
+    made.add_argument(
+        "--engine", default="auto", choices=(*ENGINES, "server"), help="server: somebody else's, by --base-url"
+    )
     made.add_argument("--dtype", default="auto")
+    add_server(made)
     made.add_argument("--max_studies", type=_at_least(1), default=None, help="only the first so many")
     made.add_argument(
         "--shard", type=_shard, default=None, metavar="i/n", help="one process's part, merged by a run without it"

@@ -174,3 +174,52 @@ def _counterfactual(options: argparse.Namespace) -> None:
     print(
         f"written to {options.outputs}/counterfactual/counterfactual.json; summary and report show it when they are made again"
     )
+
+
+# ---- generate --engine server ----------------------------------------------------------------------------------------
+
+# The judge's settings that stand for the endpoint and the cache, and those that say what is counted as an answer.
+_NOT_OF_A_SERVER = (
+    "base_url",
+    "model",
+    "cache_dir",
+    "answer_format",
+    "answer_wrappers",
+    "prompt_file",
+    "batch_timeout",
+)
+
+
+def add_server(made: argparse.ArgumentParser) -> None:
+    """The flags of a rival behind an API; those of the judge's client are `--server_…`."""
+    import yaml
+
+    from rewards.chexprompt.judge import JudgeSettings
+
+    made.add_argument("--base-url", "--base_url", dest="base_url", help="OpenAI-compatible endpoint, of engine server")
+    made.add_argument(
+        "--prompt", default="ours", help="of engine server: ours (the paper's), or a YAML file for its model"
+    )
+    for setting in dataclasses.fields(JudgeSettings):
+        name = setting.name.removeprefix("judge_")
+        if name not in _NOT_OF_A_SERVER and not name.startswith(("max_failure", "failure_")):
+            flag = f"--server_{name}"
+            made.add_argument(flag, type=yaml.safe_load, default=argparse.SUPPRESS, help=setting.metadata.get("help"))
+
+
+def generate_at_server(options: argparse.Namespace, settings: Any) -> None:
+    """`generate` where the engine is a server."""
+    from evaluation.rival import Rival, generate_by_server
+
+    if not options.base_url:
+        raise EvaluationError("--engine server needs --base-url, e.g. http://127.0.0.1:8000/v1")
+    if options.shard or options.processes:
+        raise EvaluationError("--shard and --processes are for models that run here; a server is asked by one process")
+    given = {n.removeprefix("server_"): v for n, v in vars(options).items() if n.startswith("server_")}
+    given.setdefault("max_tokens", max(options.max_new_tokens, 1024))
+    rival = Rival(options.base_url, options.model, options.prompt, given)
+    made = generate_by_server(
+        rival, options.data, options.split, options.out, settings, options.max_studies, options.force
+    )
+    reports = made["made_by"]["studies"] - made["failed_studies"]
+    print(f"{options.out / 'predictions.json'}: {reports} reports, {made['failed_studies']} studies without one")

@@ -102,7 +102,10 @@ def collect(run: Run, summary: Mapping[str, Any], resamples: int, seed: int) -> 
     headlines = (n for start in wanted for n in names if n.startswith(start))
     headline = next((n for n in headlines if all(says_something(n, m.get(n)) for m in means.values())), names[0])
     # The later model first, as in the summary: a difference is what training added.
-    trained = {model: pooled.scores[model] for model in reversed(pooled.scores) if model not in BASELINES}
+    # Where models of others stand beside the run's own, copying the prior is tested with them (paper, Figure 3).
+    rivals = any(model not in {*STAGES, *BASELINES} for model in pooled.scores)
+    tested = [*(["copy_prior"] if rivals else []), *(model for model in pooled.scores if model not in BASELINES)]
+    trained = {model: pooled.scores[model] for model in reversed(tested) if model in pooled.scores}
     return Material(
         run=run,
         summary=summary,

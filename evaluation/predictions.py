@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.errors import EvaluationError
+from common.errors import EvaluationError, read_record
 from common.governance import claimed_source
 from data_prep.headings import JOINT, Piece, findings_of, iterate_sections
 from data_prep.sections import RAW, single_spaced
@@ -68,6 +68,7 @@ class Problems:
     no_reference: list[str] = field(
         default_factory=list
     )  # the reference lacks the section that is compared: not scored
+    failed: list[str] = field(default_factory=list)  # a server gave no report (rival.py): not scored
 
     def counts(self) -> dict[str, int]:
         return {name: len(ids) for name, ids in vars(self).items()}
@@ -121,6 +122,13 @@ def read_predictions(path: Path | str) -> PredictionFile:
     return PredictionFile(
         path, entries, sorted({key for key in duplicates if key in studies}), hashlib.sha256(content).hexdigest()
     )
+
+
+def failed_studies(predictions: Path) -> set[str]:
+    """The studies that a server gave no report for, by the file beside its predictions; they are not to be scored."""
+    path = predictions.parent / "generation.json"
+    failed = (read_record(path).get("failed") or {}) if path.is_file() else {}
+    return {study_id for ids in failed.values() for study_id in ids}
 
 
 def section(value: Any) -> str | None:

@@ -31,7 +31,15 @@ from data_prep.study import ids_fingerprint
 from evaluation import statistics, temporal
 from evaluation.graphs import MarkedEntity, marked_graphs
 from evaluation.names import split_number
-from evaluation.predictions import Problems, ReferenceForm, pair, read_predictions, studies_of_data, studies_of_file
+from evaluation.predictions import (
+    Problems,
+    ReferenceForm,
+    failed_studies,
+    pair,
+    read_predictions,
+    studies_of_data,
+    studies_of_file,
+)
 from evaluation.published import test_file_of, test_file_of_references
 from evaluation.references import described as references_described
 from evaluation.statistics import Statistic
@@ -617,7 +625,9 @@ def score_file(
     if dataset:
         named = {study["study_id"]: claimed_source(study["dataset"], dataset) for study in studies if "source" in study}
         studies = [{**s, "dataset": dataset, "source": named.get(s["study_id"], dataset)} for s in studies]
-    rows, problems = pair(studies, file, sections, form)
+    lost = failed_studies(predictions)
+    rows, problems = pair([study for study in studies if study["study_id"] not in lost], file, sections, form)
+    problems.failed = [study["study_id"] for study in studies if study["study_id"] in lost]
     source["reference_form"] = references_described(rows, sections, form)
     out.mkdir(parents=True, exist_ok=True)
     if scorers.judge is not None:

@@ -65,6 +65,12 @@ def right_answer(reference: str, candidate: str) -> Judgement:
     return Judgement(tuple(counts[:6]), tuple(counts[6:]))
 
 
+def right_report(content: list[dict[str, Any]]) -> str:
+    """A report that only this request's films and texts have."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"Findings: The lungs are clear. No pleural effusion. Code {digest[:12]}. Impression: Normal."
+
+
 class Endpoint:
     """The server; `config` keys: latency, fault_rate, faults, first, structured, retry_after, echo_key, cached_tokens, seed."""
 
@@ -136,6 +142,8 @@ class Endpoint:
         self.stats["requests"] += 1
         self.stats["times"].append(time.time())
         self.stats["last_body"] = body
+        if isinstance(body["messages"][-1]["content"], list):
+            return await self.report(writer, body)
         structured = "response_format" in body or "structured_outputs" in body
         (asked,) = (name for name, words in ANSWER_FORMATS.items() if words in body["messages"][0]["content"])
         assert asked == "digits" or structured == (asked == "json")
@@ -159,6 +167,18 @@ class Endpoint:
             self.stats["good_answers"][hashlib.sha256(f"{reference}\0{candidate}".encode()).hexdigest()] += 1
             return await self.send(writer, 200, self.completion(answer))
         return await self.misbehave(writer, fault, answer, asked)
+
+    async def report(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
+        """Answer a request with films: the report follows from the first film and the texts."""
+        if body["model"] != MODEL:
+            return await self.send(writer, 404, "{}")
+        fault = self.random.choice(self.faults) if self.random.random() < self.fault_rate else None
+        self.stats["outcomes"][fault or "good"] += 1
+        await asyncio.sleep(self.latency)
+        answer = right_report(body["messages"][-1]["content"])
+        if fault is None:
+            return await self.send(writer, 200, self.completion(answer))
+        return await self.misbehave(writer, fault, answer, "list")
 
     def completion(self, text: str | None, reason: str = "stop") -> str:
         usage: dict[str, Any] = {"prompt_tokens": 1000, "completion_tokens": 100}

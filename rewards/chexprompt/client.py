@@ -54,6 +54,9 @@ SLOT_SPACING = 0.002
 CHARACTERS_PER_TOKEN = 3.0
 
 
+# A film of 512 pixels is 250 to 1,500 tokens, by model.
+TOKENS_PER_IMAGE = 1_500
+
 # What servers call an answer that is whole (OpenAI, vLLM: stop; Together: eos; TGI: eos_token; Anthropic: the other two),
 # one that was cut, one that was withheld, and a fault of theirs.
 FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
@@ -134,7 +137,7 @@ class ChatClient:
         Raises:
             CallError: no answer with a text, with the cause.
         """
-        characters = sum(len(message["content"]) for message in body["messages"])
+        characters = sum(_characters(message["content"]) for message in body["messages"])
         reserved = (
             math.ceil(characters / CHARACTERS_PER_TOKEN),
             body.get("max_completion_tokens") or body.get("max_tokens") or longest_answer,
@@ -204,6 +207,14 @@ class ChatClient:
             raise CallError(cause, again=False, status=status, detail=detail) from None
         except openai.OpenAIError:
             raise CallError(BAD_RESPONSE) from None
+
+
+def _characters(content: str | list[dict[str, Any]]) -> float:
+    """Length of a message for reservations: of its texts, and an image as so many characters as its tokens stand for."""
+    if isinstance(content, str):
+        return len(content)
+    image = TOKENS_PER_IMAGE * CHARACTERS_PER_TOKEN
+    return sum(len(part["text"]) if part["type"] == "text" else image for part in content)
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from common.governance import JudgeError, check_sources, host_of
 from common.masking import is_secret_name
@@ -30,6 +30,8 @@ from rewards.chexprompt.settings import JudgeSettings, api_key
 from rewards.offline import judge_server
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OFFLINE = "offline"
 _LONGEST_BACKOFF = 30.0  # seconds
@@ -193,7 +195,7 @@ class Judge:
             JudgeError: the host cannot be reached, refuses the key, does not serve the model, or the cache is no cache.
         """
         try:
-            models = await self._chat().models()
+            models = await self.chat().models()
         except CallError as error:
             raise JudgeError(self._explain(error.cause)) from None
         # Azure lists base models, but is asked by the names of deployments.
@@ -270,24 +272,45 @@ class Judge:
 
     async def _ask_until_answered(self, reference: str, candidate: str) -> JudgeResult:
         """One pair, with retries; stores the judgement in the cache before it is returned."""
+
+        async def attempt(again: bool) -> tuple[Judgement, Answer]:
+            answer = await self._ask(reference, candidate, again)
+            return self.parse(answer.text), answer
+
+        found, cause = await self.until_answered(attempt)
+        if found is None:
+            return JudgeResult(None, cause)
+        judgement, answer = found
+        if self.cache is not None and self._unkept is None:
+            try:
+                self.cache.put(reference, candidate, judgement, answer.prompt_tokens, answer.completion_tokens)
+            except JudgeError as error:  # a full disk: calls in flight end, no other is paid for and lost
+                self._unkept = error
+                self.stopped, self._stopped_cause = str(error), calls.CACHE
+        return JudgeResult(judgement, None)
+
+    async def until_answered(self, attempt: Callable[[bool], Awaitable[T]]) -> tuple[T | None, str | None]:
+        """What one attempt gives, with retries, waits and a slot for each; or None and the cause why there is nothing.
+
+        Args:
+            attempt: asks once; its argument says whether an answer was malformed before. Raises `CallError`, or
+                `AnswerError` for an answer that is none.
+        """
         cause, again = "", False
-        for attempt in range(1 + self.settings.judge_max_retries):
-            if attempt:
+        for number in range(1 + self.settings.judge_max_retries):
+            if number:
                 self.retries[cause] += 1
-                longest = min(_LONGEST_BACKOFF, self.settings.judge_backoff * 2 ** (attempt - 1))
+                longest = min(_LONGEST_BACKOFF, self.settings.judge_backoff * 2 ** (number - 1))
                 await asyncio.sleep(random.uniform(longest / 2, longest))
             try:
-                async with self._chat().slots:
+                async with self.chat().slots:
                     if self.stopped is not None:
-                        return JudgeResult(None, self._stopped_cause)
-                    answer = await self._ask(reference, candidate, again)
-                judgement = self.parse(answer.text)
+                        return None, self._stopped_cause
+                    return await attempt(again), None
             except WrappedAnswerError:
                 cause, again = calls.WRAPPED_ANSWER, True
-                continue
             except AnswerError:
                 cause, again = calls.BAD_ANSWER, True
-                continue
             except CallError as error:
                 cause = error.cause
                 again = again or cause == calls.TRUNCATED
@@ -295,31 +318,23 @@ class Judge:
                     self._stop(cause)
                 if error.detail:
                     self._tell(f"{cause}: {error.detail}")
-                if error.again:
-                    continue
-                return JudgeResult(None, cause)
-            if self.cache is not None and self._unkept is None:
-                try:
-                    self.cache.put(reference, candidate, judgement, answer.prompt_tokens, answer.completion_tokens)
-                except JudgeError as error:  # a full disk: calls in flight end, no other is paid for and lost
-                    self._unkept = error
-                    self.stopped, self._stopped_cause = str(error), calls.CACHE
-            return JudgeResult(judgement, None)
-        return JudgeResult(None, cause)
+                if not error.again:
+                    return None, cause
+        return None, cause
 
     async def _ask(self, reference: str, candidate: str, again: bool) -> Answer:
         """One attempt at one pair, in the answer format that the endpoint is known to support."""
         answer_format, constrained, longest = self.answer_format, self.constrained, self.settings.judge_max_tokens
         try:
             body = self._body(reference, candidate, answer_format, constrained, again)
-            answer = await self._chat().complete(body, longest)
+            answer = await self.chat().complete(body, longest)
         except CallError as error:
             # Endpoints without structured output refuse the request (400 or 422). Whether that was the reason shows when
             # the same pair is asked without: for the list in place of JSON, for digits by the prompt's words alone.
             if error.cause != calls.BAD_REQUEST or not constrained or self._constraint_works:
                 raise
             plain = "list" if answer_format == "json" else answer_format
-            answer = await self._chat().complete(self._body(reference, candidate, plain, False, again), longest)
+            answer = await self.chat().complete(self._body(reference, candidate, plain, False, again), longest)
             if self.constrained:
                 log.warning(
                     "%s does not support %s",
@@ -357,7 +372,7 @@ class Judge:
         }
         return {name: value for name, value in (body | self._extra_body).items() if value is not None}
 
-    def _chat(self) -> ChatClient:
+    def chat(self) -> ChatClient:
         """The client of the running event loop; connections cannot move between loops."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:

@@ -102,11 +102,11 @@ def test_summary_and_page_tell_it_and_of_other_predictions_nothing(run: Path, da
     assert set(summary["counterfactual"]) == {"rl_step1", "base", "sft"}
     assert set(summary["counterfactual"]["sft"]) == {"looks_at_film", "uses_prior", "copies_prior"}
     found = read_results(read_run(run))
-    assert sentences(found)[:2] == [
-        "RL step 1 looks at the film; uses the prior; does not show that it copies the prior.",
-        "x",
-    ]
-    assert [row[0] for row in shares(found).rows] == ["RL step 1", "base", "SFT"]
+    told = dict(sentence.split(" ", 1) for sentence in sentences(found))
+    assert told["base"].startswith("does not show that it looks at the film")
+    assert told["RL"].startswith("step 1 looks at the film")
+    assert "is led by what a prior says" in told["SFT"]
+    assert {row[0] for row in shares(found).rows} == {"RL step 1", "base", "SFT"}
     predictions = run / "eval" / "phantom_small" / "sft" / "predictions.json"
     before = predictions.read_text()
     predictions.write_text(before.replace("clear", "dark"))

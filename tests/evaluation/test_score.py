@@ -611,6 +611,7 @@ def test_every_unusual_prediction_is_listed_counted_and_scored_as_an_empty_repor
         "not_text": 1,
         "no_findings": 0,
         "no_reference": 0,
+        "failed": 0,
     }
     assert result["counts"] == wanted
     assert result["listed"]["null"] == [ids[1], ids[2]]
