@@ -19,6 +19,7 @@ def add_commands(command: Command) -> None:
     _add_write(command)
     _add_reader_study(command)
     _add_counterfactual(command)
+    _add_share(command)
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
@@ -223,3 +224,23 @@ def generate_at_server(options: argparse.Namespace, settings: Any) -> None:
     )
     reports = made["made_by"]["studies"] - made["failed_studies"]
     print(f"{options.out / 'predictions.json'}: {reports} reports, {made['failed_studies']} studies without one")
+
+
+# ---- share -----------------------------------------------------------------------------------------------------------
+
+
+def _add_share(command: Command) -> None:
+    made = command("share", _share, "a run's predictions and scores as a folder that others can score again")
+    made.add_argument("--outputs", type=Path, required=True, help="an evaluated run, e.g. outputs/demo")
+    made.add_argument("--out", type=Path, required=True, help="folder to make")
+    made.add_argument("--i_may_share", nargs="*", default=[], help="closed data sets whose agreement allows it")
+    made.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def _share(options: argparse.Namespace) -> None:
+    from evaluation.share import share
+
+    manifest = share(options.outputs, options.out, options.i_may_share, options.force)
+    print(
+        f"{options.out}: {len(manifest['shared'])} sets of predictions, without references, texts of patients or images"
+    )
