@@ -146,7 +146,7 @@ def _add_counterfactual(command: Command) -> None:
     made.add_argument("--models", nargs="*", default=[], help="of those evaluated (default: all but baselines)")
     made.add_argument("--studies", type=int, default=None, help="test studies at most (default: 120)")
     made.add_argument("--weights_dir", type=Path, default=Path("weights"))
-    made.add_argument("--batch_size", type=int, default=60)
+    made.add_argument("--batch_size", type=int, default=120)
     made.add_argument("--resamples", type=int, default=None)
 
 
