@@ -6,6 +6,7 @@ import os
 import sqlite3
 
 import pytest
+from cache_writers import write_judgements
 
 from common.governance import JudgeError
 from rewards.chexprompt.cache import FILE_NAME, JudgeCache, cache_stats, export_cache, prune_cache
@@ -60,15 +61,10 @@ def test_no_report_text_is_on_disk(tmp_path):
         assert b"Jones" not in path.read_bytes()
 
 
-def _write(folder, worker: int) -> None:
-    opened = cache(folder)
-    for i in range(100):
-        opened.put("shared", f"candidate {i}", JUDGEMENT, 1, 1)
-        opened.put("own", f"candidate {worker} {i}", JUDGEMENT, 1, 1)
-
-
 def test_several_processes_write_at_once(tmp_path):
-    processes = [multiprocessing.get_context("spawn").Process(target=_write, args=(tmp_path, i)) for i in range(4)]
+    processes = [
+        multiprocessing.get_context("spawn").Process(target=write_judgements, args=(tmp_path, i)) for i in range(4)
+    ]
     for process in processes:
         process.start()
     for process in processes:

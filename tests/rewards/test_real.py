@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cache_writers import write_values
 from random_weights import (
     PUBMEDBERT,
     MendedCheXbert,
@@ -345,15 +346,9 @@ def test_disk_cache_spares_the_forward_pass_and_keeps_the_numbers(weights: Path,
     assert [model.texts_encoded for model in models] == [0, 0, 0]
 
 
-def _write_many(folder: str, worker: int) -> None:
-    cache = DiskCache(folder)
-    for i in range(100):
-        cache.put([(cache.key("shared", str(i)), str(i).encode()), (cache.key(str(worker), str(i)), b"own")])
-
-
 def test_disk_cache_is_safe_for_several_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_many, args=(str(tmp_path), n)) for n in range(3)]
+    workers = [context.Process(target=write_values, args=(tmp_path, n)) for n in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
