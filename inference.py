@@ -20,11 +20,13 @@ from typing import Any
 
 from common.errors import EvaluationError, run_command
 from common.files import write_json
-from evaluation.generate import read_lines, write_reports
+from evaluation.generate import write_reports
 from evaluation.predictions import inside, read_predictions, studies_of_file
+from evaluation.report_lines import read_lines
+from model.check import check_model_folder
 from model.engines import GenerationSettings, check_images, engine_here, make_writer
 from model.films import PAPERS, FilmForm, form_of_model
-from model.loading import check_model_folder, model_fingerprint
+from model.fingerprint import model_fingerprint
 from settings.evaluations import SECTIONS
 
 USAGE = "python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER"

@@ -180,7 +180,9 @@ def _trainer(
 
     from data_prep.prepared import load_studies
     from recipes import grpo, sft
-    from settings.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
+    from settings.arguments import DataArguments, StageArguments
+    from settings.batch import set_global_batch
+    from settings.parser import parse_recipe
     from training.monitors import build_monitors
 
     given: dict[str, Any] = {
@@ -252,7 +254,7 @@ class Timed:
 def study_tokens(model: Path, folder: Path) -> tuple[float, float]:
     """Mean tokens of a prompt (images included) and of a report, over the training studies."""
     from data_prep.prepared import load_studies
-    from model.loading import load_processor
+    from model.processor import load_processor
     from model.prompts import build_prompt, prompt_images, study_report
 
     processor = load_processor(str(model))

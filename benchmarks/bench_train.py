@@ -47,13 +47,14 @@ from trl import GRPOTrainer
 from benchmarks import packed_studies, shared_prompts
 from data_prep.prepared import load_studies
 from data_prep.sources.phantom import prepare
-from model.loading import load_processor
+from model.processor import load_processor
 from recipes.grpo import ARGUMENTS, build_composite, build_trainer
 from recipes.tiny_model import save_tiny_model, training_texts
 from rewards.chexprompt.judgement import Judgement
 from rewards.composite import CompositeReward, CompositeScores
 from rewards.grpo_reward import completion_text
-from settings.arguments import parse_recipe, set_global_batch
+from settings.batch import set_global_batch
+from settings.parser import parse_recipe
 from training.data import rollout_dataset
 from training.monitors import MONITORS, build_monitors
 from training.progress import quiet_logs

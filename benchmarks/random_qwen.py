@@ -18,7 +18,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 from common.errors import RecipeError
 from data_prep.study import study_table, write_studies
 from model.architectures import ARCHITECTURES
-from model.loading import load_processor
+from model.processor import load_processor
 from recipes.tiny_model import SPECIAL_TOKENS, build_processor
 
 IMAGE_SIZE = 512  # pixels a side (paper, Tasks)

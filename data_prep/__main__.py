@@ -199,7 +199,8 @@ def shard(text: str):
 
 def run_source(arguments: argparse.Namespace) -> None:
     """Prepare one source."""
-    from data_prep.prepare import dry_run, prepare
+    from data_prep.dry_run import dry_run
+    from data_prep.prepare import prepare
     from data_prep.source import Options
     from data_prep.tables import SourceError
 

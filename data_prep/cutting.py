@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep.headings import ADDENDUM, JOINT, iterate_sections, parse_free_text, unknown_headings
+from data_prep.mapping import read_mapping
 from data_prep.sections import SECTIONS
-from data_prep.sources.custom import iterate_reports, read_mapping
+from data_prep.sources.custom import iterate_reports
 from data_prep.tables import SourceError
 
 UNKNOWN_SHOWN = 30

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from tqdm import tqdm
 from data_prep import card as cards
 from data_prep.folder import (
     JOURNAL,
-    STARTED,
     Known,
     append_images,
     begin,
@@ -36,14 +34,11 @@ from data_prep.images import (
     FORMATS,
     MISSING,
     MODES,
-    ImageError,
     ImageJob,
     ImageRecord,
     ImageSettings,
-    load_grey,
-    resize,
 )
-from data_prep.priors import link_priors, none, without_priors
+from data_prep.priors import link_priors, without_priors
 from data_prep.rejects import (
     IMAGE_FLAT,
     IMAGE_MISSING,
@@ -51,16 +46,15 @@ from data_prep.rejects import (
     NO_REPORT,
     PATH_OUTSIDE,
     reject_frame,
-    write_rejects,
 )
-from data_prep.sections import SECTIONS
 from data_prep.source import Found, Options, compact, fingerprint, inside
 from data_prep.sources import SOURCES
 from data_prep.splits import check_leakage, set_aside_validation
-from data_prep.study import ALL_SPLITS, SPLITS, STUDY_SCHEMA, TEST_REST, report_text, write_study_batches
+from data_prep.study import ALL_SPLITS, SPLITS
+from data_prep.study_tables import write_tables
 from data_prep.tables import SourceError
 from data_prep.test_files import use_test_files, without_test_file
-from data_prep.texts import BATCH, KEPT, Texts, give_back
+from data_prep.texts import give_back
 
 # What a card says beside counts and what the folder was made from.
 ABOUT = (
@@ -359,80 +353,3 @@ def finish(
     about = dict(zip(ABOUT, (*known, validation_count(found, options)), strict=True))
     studies = (link_priors if link else without_priors)(studies.drop(columns="image_source")).drop(columns="order")
     write_tables(studies, found.texts, rejects, out, whole, made_from, about)
-
-
-def write_tables(
-    studies: pd.DataFrame, texts: Texts, rejects: pd.DataFrame, out: Path, whole: Path, made_from: dict, about: dict
-) -> None:
-    """Check for leakage and write tables and card; the card last: a folder with a card is whole."""
-    give_back()
-    check_leakage(studies, str(out))
-    give_back()
-    keys = pa.table({name: pa.array(studies[name]) for name in ("patient_id", "encounter", "study_id")})
-    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
-    for split in ALL_SPLITS:
-        rows = order[(studies["split"] == split).to_numpy()[order]]
-        if split == TEST_REST and not len(rows):
-            continue
-        parts = (studies.iloc[rows[start : start + BATCH]] for start in range(0, len(rows), BATCH))
-        write_study_batches((to_table(part, texts) for part in parts), out / f"{split}.parquet")
-    write_rejects(rejects, out / "rejects.parquet")
-    del keys, order
-    give_back()
-    cards.write_card(studies, rejects, out, whole, made_from, about)
-    (out / STARTED).unlink(missing_ok=True)
-
-
-def to_table(studies: pd.DataFrame, texts: Texts) -> pa.Table:
-    """Some studies and their reports as a study table."""
-    sections = pd.DataFrame(
-        texts.get(studies["text"].to_numpy(), KEPT), columns=KEPT, index=studies.index, dtype=object
-    )
-    priors = (dict(zip(SECTIONS, prior, strict=True)) for prior in texts.get(studies["prior_text"].to_numpy()))
-    reports = [report_text(prior["findings"], prior["impression"]) or None for prior in priors]
-    studies = studies.join(sections).assign(prior_report=reports)
-    give_back()
-    columns = []
-    for field in STUDY_SCHEMA:
-        column = studies[field.name]
-        if pa.types.is_timestamp(field.type):
-            columns.append(pa.array(pd.to_datetime(column), field.type, from_pandas=True))
-        elif pa.types.is_floating(field.type):
-            columns.append(pa.array(pd.to_numeric(column).astype("float64"), field.type, from_pandas=True))
-        else:
-            columns.append(pa.array(none(column), field.type))
-    return pa.Table.from_arrays(columns, schema=STUDY_SCHEMA)
-
-
-def dry_run(source: Path, out: Path, options: Options, workers: int, say: Callable[[str], None] = print) -> None:
-    """Read a sample of the source and say what a run would do; nothing is written."""
-    check_options(source, options)
-    module = importlib.import_module(SOURCES[options.dataset])
-    files = module.inputs(source, options)
-    say(f"would read {len(files)} index file(s): {', '.join(fingerprint(files, source))}")
-    found = read_source(module, source, options)
-    studies, rejects, notes = select(found, options)
-    images_there(studies, found.images)
-    say(f"sample of {len(studies) + len(rejects):,} studies: {len(studies):,} usable, {len(rejects):,} not")
-    for reason, number in rejects["reason"].value_counts().items():
-        say(f"  {number:,} {reason}")
-    for split, number in studies["split"].value_counts().items():
-        say(f"  {number:,} {split}")
-    settings = ImageSettings(options.image_size, options.image_mode, options.image_format)
-    failed, begin, done = 0, time.perf_counter(), 0
-    for path in studies["image_source"].iloc[:: max(1, len(studies) // 16)]:
-        try:
-            resize(load_grey(found.images / path, settings), settings)
-        except ImageError as error:
-            failed += 1
-            say(f"  {path}: {error}")
-        done += 1
-    each = (time.perf_counter() - begin) / max(done, 1)
-    say(
-        f"{done} images tried, {failed} failed; {1000 * each:.0f} ms each: {workers / each:,.0f} a second with {workers} workers"
-    )
-    for note in notes:
-        say(f"note: {note}")
-    say(
-        f"would write {out}/{{train,validation,test}}.parquet, images/, rejects.parquet, card.json, card.md; wrote nothing"
-    )

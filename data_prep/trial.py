@@ -16,9 +16,9 @@ from common.files import write_text
 from data_prep.dicom import is_dicom, may_be_dicom
 from data_prep.dicom_headers import files_below
 from data_prep.folder import CARD
+from data_prep.mapping import REQUIRED
 from data_prep.prepare import prepare
 from data_prep.source import Options
-from data_prep.sources.custom import REQUIRED
 from data_prep.tables import CSV_SUFFIXES, SourceError, columns_of, csv_form, iterate_table
 from data_prep.views import plain
 

@@ -72,8 +72,8 @@ def _baseline(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from evaluation.predictions import ReferenceForm
-    from evaluation.score import METRICS, OPTIONAL_METRICS, score_file
-    from evaluation.scorers import open_scorers
+    from evaluation.scorers import METRICS, OPTIONAL_METRICS, open_scorers
+    from evaluation.scoring import score_file
 
     files = options.predictions
     outs = [options.out] if len(files) == 1 else [options.out / name for name in _file_names(files)]
@@ -133,7 +133,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _compare_folders(paths: Sequence[Path], out: Path | None, resamples: int, seed: int) -> None:
     from common.files import write_json
     from evaluation.compare import compare, named_folders, read_result, table
-    from evaluation.score import Scores
+    from evaluation.scores import Scores
 
     folders = named_folders(paths)
     described = {name: read_result(folder)["made_by"]["scorers"] for name, folder in folders.items()}
@@ -364,7 +364,7 @@ def _yaml_value(text: str) -> Any:
 
 def _add_judge_settings(made: argparse.ArgumentParser) -> None:
     """A flag for every field of JudgeSettings."""
-    from rewards.chexprompt.judge import JudgeSettings
+    from rewards.chexprompt.settings import JudgeSettings
 
     for field in dataclasses.fields(JudgeSettings):
         if field.name != "judge_base_url":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import statistics, temporal
-from evaluation.score import Scores, principal_statistics
+from evaluation.scores import Scores, principal_statistics
 
 UNKNOWN = temporal.UNKNOWN
 SUBGROUPS = ("sex", "age", "race")  # gaps between their strata are tested

@@ -15,7 +15,7 @@ import numpy as np
 
 from common.errors import EvaluationError, read_record
 from evaluation import statistics
-from evaluation.score import Scores, is_principal, principal_statistics
+from evaluation.scores import Scores, is_principal, principal_statistics
 from evaluation.tables import p_value, says_something
 
 

@@ -5,52 +5,52 @@ Intervals are 95%. Colours are Okabe and Ito's, which colour-blind readers can t
 
 from __future__ import annotations
 
-import io
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.breakdowns import UNKNOWN
+from evaluation.figure_style import (
+    INK,
+    PUBLISHED_COLOUR,
+    Means,
+    change_of,
+    colour_of,
+    draw_dots,
+    draw_legend,
+    draw_points,
+    drawn_figure,
+    error_bar,
+    hide_rest,
+    inverted,
+    mean_of,
+)
 from evaluation.names import lower_is_better, short_name, shown_number
 from evaluation.tables import says_something
 from rewards.radcliq import PARTS, radcliq_v1
 from settings.evaluations import BASELINES
 
-INK = "#1a2430"  # text and axes; the report turns it into the page's own text colour
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C6D1F", "#4B4B9B")
-_OTHERS = (*_COLOURS[3:4], *_COLOURS[5:], "#117733", "#882255", "#44AA99", "#999933", "#661100", "#6699CC")
-_GREYS = ("#7d8590", "#a3aab3", "#5c636b")
-_PUBLISHED = "#b9a7d6"
 _PART = re.compile(r"^reward_parts/(?!judge_)(.+)$")  # judge_errors and judge_failed are counts beside the parts
 _NEAR_ZERO = 0.2
 
 Breakdowns = Mapping[str, Mapping[str, Mapping[str, Any]]]  # data set → model → attribute → strata
-Means = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # model → number → {mean, low, high}
 
 
 def principal_numbers(seen: Means, zero_shot: Means, titles: Mapping[str, str]) -> Figure | None:
     """The summary's numbers (`titles`: key → panel title): filled on data sets trained on, hollow on zero-shot ones."""
-    keys = [key for key in titles if any(_mean(seen, m, key) is not None for m in seen)]
+    keys = [key for key in titles if any(mean_of(seen, m, key) is not None for m in seen)]
     if not keys:
         return None
     models = list(seen)
-    with _figure(3.5 * len(keys), 1.2 + 0.3 * len(models), 1, len(keys)) as (figure, axes):
+    with drawn_figure(3.5 * len(keys), 1.2 + 0.3 * len(models), 1, len(keys)) as (figure, axes):
         for axis, key in zip(axes, keys, strict=True):
             for i, model in enumerate(models[::-1]):
-                _points(axis, [i + 0.12], [seen[model].get(key)], model, models, line=False, horizontal=True)
+                draw_points(axis, [i + 0.12], [seen[model].get(key)], model, models, line=False, horizontal=True)
                 if zero_shot.get(model, {}).get(key):
-                    _points(axis, [i - 0.16], [zero_shot[model][key]], model, models, line=False, horizontal=True)
+                    draw_points(axis, [i - 0.16], [zero_shot[model][key]], model, models, line=False, horizontal=True)
                     axis.containers[-1].lines[0].set_markerfacecolor("none")
             axis.set_title(_two_lines(titles[key]))
             shown = axis is axes[0]
@@ -67,20 +67,22 @@ def metrics_against_published(
 
     A reciprocal whose denominator comes near zero or below it (RadCliQ of stand-ins) says nothing and is left out.
     """
-    numbers = [n for n in numbers if any(_mean(means, m, n) is not None for m in means)]
+    numbers = [n for n in numbers if any(mean_of(means, m, n) is not None for m in means)]
     numbers = [n for n in numbers if all(says_something(n, means[m].get(n)) for m in means)]
     if not numbers:
         return None
     columns = min(3, len(numbers))
     rows = -(-len(numbers) // columns)
     entries = len(means) + len(published)
-    with _figure(columns * 3.4, rows * (0.9 + 0.2 * entries), rows, columns) as (figure, axes):
+    with drawn_figure(columns * 3.4, rows * (0.9 + 0.2 * entries), rows, columns) as (figure, axes):
         for axis, number in zip(axes, numbers, strict=False):
             bars = [
-                (short_name(m), _mean(means, m, number), _error(means[m].get(number)), _colour(m, list(means)))
+                (short_name(m), mean_of(means, m, number), error_bar(means[m].get(number)), colour_of(m, list(means)))
                 for m in means
             ]
-            bars += [(p["model"], p.get(number), None, _PUBLISHED) for p in published if p.get(number) is not None]
+            bars += [
+                (p["model"], p.get(number), None, PUBLISHED_COLOUR) for p in published if p.get(number) is not None
+            ]
             bars = [bar for bar in bars if bar[1] is not None]
             # Baselines and models stay in the order of training where nothing published is shown.
             if published:
@@ -93,7 +95,7 @@ def metrics_against_published(
                     axis.errorbar(value, i, xerr=error, color=INK, linewidth=1, capsize=2)
             axis.set_title(_two_lines(shown_number(number)))
             axis.grid(axis="y", visible=False)
-        _hide_rest(axes, len(numbers))
+        hide_rest(axes, len(numbers))
     return figure
 
 
@@ -104,22 +106,22 @@ def _two_lines(name: str) -> str:
 def single_against_combined(means: Means, numbers: Sequence[str], start: str = "sft") -> Figure | None:
     """Paper, figure 2b: what each RL run changed against its start, metric by metric, in percent of the start's value."""
     runs = [m for m in means if m not in (start, "base", *BASELINES)]
-    numbers = [n for n in numbers if start in means and _mean(means, start, n) is not None]
+    numbers = [n for n in numbers if start in means and mean_of(means, start, n) is not None]
     numbers = [n for n in numbers if all(says_something(n, means[m].get(n)) for m in (start, *runs))]
     if not runs or not numbers:
         return None
-    with _figure(2.2 + max(1.1, 0.2 * len(runs)) * len(numbers), 3.4) as (figure, axes):
+    with drawn_figure(2.2 + max(1.1, 0.2 * len(runs)) * len(numbers), 3.4) as (figure, axes):
         axis, width = axes[0], 0.8 / len(runs)
         for i, run in enumerate(runs):
-            change = [_change(_mean(means, run, n), _mean(means, start, n)) for n in numbers]
+            change = [change_of(mean_of(means, run, n), mean_of(means, start, n)) for n in numbers]
             at = np.arange(len(numbers)) + (i - (len(runs) - 1) / 2) * width
-            axis.bar(at, change, width * 0.92, label=short_name(run), color=_colour(run, list(means)))
+            axis.bar(at, change, width * 0.92, label=short_name(run), color=colour_of(run, list(means)))
         axis.axhline(0, color=INK, linewidth=0.8)
         names = [shown_number(n).replace(" [", "\n[").replace(" a report", "") for n in numbers]
         axis.set_xticks(range(len(numbers)), names, rotation=20, ha="right")
         axis.set_ylabel(f"change against {short_name(start)} (%)")
         axis.grid(axis="x", visible=False)
-        _legend(axis, outside=True)
+        draw_legend(axis, outside=True)
     return figure
 
 
@@ -141,25 +143,25 @@ def training_curves(
     panels = (1 if means else 0) + (1 if errors else 0)
     if not panels:
         return None
-    with _figure(4.6 * panels, 3.1, 1, panels) as (figure, axes):
+    with drawn_figure(4.6 * panels, 3.1, 1, panels) as (figure, axes):
         if means:
             for stage, (steps, values) in quality.items():
                 drawn = [1 / v if inverse else v for v in values]
                 axes[0].plot(
-                    steps, drawn, label=f"{short_name(stage)}, rollouts", color=_colour(stage, list(histories))
+                    steps, drawn, label=f"{short_name(stage)}, rollouts", color=colour_of(stage, list(histories))
                 )
             for stage, rated in points.items():
-                values = [_inverted(value) if inverse else value for _, value in rated]
-                _points(axes[0], [step for step, _ in rated], values, stage, list(histories), line=False)
+                values = [inverted(value) if inverse else value for _, value in rated]
+                draw_points(axes[0], [step for step, _ in rated], values, stage, list(histories), line=False)
                 axes[0].containers[-1].set_label(f"{short_name(stage)}, validation")
             axes[0].set_title(("1/RadCliQ-v1" if inverse else "RadCliQ-v1 (lower is better)") + _marks(histories))
         if errors:
             for stage, (steps, values) in errors.items():
-                axes[-1].plot(steps, values, label=short_name(stage), color=_colour(stage, list(histories)))
+                axes[-1].plot(steps, values, label=short_name(stage), color=colour_of(stage, list(histories)))
             axes[-1].set_title("judge's errors a report, rollouts (lower is better)")
         for axis in axes:
             axis.set_xlabel("step")
-            _legend(axis)
+            draw_legend(axis)
     return figure
 
 
@@ -175,7 +177,7 @@ def error_histogram(tables: Mapping[str, Mapping[str, Mapping[str, float | None]
     if not tables:
         return None
     shades = ("#009E73", "#E6C84A", "#E69F00", "#D55E00")
-    with _figure(6.4, 0.9 + 0.42 * len(tables)) as (figure, axes):
+    with drawn_figure(6.4, 0.9 + 0.42 * len(tables)) as (figure, axes):
         axis, models = axes[0], list(tables)[::-1]
         left = np.zeros(len(models))
         for shade, bin_name in zip(shades, ("≤1", "2", "3", "≥4"), strict=True):
@@ -214,15 +216,15 @@ def condition_f1(conditions: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     if not shown:
         return None
     models = list(conditions)
-    with _figure(7.2, 1.0 + 0.5 * len(shown)) as (figure, axes):
+    with drawn_figure(7.2, 1.0 + 0.5 * len(shown)) as (figure, axes):
         axis, step = axes[0], 0.8 / len(models)
         for i, model in enumerate(models):
             at = np.arange(len(shown)) - (i - (len(models) - 1) / 2) * step
-            _dots(axis, at, [conditions[model][c] for c in shown], model, models)
+            draw_dots(axis, at, [conditions[model][c] for c in shown], model, models)
         axis.set_yticks(range(len(shown)), [f"{c} (n={first[c]['positives']})" for c in shown])
         axis.set_xlabel("F1")
         axis.set_xlim(-0.02, 1.02)
-        _legend(axis, outside=True)
+        draw_legend(axis, outside=True)
     return figure
 
 
@@ -246,23 +248,23 @@ def subgroups(breakdowns: Breakdowns, number: str, overall: Mapping[str, Mapping
         return None
     height = sum(0.9 + 0.42 * len(strata) for strata in rows.values())
     ratios = [2 + len(strata) for strata in rows.values()]
-    with _figure(7.2, height, len(rows), 1, heights=ratios) as (figure, axes):
+    with drawn_figure(7.2, height, len(rows), 1, heights=ratios) as (figure, axes):
         for axis, (dataset, strata) in zip(axes, rows.items(), strict=True):
             models = list(breakdowns[dataset])
             step = 0.8 / len(models)
             for i, model in enumerate(models):
                 found = breakdowns[dataset][model]
                 values = [found[a]["strata"].get(s, {}).get("metrics", {}).get(number) for a, s, _ in strata]
-                _dots(axis, np.arange(len(strata)) - (i - (len(models) - 1) / 2) * step, values, model, models)
+                draw_dots(axis, np.arange(len(strata)) - (i - (len(models) - 1) / 2) * step, values, model, models)
             if (second := _second_best(overall, dataset, number)) is not None:
                 model, value = second
-                colour = _colour(model, models)
+                colour = colour_of(model, models)
                 axis.axvline(
                     value, color=colour, linestyle="--", linewidth=1, label=f"second best: {short_name(model)}"
                 )
             axis.set_yticks(range(len(strata)), [f"{attribute}: {name} (n={n})" for attribute, name, n in strata])
             axis.set_title(dataset)
-            _legend(axis, outside=True)
+            draw_legend(axis, outside=True)
         axes[-1].set_xlabel(shown_number(number))
     return figure
 
@@ -295,14 +297,14 @@ def reward_parts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
         return None
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    with _figure(3.3 * columns, 2.5 * rows, rows, columns) as (figure, axes):
+    with drawn_figure(3.3 * columns, 2.5 * rows, rows, columns) as (figure, axes):
         for axis, (part, lines) in zip(axes, curves.items(), strict=False):
             for stage, steps, values in lines:
-                axis.plot(steps, values, label=short_name(stage), color=_colour(stage, list(histories)))
+                axis.plot(steps, values, label=short_name(stage), color=colour_of(stage, list(histories)))
             axis.set_title(_two_lines(shown_number(part)), fontsize=9)
             axis.set_xlabel("step")
-        _legend(axes[0])
-        _hide_rest(axes, len(curves))
+        draw_legend(axes[0])
+        hide_rest(axes, len(curves))
     return figure
 
 
@@ -316,17 +318,17 @@ def length_drift(
     if not curves and not models:
         return None
     panels = (1 if curves else 0) + (1 if models else 0)
-    with _figure(4.8 * panels, max(2.9, 1 + 0.3 * len(models)), 1, panels) as (figure, axes):
+    with drawn_figure(4.8 * panels, max(2.9, 1 + 0.3 * len(models)), 1, panels) as (figure, axes):
         if curves:
             for stage, (steps, values) in curves.items():
-                axes[0].plot(steps, values, label=short_name(stage), color=_colour(stage, list(histories)))
+                axes[0].plot(steps, values, label=short_name(stage), color=colour_of(stage, list(histories)))
             axes[0].set_title("mean length of rollouts (tokens)")
             axes[0].set_xlabel("step")
-            _legend(axes[0])
+            draw_legend(axes[0])
         if models:
             axis = axes[panels - 1]
             for i, model in enumerate(models[::-1]):
-                _dots(axis, [i], [words[model]], model, models)
+                draw_dots(axis, [i], [words[model]], model, models)
             axis.set_yticks(range(len(models)), [short_name(m) for m in models[::-1]])
             if words.get("references"):
                 axis.axvline(words["references"]["mean"], color=INK, linestyle="--", linewidth=1)
@@ -347,58 +349,6 @@ def logged_parts(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[f
     return {_PART.match(key).group(1): logged(history, key) for key in keys}
 
 
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write `name`.png and `name`.svg into `folder` (atomically) and return the SVG for an HTML page.
-
-    That one has no background and takes the page's text colour. matplotlib escapes all texts. The same figure gives the
-    same bytes.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    svg, png = io.StringIO(), io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        # A date, or the software's version, would make files differ.
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    bare = svg.getvalue()
-    end = bare.index(">", bare.index("<svg")) + 1
-    on_white = f'{bare[:end]}<rect width="100%" height="100%" fill="white"/>{bare[end:]}'
-    for path, content in ((folder / f"{name}.png", png.getvalue()), (folder / f"{name}.svg", on_white.encode())):
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    return bare[bare.index("<svg") :].replace(INK, "currentColor")
-
-
-@contextmanager
-def _figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
-) -> Iterator[tuple[Figure, list[Axes]]]:
-    style = {
-        "text.parse_math": False,  # a model's name may hold a $, which begins no formula
-        "font.size": 9,
-        "font.family": ["DejaVu Sans", "sans-serif"],  # the second for SVG where the first is not installed
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#8a94a0",
-        "grid.alpha": 0.3,
-        "grid.linewidth": 0.6,
-        **{key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
-        "axes.titlecolor": INK,
-    }
-    with matplotlib.rc_context(style):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, height), layout="constrained", squeeze=False, height_ratios=heights
-        )
-        yield figure, list(axes.ravel())
-        # Laid out once, not again for each file that it is saved to.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-    plt.close(figure)  # it stays usable, but pyplot no longer holds it
-
-
 def _by_stratum(breakdowns: Breakdowns, attribute: str, number: str, label: str, least: int = 1) -> Figure | None:
     """A panel for each data set that has at least `least` known strata: points with intervals, joined in their order."""
     panels = {}
@@ -408,20 +358,20 @@ def _by_stratum(breakdowns: Breakdowns, attribute: str, number: str, label: str,
             panels[dataset] = known
     if not panels:
         return None
-    with _figure(6.4, 0.6 + 2.7 * len(panels), len(panels), 1) as (figure, axes):
+    with drawn_figure(6.4, 0.6 + 2.7 * len(panels), len(panels), 1) as (figure, axes):
         for axis, (dataset, strata) in zip(axes, panels.items(), strict=True):
             models = list(breakdowns[dataset])
             for i, model in enumerate(models):
                 values = _values(breakdowns[dataset][model], attribute, strata, number)
                 at = np.arange(len(strata)) + (i - (len(models) - 1) / 2) * 0.06
-                _points(axis, at, values, model, models, line=bool(label))
+                draw_points(axis, at, values, model, models, line=bool(label))
             first = breakdowns[dataset][models[0]][attribute]["strata"]
             names = [s.replace(" ", "\n") for s in strata]
             counts = [first[s]["n"] if s in first else 0 for s in strata]
             axis.set_xticks(range(len(strata)), [f"{s}\nn={n:,}" for s, n in zip(names, counts, strict=True)])
             axis.set_title(dataset)
             axis.set_ylabel(_two_lines(shown_number(number)))
-            _legend(axis, outside=True)
+            draw_legend(axis, outside=True)
         axes[-1].set_xlabel(label)
     return figure
 
@@ -433,21 +383,21 @@ def _bars_by_stratum(
     if not strata:
         return None
     models = list(breakdowns)
-    with _figure(max(5.4, 1.9 + 1.35 * len(strata)), 3.4) as (figure, axes):
+    with drawn_figure(max(5.4, 1.9 + 1.35 * len(strata)), 3.4) as (figure, axes):
         axis, width = axes[0], 0.8 / len(models)
         for i, model in enumerate(models):
             values = _values(breakdowns[model], attribute, strata, number)
             at = np.arange(len(strata)) + (i - (len(models) - 1) / 2) * width
             heights = [v["mean"] if v and v["mean"] is not None else np.nan for v in values]
-            axis.bar(at, heights, width * 0.92, color=_colour(model, models), label=short_name(model))
+            axis.bar(at, heights, width * 0.92, color=colour_of(model, models), label=short_name(model))
             for x, value in zip(at, values, strict=True):
-                if (error := _error(value)) is not None:
+                if (error := error_bar(value)) is not None:
                     axis.errorbar(x, value["mean"], yerr=error, color=INK, linewidth=0.8, capsize=1.5)
         names = [f"{s}\n(zero-shot)" if s in zero_shot else s.replace(" ", "\n") for s in strata]
         axis.set_xticks(range(len(strata)), names)
         axis.set_ylabel(_two_lines(shown_number(number)))
         axis.grid(axis="x", visible=False)
-        _legend(axis, outside=True)
+        draw_legend(axis, outside=True)
     return figure
 
 
@@ -458,68 +408,6 @@ def _strata(breakdowns: Mapping[str, Mapping[str, Any]], attribute: str) -> list
 def _values(breakdown: Mapping[str, Any], attribute: str, strata: Sequence[str], number: str) -> list[Any]:
     found = breakdown[attribute]["strata"]
     return [found.get(name, {}).get("metrics", {}).get(number) for name in strata]
-
-
-def _dots(axis: Axes, at: Sequence[float], values: Sequence[Any], model: str, models: Sequence[str]) -> None:
-    """Horizontal dots with intervals."""
-    _points(axis, at, values, model, models, line=False, horizontal=True)
-
-
-def _points(
-    axis: Axes,
-    at: Sequence[float],
-    values: Sequence[Any],
-    model: str,
-    models: Sequence[str],
-    line: bool,
-    horizontal: bool = False,
-) -> None:
-    means = np.array([np.nan if v is None or v["mean"] is None else v["mean"] for v in values])
-    errors = np.array([_error(v) if _error(v) is not None else [[0.0], [0.0]] for v in values])[:, :, 0].T
-    style = {"fmt": "o-" if line else "o", "markersize": 4, "linewidth": 1, "capsize": 2, "label": short_name(model)}
-    style["color"] = _colour(model, models)
-    if horizontal:
-        axis.errorbar(means, at, xerr=errors, **style)
-    else:
-        axis.errorbar(at, means, yerr=errors, **style)
-
-
-def _error(value: Mapping[str, float | None] | None) -> list[list[float]] | None:
-    """matplotlib's error form [[below], [above]]; None without an interval."""
-    if value is None or value["mean"] is None or value["low"] is None or value["high"] is None:
-        return None
-    return [[max(0.0, value["mean"] - value["low"])], [max(0.0, value["high"] - value["mean"])]]
-
-
-def _mean(means: Means, model: str, number: str) -> float | None:
-    return (means[model].get(number) or {}).get("mean")
-
-
-def _change(now: float | None, before: float | None) -> float:
-    return float("nan") if now is None or not before else 100 * (now - before) / abs(before)
-
-
-def _colour(model: str, models: Sequence[str]) -> str:
-    """A model keeps its colour in all figures that show the same models."""
-    if model in BASELINES:
-        return _GREYS[BASELINES.index(model) % len(_GREYS)]
-    stages = ("base", "sft", "rl_step1", "rl_step2")
-    if model in stages:
-        return _COLOURS[(4, 1, 0, 2)[stages.index(model)]]
-    others = [m for m in models if m not in BASELINES and m not in stages]
-    return _OTHERS[others.index(model) % len(_OTHERS)] if model in others else _OTHERS[0]
-
-
-def _legend(axis: Axes, outside: bool = False) -> None:
-    if outside:
-        axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    else:
-        axis.legend(frameon=False, fontsize=8)
-
-
-def _hide_rest(axes: Sequence[Axes], used: int) -> None:
-    for axis in axes[used:]:
-        axis.set_visible(False)
 
 
 def _radcliq_curve(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
@@ -536,11 +424,3 @@ def _rated_checkpoints(selection: Mapping[str, Any]) -> list[tuple[int, Mapping[
     """Step and RadCliQ-v1 (mean, low, high) of each checkpoint that was rated on validation."""
     rated = [(int(c["checkpoint"].rpartition("-")[2]), c["radcliq_v1"]) for c in selection.get("checkpoints", [])]
     return [(step, value) for step, value in rated if value["mean"] is not None]
-
-
-def _inverted(value: Mapping[str, float | None]) -> dict[str, float | None]:
-    """1/x of a positive mean and its interval; no interval where that holds zero."""
-    low, high = value["low"], value["high"]
-    if low is None or high is None or low <= 0:
-        return {"mean": 1 / value["mean"], "low": None, "high": None}
-    return {"mean": 1 / value["mean"], "low": 1 / high, "high": 1 / low}

@@ -13,8 +13,6 @@ On several machines, run each part by `--shard i/n`, then the command once witho
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import subprocess
@@ -34,6 +32,7 @@ from common.errors import EvaluationError, read_record
 from common.files import sha256_of, write_json
 from common.locks import folder_lock
 from evaluation.predictions import rexrank_entry, studies_of_data
+from evaluation.report_lines import drop_cut_line, is_report, lock_lines, partial_path, partials, read_lines
 from model.engines import (
     VLLM_BATCHES,
     Engine,
@@ -154,8 +153,9 @@ def _loaded_once() -> Callable[[Task], Writer]:
 
 def planned(task: Task) -> tuple[list[dict[str, Any]], GenerationSettings, dict[str, Any]]:
     """The studies, the settings with their engine decided, and what decides the reports."""
+    from model.check import check_model_folder
     from model.films import check_form, form_of_data
-    from model.loading import check_model_folder, model_fingerprint  # loads torch: only where a model is needed
+    from model.fingerprint import model_fingerprint
 
     studies = studies_of_data(task.data, task.split)[: task.max_studies]
     check_model_folder(task.model)
@@ -236,15 +236,6 @@ def _is_as_written(path: Path, sha256: str | None) -> bool:
     return path.is_file() and (sha256 is None or sha256_of(path) == sha256)
 
 
-def partial_path(out: Path, shard: int | None = None) -> Path:
-    return out / ("predictions.partial.jsonl" if shard is None else f"predictions.partial.{shard}.jsonl")
-
-
-def partials(out: Path) -> list[Path]:
-    """All files of finished lines in `out`: one, or one a process."""
-    return sorted(out.glob("predictions.partial*.jsonl"))
-
-
 def write_reports(
     studies: Sequence[Mapping[str, Any]],
     path: Path,
@@ -260,7 +251,7 @@ def write_reports(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        _lock(file, path)
+        lock_lines(file, path)
         drop_cut_line(path)
         _write_reports(studies, path, file, load_writer, batch_size, others, title)
 
@@ -274,7 +265,7 @@ def _write_reports(
     others: Iterable[Path],
     title: str,
 ) -> None:
-    done = {row["study_id"] for file in {path, *others} for row in read_lines(file) if _is_report(row)}
+    done = {row["study_id"] for file in {path, *others} for row in read_lines(file) if is_report(row)}
     todo = [study for study in studies if study["study_id"] not in done]
     if not todo:
         return
@@ -293,59 +284,14 @@ def _write_reports(
             bar.update(len(batch))
 
 
-def _lock(file: TextIO, path: Path) -> None:
-    """Keep a second process, e.g. the rest of a killed run, from writing between this one's lines."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise EvaluationError(f"another process is writing {path}; wait until it has ended, or end it") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks
-            raise
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The finished lines of a file that is appended to; a last line cut by a kill is not one."""
-    if not path.is_file():
-        return []
-    rows, damaged = [], 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                row["study_id"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                damaged += 1
-                continue
-            rows.append(row)
-    if damaged:
-        print(f"{path}: {damaged} damaged line(s) left out; their studies are done again")
-    return rows
-
-
-def _is_report(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("model_prediction"), str) and isinstance(row.get("truncated"), bool)
-
-
-def drop_cut_line(path: Path) -> None:
-    """Remove a last line that a kill cut short, so that the next one is not appended to it."""
-    if path.is_file():
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
-
-
 def finish(
     out: Path, studies: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Merge the finished lines into `predictions.json`, in the data's order, and record how they were made."""
     for path in partials(out):
         with path.open("a", encoding="utf-8") as file:  # a part that is still being written is not put together
-            _lock(file, path)
-    lines = {row["study_id"]: row for file in partials(out) for row in read_lines(file) if _is_report(row)}
+            lock_lines(file, path)
+    lines = {row["study_id"]: row for file in partials(out) for row in read_lines(file) if is_report(row)}
     missing = [study["study_id"] for study in studies if study["study_id"] not in lines]
     if missing:
         raise EvaluationError(

@@ -13,7 +13,7 @@ from evaluation import statistics
 from evaluation.breakdowns import ATTRIBUTES, breakdown
 from evaluation.compare import compare
 from evaluation.run_folder import STAGES, Common, Run
-from evaluation.score import condition_statistics, judge_statistics, principal_statistics
+from evaluation.scores import condition_statistics, judge_statistics, principal_statistics
 from evaluation.statistics import Statistic
 from evaluation.tables import says_something
 from rewards.conditions import binary_labels

@@ -11,7 +11,8 @@ from evaluation.compare import read_result
 from evaluation.material import Material
 from evaluation.names import F1_MEANING, meaning, shown_name, shown_number, split_number
 from evaluation.references import form_table
-from evaluation.statistics import EXACT_PATIENTS, MIN_PATIENTS, PERMUTATIONS
+from evaluation.statistics import MIN_PATIENTS, PERMUTATIONS
+from evaluation.statistics.resampling import EXACT_PATIENTS
 from evaluation.tables import Table, listed
 
 SECTIONS_IN_WORDS = {

@@ -17,8 +17,9 @@ import jinja2
 from markupsafe import Markup, escape
 
 from common.files import write_text
-from evaluation import figures, statistics
+from evaluation import statistics
 from evaluation.browser import BROWSER_STUDIES, browser_content
+from evaluation.figure_style import save
 from evaluation.material import collect
 from evaluation.provenance import how_it_was_made, lead, notices
 from evaluation.rollout_table import rollout_section
@@ -47,7 +48,7 @@ def write_report(
     parts = [*report_parts(material), *side_parts(outputs)]
     for part in parts:
         if part.figure is not None:
-            part.svg = figures.save(part.figure, outputs / "figures", part.id)
+            part.svg = save(part.figure, outputs / "figures", part.id)
     script = (_PAGE / "report.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, trim_blocks=True)
     environment.filters["with_interval"] = with_interval

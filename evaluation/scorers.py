@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.errors import EvaluationError
 from common.governance import JudgeError
-from evaluation.score import METRICS, Scorers
-from rewards.chexprompt.judge import Judge, JudgeSettings
-from rewards.metric import MetricError
-from rewards.radcliq import PARTS
+from evaluation.strata_parts import temporal
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
+from rewards.conditions import Labeler
+from rewards.metric import Metric, MetricError
+from rewards.radcliq import PARTS, RadCliQ
 from rewards.registry import load_metrics
 
 BACKENDS = ("real", "offline")
+
+# Paper, Optimization: the composite reward of step 1. It is shown beside the metrics because it is what RL optimises.
+COMPOSITE_WEIGHTS = {"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
+
+METRICS = ("bleu2", "bertscore", "sembscore", "radgraph")
+
+OPTIONAL_METRICS = ("ratescore",)  # scored where its package and weights are; named as skipped elsewhere
 
 
 @contextmanager
@@ -75,3 +88,49 @@ def load_judge(settings: Mapping[str, Any]) -> Judge:
         return Judge.from_settings(JudgeSettings.from_mapping(settings))
     except (JudgeError, TypeError) as error:
         raise EvaluationError(" ".join(str(error).split())) from error
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """What scores: metrics by bare name, a labeler, perhaps a judge."""
+
+    backend: str
+    metrics: Mapping[str, Metric]
+    labeler: Labeler
+    judge: Judge | None = None
+    temporal_by_judge: bool = False  # label change by the judge's model, not by rules
+    skipped: Mapping[str, str] = field(default_factory=dict)  # optional metrics that are not scored, and why
+
+    def described(self) -> dict[str, Any]:
+        """Names, backends and fingerprints: what makes a number what it is."""
+        return {
+            "backend": self.backend,
+            "metrics": {
+                m.name: {
+                    "backend": m.backend,
+                    "fingerprint": m.fingerprint,
+                    "range": [float(bound) if np.isfinite(bound) else None for bound in m.range],
+                    "higher_is_better": m.higher_is_better,
+                }
+                for m in [*self.metrics.values(), *([self.radcliq] if self.radcliq else [])]
+            },
+            "labels": {"backend": self.labeler.backend, "fingerprint": self.labeler.fingerprint},
+            "judge": self.judge
+            and {"name": self.judge.name, "model": self.judge.model, "fingerprint": self.judge.fingerprint},
+            "composite": {"name": self.composite_name(), "weights": COMPOSITE_WEIGHTS},
+            "skipped": sorted(self.skipped),
+            "temporal": {"backend": self.judge.model, "fingerprint": temporal.PROMPT_VERSION}
+            if self.temporal_by_judge and self.judge
+            else {"backend": temporal.RULES_NAME, "fingerprint": temporal.RULES_VERSION},
+        }
+
+    @cached_property
+    def radcliq(self) -> RadCliQ | None:
+        """RadCliQ-v1 over the metrics that are scored anyway; None where one of its parts is not."""
+        return RadCliQ("v1", self.metrics) if set(PARTS) <= set(self.metrics) else None
+
+    def composite_name(self) -> str | None:
+        """`composite`, marked as a stand-in where a part of it is one; None where a part is not scored."""
+        if not set(COMPOSITE_WEIGHTS) <= set(self.metrics):
+            return None
+        return "composite" + ("[offline]" if any("[" in self.metrics[m].name for m in COMPOSITE_WEIGHTS) else "")

@@ -17,7 +17,7 @@ from scipy import stats
 from common.errors import EvaluationError, read_record
 from evaluation.compare import same_studies
 from evaluation.run_folder import read_run
-from evaluation.score import Scores
+from evaluation.scores import Scores
 from evaluation.statistics import LEVEL, Contrast, bootstrap
 from evaluation.summary import compared_models, principal
 

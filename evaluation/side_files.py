@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import EvaluationError, read_record
 from evaluation.names import shown_number
-from evaluation.sections import Part
+from evaluation.part import Part
 from evaluation.tables import Table, cell
 
 SENSITIVITY, AGREEMENT = "sensitivity.json", "judge_agreement.json"

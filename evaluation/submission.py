@@ -26,7 +26,7 @@ from common.files import write_json
 from common.removal import remove_own
 from evaluation.compare import read_result
 from evaluation.predictions import pair, read_predictions, studies_of_file
-from model.loading import check_model_folder
+from model.check import check_model_folder
 
 DESCRIPTION = {
     "name": "name of the model",

@@ -19,7 +19,7 @@ from evaluation.compare import correct
 from evaluation.counterfactual_results import read_results
 from evaluation.names import split_number
 from evaluation.run_folder import MAIN, STAGES, Common, Run, evaluations, read_run
-from evaluation.score import Scores, principal_statistics
+from evaluation.scores import Scores, principal_statistics
 from evaluation.tables import says_something
 from settings.evaluations import BASELINES
 

@@ -29,7 +29,7 @@ from data_prep.priors import none
 from data_prep.source import Options, inside
 from data_prep.sources import custom
 from data_prep.study import report_text
-from evaluation.generate import drop_cut_line, read_lines
+from evaluation.report_lines import drop_cut_line, read_lines
 from model.engines import VLLM_BATCHES
 from model.report_writer import NOTICE, ReportWriter, written
 

@@ -108,7 +108,7 @@ def engine_of(network: Any, processor: Any, device: Any) -> Engine:
     """Greedy generation with such a model."""
     import torch
 
-    from model.loading import end_tokens
+    from model.processor import end_tokens
 
     end = set(end_tokens(processor))
 
@@ -135,7 +135,8 @@ def vllm_engine(model: str, settings: GenerationSettings) -> Engine:
         from vllm import LLM, SamplingParams
     except ImportError as error:
         raise EvaluationError(f"engine vllm needs vLLM ({error}); install it, or set --engine transformers") from error
-    from model.loading import end_tokens, load_processor, whole_model
+    from model.adapter import whole_model
+    from model.processor import end_tokens, load_processor
 
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(whole_model(model))

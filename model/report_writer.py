@@ -26,9 +26,10 @@ from data_prep.headings import parse_free_text
 from data_prep.images import ImageError, contrast, encode_film, read_image_file, scaled_film
 from data_prep.sections import single_spaced
 from data_prep.study import report_text
+from model.check import check_model_folder
 from model.engines import GenerationSettings, engine_here, load_engine
 from model.films import PAPERS, form_of_model
-from model.loading import check_model_folder, model_fingerprint
+from model.fingerprint import model_fingerprint
 
 NOTICE = "For research, not for diagnosis: written by a model, checked by nobody."
 

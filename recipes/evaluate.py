@@ -23,14 +23,15 @@ from evaluation.baselines import write_baseline
 from evaluation.generate import Task, generate_all
 from evaluation.predictions import ReferenceForm
 from evaluation.run_folder import MAIN, beside
-from evaluation.score import OPTIONAL_METRICS, score_file
-from evaluation.scorers import open_scorers
+from evaluation.scorers import OPTIONAL_METRICS, open_scorers
+from evaluation.scoring import score_file
 from model.card import training_stages, write_model_card
 from model.engines import GenerationSettings
-from model.loading import model_fingerprint
-from rewards.chexprompt.judge import JudgeSettings
-from settings.arguments import EvaluationArguments, parse_recipe
+from model.fingerprint import model_fingerprint
+from rewards.chexprompt.settings import JudgeSettings
+from settings.arguments import EvaluationArguments
 from settings.evaluations import evaluation_name, evaluation_named
+from settings.parser import parse_recipe
 from training.progress import announce, quiet_logs
 
 # Where each stage of a run leaves its model, last first.

@@ -17,25 +17,22 @@ from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_confi
 from common.errors import run_command
 from common.governance import JudgeError
 from evaluation.checkpoint_rating import CheckpointRating, check_rated
+from model.adapter import merged_checkpoint
 from model.checkpoint_files import saved_checkpoints
-from model.loading import end_tokens, generate_neutrally, load_processor, merged_checkpoint, model_options
+from model.loading import generate_neutrally, model_options
+from model.processor import end_tokens, load_processor
 from rewards.assemble import load_parts
-from rewards.chexprompt.judge import OFFLINE, Judge, JudgeSettings
+from rewards.chexprompt.judge import OFFLINE, Judge
 from rewards.chexprompt.rubric import load_prompt
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward, Observer
 from rewards.metric import MetricError
 from rewards.offline import judge_server
 from rewards.radcliq import PARTS, RadCliQ
-from settings.arguments import (
-    DataArguments,
-    MonitorArguments,
-    RewardArguments,
-    RolloutArguments,
-    StageArguments,
-    parse_recipe,
-)
+from settings.arguments import DataArguments, MonitorArguments, RewardArguments, RolloutArguments, StageArguments
+from settings.parser import parse_recipe
 from training.checkpoints import start_or_resume, trim_checkpoint
 from training.data import rollout_dataset
 from training.monitors import RolloutMonitors, build_monitors

@@ -28,12 +28,14 @@ from common.provenance import write_run
 from evaluation.checkpoint_rating import rate_reports
 from evaluation.generate import Task, generate
 from model.checkpoint_files import model_damage, saved_checkpoints
-from model.loading import model_fingerprint
+from model.fingerprint import model_fingerprint
 from recipes.evaluate import generation_settings, reference_form
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.metric import Metric, MetricError
 from rewards.registry import load_metrics
-from settings.arguments import EvaluationArguments, parse_recipe
+from settings.arguments import EvaluationArguments
+from settings.parser import parse_recipe
 from training.progress import announce, quiet_logs
 
 

@@ -12,8 +12,11 @@ from typing import Any
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from common.errors import run_command
-from model.loading import generate_neutrally, load_processor, merged_checkpoint, model_options
-from settings.arguments import DataArguments, StageArguments, parse_recipe
+from model.adapter import merged_checkpoint
+from model.loading import generate_neutrally, model_options
+from model.processor import load_processor
+from settings.arguments import DataArguments, StageArguments
+from settings.parser import parse_recipe
 from training.checkpoints import start_or_resume
 from training.data import completion_dataset
 from training.processes import leave_together

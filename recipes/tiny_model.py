@@ -24,7 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from common.errors import RecipeError, run_command
 from common.removal import remove_own
 from data_prep.study import read_studies
-from model.loading import ImageQwen3VLProcessor
+from model.processor import ImageQwen3VLProcessor
 from model.prompts import build_prompt, study_report
 
 # Qwen3-VL's special tokens, in its order (tokenizer_config.json of Qwen/Qwen3-VL-8B-Instruct).

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import GrpoReward
 from rewards.llm_metrics import LLM_METRICS

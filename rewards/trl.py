@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.assemble import JUDGE_WEIGHT, assemble, counting_failures, load_parts
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import completion_text
 from rewards.metric import MetricError

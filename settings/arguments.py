@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import socket
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-from trl import GRPOConfig, SFTConfig, TrlParser
-
 from common.errors import RecipeError
 from settings.evaluations import evaluation_named
-from settings.keys import check_keys
-from settings.values import check_values
 
 REWARD_BACKENDS = ("real", "offline")
 
@@ -404,135 +395,3 @@ class MonitorArguments:
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
                 raise RecipeError(f"{key} is {value}; it is a share, from 0 to 1")
-
-
-def set_global_batch(
-    stage: StageArguments, training: SFTConfig | GRPOConfig, rollouts: RolloutArguments | None = None
-) -> None:
-    """Set gradient accumulation (and GRPO's generation batch) so that one optimiser step sees `global_batch_size`.
-
-    In SFT the batch counts studies. In GRPO, TRL counts completions: 256 prompts of 16 rollouts are 4,096 completions.
-
-    Raises:
-        RecipeError: the batch does not divide by what the processes hold at once, or a process does not get whole groups
-            of rollouts.
-    """
-    if stage.global_batch_size is not None:
-        _divide_batch(stage.global_batch_size, training, rollouts)
-    if isinstance(training, GRPOConfig):
-        of_one = training.per_device_train_batch_size * training.steps_per_generation
-        if of_one % training.num_generations:
-            raise RecipeError(
-                f"a process generates {of_one} completions ({training.per_device_train_batch_size} rows × "
-                f"{training.steps_per_generation} steps_per_generation), which are no whole groups of "
-                f"{training.num_generations} rollouts; change per_device_train_batch_size, global_batch_size or the number "
-                "of GPUs"
-            )
-
-
-def _divide_batch(wanted: int, training: SFTConfig | GRPOConfig, rollouts: RolloutArguments | None) -> None:
-    batch = wanted
-    if isinstance(training, GRPOConfig) and rollouts and rollouts.batch_counts == "prompts":
-        batch *= training.num_generations
-    at_once = training.per_device_train_batch_size * training.world_size
-    if batch % at_once:
-        raise RecipeError(
-            f"global_batch_size {wanted} ({batch} rows) does not divide by "
-            f"{training.per_device_train_batch_size} rows × {training.world_size} processes; "
-            f"change per_device_train_batch_size or the number of GPUs"
-        )
-    training.gradient_accumulation_steps = batch // at_once
-    if isinstance(training, GRPOConfig) and rollouts:
-        training.steps_per_generation = training.gradient_accumulation_steps * rollouts.updates_per_generation
-        training.generation_batch_size = at_once * training.steps_per_generation
-
-
-class _RecipeParser(TrlParser):
-    where = "command line"
-    flags: Sequence[str] = ()
-
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
-        # TRL refuses a generation without whole groups of rollouts before `set_global_batch` can say how large it is; until
-        # then it has as many steps as a group has rollouts, which fits any batch.
-        given, rest = super().parse_known_args(*args, **kwargs)
-        keys = ("global_batch_size", "steps_per_generation", "generation_batch_size")
-        if "num_generations" in given and [getattr(given, key, None) is None for key in keys] == [False, True, True]:
-            given.steps_per_generation = given.num_generations
-        check_values(vars(given), self.dataclass_types, self.where, self.flags)
-        return given, rest
-
-
-def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
-    """Read `--config recipe.yaml` and command-line overrides into the given dataclasses.
-
-    Raises:
-        RecipeError: no such file, not a YAML mapping, an unknown key or flag, or a value that does not fit.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    path = _config_path(arguments)
-    arguments, nulls = _without_nulls(arguments)
-    parser = _RecipeParser(dataclass_types)
-    parser.flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    if path:
-        parser.where = path
-        _check_yaml(path, {action.dest for action in parser._actions} | {"env"})
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            parsed = parser.parse_args_and_config(arguments)
-    except RecipeError:
-        raise
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        reason = message.getvalue().strip().splitlines()[-1].split("error: ")[-1]
-        raise RecipeError(f"{path or 'command line'}: {reason}") from None
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"{path or 'command line'}: {' '.join(str(error).split())}") from error
-    check_keys(parsed)
-    return tuple(_with_nulls(part, nulls) for part in parsed)
-
-
-def _without_nulls(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line without its judge flags of `null`, and their names: argparse has no word for none, a YAML file has."""
-    left, nulls = [], []
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if name.startswith("--judge_") and (value == "null" if equals else words[:1] == ["null"]):
-            nulls.append(name.removeprefix("--"))
-            del words[: 0 if equals else 1]
-        else:
-            left.append(word)
-    return left, nulls
-
-
-def _with_nulls(part: Any, nulls: Sequence[str]) -> Any:
-    own = {name: None for name in nulls if is_dataclass(part) and name in {f.name for f in fields(part)}}
-    return replace(part, **own) if own else part
-
-
-def _config_path(arguments: list[str]) -> str | None:
-    if "--config" not in arguments:
-        return None
-    index = arguments.index("--config") + 1
-    if index == len(arguments):
-        raise RecipeError("--config needs a YAML file")
-    return arguments[index]
-
-
-def _check_yaml(path: str, known: set[str]) -> None:
-    """Name the file and the key of a YAML mistake before any parsing hides it."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe file {path}; recipes are in recipes/<name>/") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, digits without end
-        raise RecipeError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold a mapping of keys to values")
-    if unknown := sorted(str(key) for key in set(content) - known):
-        raise RecipeError(
-            f"{path}: unknown key(s) {', '.join(unknown)}; see the recipe's comments, or --help, for the names"
-        )

@@ -14,7 +14,8 @@ from data_prep.prepared import load_studies
 from recipes.grpo import ARGUMENTS, build_composite, build_trainer
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import Rollouts
-from settings.arguments import parse_recipe, set_global_batch
+from settings.batch import set_global_batch
+from settings.parser import parse_recipe
 from training.monitors import build_monitors
 from training.run import run_training
 from training.trainers import RolloutTrainer, keep_rows_out_of_logs

@@ -22,9 +22,7 @@ from model.checkpoint_files import (
     damaged_file,
     saved_checkpoints,
 )
-from model.loading import (
-    model_fingerprint,
-)
+from model.fingerprint import model_fingerprint
 from training.processes import in_first_process
 from training.progress import announce
 

@@ -15,16 +15,14 @@ import transformers
 
 from common.errors import RecipeError
 from common.files import write_json
+from model.adapter import merge_adapter
+from model.adapter_files import is_adapter
 from model.card import write_model_card
 from model.checkpoint_files import (
     described_files,
 )
 from model.films import FilmForm, write_form
-from model.loading import (
-    is_adapter,
-    merge_adapter,
-    model_fingerprint,
-)
+from model.fingerprint import model_fingerprint
 from training.processes import leave_together
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft")

@@ -11,14 +11,12 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 from common.errors import RecipeError
 from common.locks import hold_folder
 from data_prep.prepared import Studies, check_images, load_studies
+from model.check import check_model_folder, check_tensors
 from model.films import check_form, common_form
-from model.loading import (
-    check_model_folder,
-    check_tensors,
-    load_processor,
-)
 from model.lora import check_lora_targets
-from settings.arguments import DataArguments, RolloutArguments, StageArguments, set_global_batch
+from model.processor import load_processor
+from settings.arguments import DataArguments, RolloutArguments, StageArguments
+from settings.batch import set_global_batch
 from settings.keys import check_packages
 from training.finished import data_fingerprint, is_finished, remove_stage, stage_settings
 from training.hub import Upload, open_upload

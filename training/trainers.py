@@ -21,8 +21,8 @@ from trl import GRPOConfig, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from common.errors import RecipeError
+from model.adapter import note_base
 from model.float32_head import float32_head
-from model.loading import note_base
 from training.finite import WatchedSteps
 from training.gradients import keep_adapters_in_float32, let_vision_adapters_learn
 from training.kept_activations import kept_activations

@@ -27,7 +27,8 @@ from common.files import write_json
 from common.locks import hold_folder
 from model.checkpoint_files import saved_checkpoints
 from model.engines import GenerationSettings, Writer, open_images, prompt_text, writer_of
-from model.loading import end_tokens, model_fingerprint
+from model.fingerprint import model_fingerprint
+from model.processor import end_tokens
 from rewards.metric import Metric
 from settings.arguments import DataArguments, StageArguments
 from training.checkpoints import RecordCheckpoints

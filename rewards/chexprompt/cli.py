@@ -20,7 +20,7 @@ from common.governance import JudgeError
 from rewards.chexprompt import calls
 from rewards.chexprompt.agreement import agreement, print_agreement
 from rewards.chexprompt.cache import FILE_NAME, cache_stats, export_cache, prune_cache
-from rewards.chexprompt.judge import Judge, JudgeResult, JudgeSettings
+from rewards.chexprompt.judge import Judge, JudgeResult
 from rewards.chexprompt.ratings import (
     Pair,
     error_table,
@@ -30,6 +30,7 @@ from rewards.chexprompt.ratings import (
     write_atomically,
     write_ratings,
 )
+from rewards.chexprompt.settings import JudgeSettings
 
 # Causes that the next run need not meet.
 TRANSIENT = {

@@ -14,10 +14,12 @@ from evaluation_files import make_data, write_predictions
 from common.errors import EvaluationError, RecipeError, read_json
 from common.locks import LockError
 from data_prep.study import read_studies
-from evaluation import figures
-from evaluation.generate import load_finished, read_lines
-from evaluation.score import keep_lines, score_file
+from evaluation import figure_style
+from evaluation.generate import load_finished
+from evaluation.report_lines import read_lines
+from evaluation.score_rows import keep_lines
 from evaluation.scorers import open_scorers
+from evaluation.scoring import score_file
 from launch.stage import record
 from recipes.evaluate import resolve_models
 from recipes.select_checkpoint import link
@@ -131,9 +133,9 @@ def test_a_models_name_is_no_path(name: str, tmp_path: Path) -> None:
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
-    with figures._figure(3, 2) as (figure, (axes,)):
+    with figure_style.drawn_figure(3, 2) as (figure, (axes,)):
         axes.set_title("model$_{a")
-        svg = figures.save(figure, tmp_path, "named")
+        svg = figure_style.save(figure, tmp_path, "named")
         plt.close(figure)
     assert "model$_{a" in svg
 

@@ -16,33 +16,34 @@ from common.stage_command import settings_of
 from common.weights_lock import read_lock
 from data_prep.check import check_folder
 from data_prep.folder import made_from_of, read_images
+from data_prep.mapping import read_mapping
 from data_prep.phantoms import prepare_phantoms
 from data_prep.source import iterate_json, read_json
-from data_prep.sources.custom import read_mapping
 from data_prep.tables import iterate_table
 from evaluation.__main__ import run as evaluation_run
 from evaluation.browser import scored_lines
 from evaluation.predictions import read_predictions
 from evaluation.published import test_file_of as published_test_file
 from evaluation.run_folder import _json
-from evaluation.score import Scores, priors_shown
+from evaluation.scores import Scores
+from evaluation.scoring import priors_shown
 from evaluation.submission import read_description
+from launch.checks.weights import missing_weights
 from launch.doctor import main as doctor_main
-from launch.doctor import missing_weights
 from launch.planning.recipe import architecture_of
 from model.architectures import architecture
+from model.check import _check_architecture
 from model.checkpoint_files import _expected_bytes
 from model.engines import model_length
 from model.films import form_of_data, form_of_model
-from model.loading import _check_architecture
 from recipes import tiny_model
-from recipes.ablate import read_yaml
 from rewards.__main__ import main as rewards_main
 from rewards.chexprompt.ratings import read_lines
 from rewards.chexprompt.rubric import load_prompt
 from rewards.metric import MetricError
 from rewards.score import read_pairs
-from settings.arguments import _check_yaml
+from settings.ablations import read_yaml
+from settings.parser import _check_yaml
 
 JSON = {"digits": "9" * 5000, "deep": "[" * 100_000, "cut": '{"a": ', "not text": "\udcff"}
 YAML = {"digits": f"a: {'9' * 5000}", "deep": "[" * 1200, "no date": "a: 2024-13-45", "not text": "a: \udcff"}

@@ -14,7 +14,8 @@ from rl_runs import REPOSITORY
 from common.governance import JudgeError
 from common.masking import mask, mask_words
 from common.provenance import write_run
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from trl import GRPOConfig
 
 from common.governance import JudgeError, claimed_source, keep_off_proxies, may_use_proxy, printable
 from common.machine import served_models
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.ratings import read_pairs
+from rewards.chexprompt.settings import JudgeSettings
 from training.vllm_guards import check_server_host
 
 

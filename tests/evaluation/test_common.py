@@ -10,8 +10,9 @@ import pytest
 from evaluation import figures, sections
 from evaluation.baselines import SUBSTITUTED, SUBSTITUTED_IDS
 from evaluation.material import collect
+from evaluation.part import Part
 from evaluation.run_folder import read_run
-from evaluation.sections import Part, strata_table
+from evaluation.strata_parts import strata_table
 from evaluation.summary import summarise_run
 
 SCORERS = {

@@ -19,8 +19,9 @@ from PIL import Image
 import inference
 from common.errors import EvaluationError
 from data_prep.study import read_studies
-from evaluation.generate import Task, generate, partial_path, write_reports
+from evaluation.generate import Task, generate, write_reports
 from evaluation.predictions import studies_of_data
+from evaluation.report_lines import partial_path
 from evaluation.submission import DESCRIPTION, missing_files, pack
 from model.engines import GenerationSettings, make_writer, open_images
 from model.loading import load_model_and_processor

@@ -132,9 +132,9 @@ def test_an_unknown_form_is_one_line(wrong):
 
 
 def test_prepared_from_a_rexrank_file_the_references_are_its_sections_to_the_byte(tmp_path):
-    from data_prep.prepare import to_table
     from data_prep.source import Options
     from data_prep.sources import rexrank
+    from data_prep.study_tables import to_table
 
     entries = {
         f"5000000{n}": {

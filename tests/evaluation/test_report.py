@@ -19,11 +19,11 @@ from data_prep.study import read_studies, report_text
 from evaluation import figures
 from evaluation.browser import data_uri, script_json
 from evaluation.graphs import marked_graphs
+from evaluation.principal_part import readable
 from evaluation.report import write_report
 from evaluation.run_folder import read_run
-from evaluation.score import score_file
 from evaluation.scorers import open_scorers
-from evaluation.sections import readable
+from evaluation.scoring import score_file
 from rewards.conditions import CONDITIONS
 from rewards.offline.graph import entity_places, report_graph
 from rewards.radcliq import radcliq_v1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from evaluation_files import make_data, make_studies, write_predictions
 
-import evaluation.score as score_module
+import evaluation.scoring as score_module
 from common.errors import EvaluationError
 from data_prep.study import ids_fingerprint, read_studies, report_text
 from evaluation.__main__ import run as run_here
@@ -22,8 +22,9 @@ from evaluation.baselines import asked_of, frequent_for, most_frequent, retrieve
 from evaluation.breakdowns import UNKNOWN, breakdown, strata
 from evaluation.compare import compare
 from evaluation.published import caution, comparable, not_rexranks_test, read_published
-from evaluation.score import Scores, score_file
 from evaluation.scorers import open_scorers
+from evaluation.scores import Scores
+from evaluation.scoring import score_file
 from evaluation.seeds import seeds_table
 from evaluation.summary import summarise_run
 

@@ -10,12 +10,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from evaluation import statistics
+from evaluation.ablation_table import difference
 from evaluation.breakdowns import breakdown
 from evaluation.compare import compare, same_studies, table
-from evaluation.score import Scores, judge_statistics
-from evaluation.sections import pairs_table
+from evaluation.scores import Scores, judge_statistics
 from evaluation.tables import with_p
-from recipes.ablate import difference
+from evaluation.training_parts import pairs_table
 
 
 def coverage(draw, truth: float, statistic, rounds: int = 300) -> float:

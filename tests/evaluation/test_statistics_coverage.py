@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from evaluation import statistics
-from evaluation.score import common_conditions
+from evaluation.scores import common_conditions
 
 pytestmark = pytest.mark.slow
 PREVALENCE = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.03, 0.02, 0.02, 0.01, 0.01, 0.01])

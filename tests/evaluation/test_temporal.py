@@ -12,10 +12,12 @@ import pytest
 
 from common.errors import EvaluationError
 from common.governance import JudgeError
-from evaluation.score import _has_prior, with_known_encounters
+from evaluation.score_rows import _has_prior
 from evaluation.scorers import open_scorers
+from evaluation.scoring import with_known_encounters
 from evaluation.temporal import CATEGORIES, UNLABELLED, label_by_judge, label_by_rules, parse_label
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,14 @@ import pytest
 import common.machine
 from common.machine import Gpu, MachineError, port_is_free
 from launch import doctor
-from launch.doctor import (
-    Check,
-    Question,
-    can_run,
-    check_data,
-    check_gpu_packages,
-    check_gpus,
-    check_metric_weights,
-    check_plan,
-)
+from launch.checks import gpus as gpu_checks
+from launch.checks.gpus import check_data_disk, check_gpu_packages, check_gpus, check_plan, planned
+from launch.checks.packages import pinned, version_conflicts
+from launch.checks.question import Check, Question
+from launch.checks.servers import check_generation_server, check_judge
+from launch.checks.stages import check_data, check_earlier_stage
+from launch.checks.weights import check_base_model, check_judge_weights, check_metric_weights, check_ratescore
+from launch.doctor import can_run
 from launch.weights import sources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -65,7 +63,7 @@ def test_fewer_gpus_than_asked_and_too_old_ones_are_named(question, monkeypatch)
     ("there", "status"), [(None, "missing"), ("0.21.0", "missing"), ("0.30.0+cu130", "ok"), ("0.32.0", "missing")]
 )
 def test_vllm_must_be_in_the_range_that_trl_takes(question, monkeypatch, there, status):
-    monkeypatch.setattr(doctor, "installed", lambda name: there if name == "vllm" else "1.0")
+    monkeypatch.setattr(gpu_checks, "installed", lambda name: there if name == "vllm" else "1.0")
     (check,) = check_gpu_packages(question)
     assert (check.name, check.status) == ("vLLM", status)
     assert check.stages == ("rl_step1", "rl_step2")
@@ -164,8 +162,8 @@ def test_a_variant_is_asked_about_as_such(question, monkeypatch):
     lora = replace(question, recipes=doctor.read_recipe("unirg_cxr", "lora"), variant="lora")
     assert lora.recipes["sft"]["use_peft"] is True
     assert lora.recipes["eval"]["split"] == "test"
-    assert "adapter" in doctor.planned(lora, "sft").memory
-    (check,) = doctor.check_earlier_stage(replace(lora, stage="rl_step1", run=Path("outputs/unirg_cxr_lora")))
+    assert "adapter" in planned(lora, "sft").memory
+    (check,) = check_earlier_stage(replace(lora, stage="rl_step1", run=Path("outputs/unirg_cxr_lora")))
     assert check.found == "no model in outputs/unirg_cxr_lora/sft/final"
     assert check.mend == "make sft RECIPE=unirg_cxr VARIANT=lora"
     with pytest.raises(MachineError, match=r"no variant 'lorra'; it has sft_lora, "):
@@ -181,7 +179,7 @@ def test_a_stage_that_the_recipe_lacks_is_missing(question, monkeypatch):
 
 
 def test_deepspeed_is_looked_for_where_several_gpus_are(question, monkeypatch):
-    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "deepspeed" else "0.30.0")
+    monkeypatch.setattr(gpu_checks, "installed", lambda name: None if name == "deepspeed" else "0.30.0")
     with_gpus(monkeypatch, 1)
     assert "DeepSpeed" not in by_name(check_gpu_packages(question))
     with_gpus(monkeypatch, 2)
@@ -193,13 +191,13 @@ def test_deepspeed_is_looked_for_where_several_gpus_are(question, monkeypatch):
 def test_the_generation_server_is_asked_for_its_models(question):
     recipes = doctor.read_recipe("unirg_cxr")
     recipes["rl_step1"] |= {"vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:9"}
-    (check,) = doctor.check_generation_server(replace(question, recipes=recipes))
+    (check,) = check_generation_server(replace(question, recipes=recipes))
     assert (check.status, check.mend) == ("missing", "make vllm-server")
     from rewards.offline.judge_server import MODEL, offline_judge_server
 
     with offline_judge_server() as url:
         recipes["rl_step1"]["vllm_server_base_url"] = url.removesuffix("/v1")
-        (check,) = doctor.check_generation_server(replace(question, recipes=recipes))
+        (check,) = check_generation_server(replace(question, recipes=recipes))
     assert check.status == "ok"
     assert MODEL in check.found
 
@@ -211,55 +209,55 @@ def test_shards_of_the_base_model_are_all_there_or_named(question):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(b"1")
-    (check,) = doctor.check_base_model(question)
+    (check,) = check_base_model(question)
     assert check.status == "missing"
     assert "model-2.safetensors is not there" in check.found
     (folder / "model-2.safetensors").write_bytes(b"2")
-    (check,) = doctor.check_base_model(question)
+    (check,) = check_base_model(question)
     assert check.status == "ok"
     entry = {"repository": "Qwen/Qwen3-VL-8B-Instruct", "revision": "c", "size": 1, "sha256": "0" * 64}
     lock = {"complete": [], "files": {f"{folder.name}/model-1.safetensors": entry}}
     path = question.weights_dir / "weights.lock.json"
     path.write_text(json.dumps(lock))
-    (check,) = doctor.check_base_model(question)
+    (check,) = check_base_model(question)
     assert check.status == "missing"
     assert "has not arrived as a whole" in check.found
     path.write_text(json.dumps(lock | {"complete": ["Qwen/Qwen3-VL-8B-Instruct *.json *.safetensors"]}))
-    (check,) = doctor.check_base_model(question)
+    (check,) = check_base_model(question)
     assert check.status == "ok"
     assert "fingerprint" in check.found
 
 
 def test_ratescore_is_optional_unless_it_is_watched(question):
-    (check,) = doctor.check_ratescore(question)
+    (check,) = check_ratescore(question)
     assert (check.status, check.stages) == ("warning", ("eval",))
     recipes = doctor.read_recipe("unirg_cxr")
     recipes["rl_step1"]["monitor_heldout"] = "ratescore"
-    (check,) = doctor.check_ratescore(replace(question, recipes=recipes))
+    (check,) = check_ratescore(replace(question, recipes=recipes))
     assert (check.status, check.stages) == ("missing", ("rl_step1",))
 
 
 def test_room_for_the_data_sets_that_are_not_prepared(question, phantom_data, monkeypatch):
     monkeypatch.setattr(common.machine, "free_disk", lambda path: 10 * 2**30)
-    (check,) = doctor.check_data_disk(question)
+    (check,) = check_data_disk(question)
     assert (check.status, check.stages) == ("missing", ("data",))
     assert "mimic" in check.found
     recipes = {"sft": {"datasets": ["phantom_prairie"]}}
-    (check,) = doctor.check_data_disk(replace(question, recipes=recipes, data_dir=phantom_data))
+    (check,) = check_data_disk(replace(question, recipes=recipes, data_dir=phantom_data))
     assert check.status == "ok"
 
 
 def test_a_judge_that_does_not_answer_is_missing_with_the_server_to_start(question, monkeypatch):
     recipes = doctor.read_recipe("unirg_cxr")
     recipes["rl_step2"]["judge_base_url"] = "http://127.0.0.1:9/v1"
-    (check,) = doctor.check_judge(replace(question, recipes=recipes, stage="rl_step2"))
+    (check,) = check_judge(replace(question, recipes=recipes, stage="rl_step2"))
     assert check.status == "missing"
     assert "make judge-server" in check.mend
     with_gpus(monkeypatch, 8)
-    (check,) = doctor.check_judge(replace(question, recipes=recipes, stage="rl_step2"))
+    (check,) = check_judge(replace(question, recipes=recipes, stage="rl_step2"))
     assert "CUDA_VISIBLE_DEVICES=4,5,6,7 DATA_PARALLEL=4 make judge-server" in check.mend
     with_gpus(monkeypatch, 1)
-    (check,) = doctor.check_judge(replace(question, recipes=recipes, stage="rl_step2"))
+    (check,) = check_judge(replace(question, recipes=recipes, stage="rl_step2"))
     assert "the only GPU here trains" in check.mend
 
 
@@ -269,7 +267,7 @@ def test_a_judge_that_answers_is_ok(question):
     recipes = doctor.read_recipe("unirg_cxr")
     with offline_judge_server() as url:
         recipes["rl_step2"] |= {"judge_base_url": url, "judge_model": MODEL}
-        (check,) = doctor.check_judge(replace(question, recipes=recipes, stage="rl_step2"))
+        (check,) = check_judge(replace(question, recipes=recipes, stage="rl_step2"))
     assert check.status == "ok"
 
 
@@ -281,13 +279,13 @@ def test_versions_that_do_not_go_together_are_found(tmp_path, monkeypatch):
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {requires}\n"
         )
     monkeypatch.syspath_prepend(tmp_path)
-    assert doctor.version_conflicts(["first", "second"]) == ["first wants second<4,>=3, 2.5 is there"]
+    assert version_conflicts(["first", "second"]) == ["first wants second<4,>=3, 2.5 is there"]
 
 
 def test_the_pins_of_this_environment_are_consistent():
-    pins = doctor.pinned(REPOSITORY / "requirements.txt")
+    pins = pinned(REPOSITORY / "requirements.txt")
     assert {"torch", "trl", "transformers", "accelerate"} <= set(pins)
-    constraints = doctor.pinned(REPOSITORY / "constraints.txt")
+    constraints = pinned(REPOSITORY / "constraints.txt")
     assert {name: constraints[name.lower()] for name in pins} == pins
 
 
@@ -387,17 +385,17 @@ def test_it_runs_where_nothing_is_installed(tmp_path, recipe):
 
 
 def test_the_judges_weights_are_looked_for_where_make_weights_puts_them(question):
-    (check,) = doctor.check_judge_weights(question)
+    (check,) = check_judge_weights(question)
     assert (check.status, check.stages) == ("warning", ("rl_step2",))
     assert check.mend.endswith('ARGS="--only judge --judge_model Qwen/Qwen3-30B-A3B-Instruct-2507"')
     folder = question.weights_dir / "Qwen3-30B-A3B-Instruct-2507"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    (check,) = doctor.check_judge_weights(question)
+    (check,) = check_judge_weights(question)
     assert check.status == "missing"
     (folder / "model.safetensors").write_bytes(b"")
-    (check,) = doctor.check_judge_weights(question)
+    (check,) = check_judge_weights(question)
     assert check.status == "ok"
     elsewhere = dict(question.recipes)
     elsewhere["rl_step2"] = elsewhere["rl_step2"] | {"judge_base_url": "http://judge0:8001/v1"}
-    assert list(doctor.check_judge_weights(replace(question, recipes=elsewhere))) == []
+    assert list(check_judge_weights(replace(question, recipes=elsewhere))) == []

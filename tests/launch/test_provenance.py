@@ -19,7 +19,8 @@ from common import provenance
 from common.machine import Gpu
 from common.provenance import ProvenanceError, read_run, write_run
 from launch.reproduce import changed_since, main, reproduction
-from settings.arguments import DataArguments, StageArguments, parse_recipe
+from settings.arguments import DataArguments, StageArguments
+from settings.parser import parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from launch.doctor import pinned
+from launch.checks.packages import pinned
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What a torch built for CUDA brings; a CPU build has none of it, so that constraints.txt cannot name it.

@@ -26,8 +26,9 @@ from launch import start
 from launch.rank import accelerate_environment, distributed_environment
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from recipes.select_checkpoint import SelectionArguments
-from rewards.chexprompt.judge import JudgeSettings
-from settings.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
+from rewards.chexprompt.settings import JudgeSettings
+from settings.arguments import DataArguments, EvaluationArguments, StageArguments
+from settings.parser import parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SFT = ["-m", "recipes.sft", "--config", str(REPOSITORY / "recipes/unirg_cxr/sft.yaml")]

@@ -13,16 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from common.errors import RecipeError
-from model.loading import (
-    MERGE_FILE,
-    check_model_folder,
-    load_model,
-    load_processor,
-    merged_checkpoint,
-    model_fingerprint,
-    note_base,
-)
+from model.adapter import MERGE_FILE, merged_checkpoint, note_base
+from model.check import check_model_folder
+from model.fingerprint import model_fingerprint
+from model.loading import load_model
 from model.lora import adapted_layers, merged_layer
+from model.processor import load_processor
 
 KINDS = {
     "lora": {"target_modules": ["q_proj", "v_proj"]},

@@ -23,7 +23,8 @@ from common.weights_lock import Lock
 from evaluation.predictions import studies_of_data
 from model.card import card_text, example, write_model_card
 from model.engines import GenerationSettings, make_writer, open_images
-from model.loading import load_processor, model_fingerprint
+from model.fingerprint import model_fingerprint
+from model.processor import load_processor
 from model.prompts import build_prompt
 from recipes import sft
 

@@ -14,7 +14,9 @@ from rl_runs import grpo_run, options
 from safetensors.torch import load_file
 
 from model import engines
-from model.loading import is_adapter, load_model, merged_checkpoint, whole_model
+from model.adapter import merged_checkpoint, whole_model
+from model.adapter_files import is_adapter
+from model.loading import load_model
 from recipes import select_checkpoint, sft
 
 LORA = {

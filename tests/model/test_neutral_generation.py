@@ -13,7 +13,8 @@ from rl_runs import grpo_run
 
 from evaluation.predictions import studies_of_data
 from model.engines import GenerationSettings, make_writer
-from model.loading import end_tokens, load_model_and_processor, load_processor
+from model.loading import load_model_and_processor
+from model.processor import end_tokens, load_processor
 
 PENALTIES = {
     "do_sample": True,

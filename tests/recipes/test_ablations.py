@@ -19,26 +19,18 @@ from synthetic_reports import grpo_batch
 
 from common.errors import RecipeError
 from common.governance import JudgeError
-from evaluation.score import score_file
+from evaluation.ablation_table import heading_of, interval, table
 from evaluation.scorers import open_scorers
+from evaluation.scoring import score_file
 from recipes import ablate
-from recipes.ablate import (
-    STAGE_ARGUMENTS,
-    Ablation,
-    heading_of,
-    interval,
-    names,
-    read_ablation,
-    split_options,
-    stage_recipe,
-    start_of,
-    table,
-)
-from rewards.chexprompt.judge import JudgeSettings
+from recipes.ablate import STAGE_ARGUMENTS, split_options, stage_recipe, start_of
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import GrpoReward
 from rewards.registry import load_metrics
-from settings.arguments import EvaluationArguments, parse_recipe
+from settings.ablations import Ablation, names, read_ablation
+from settings.arguments import EvaluationArguments
+from settings.parser import parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = ["--use_cpu", "true", "--bf16", "false"]

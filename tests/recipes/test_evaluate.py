@@ -12,9 +12,11 @@ from common.governance import JudgeError
 from data_prep.study import study_table, write_studies
 from recipes.evaluate import available_split, resolve_models
 from recipes.select_checkpoint import count_errors, open_judge, start_of
-from rewards.chexprompt.judge import JudgeResult, JudgeSettings
+from rewards.chexprompt.judge import JudgeResult
 from rewards.chexprompt.judgement import Judgement
-from settings.arguments import EvaluationArguments, parse_recipe
+from rewards.chexprompt.settings import JudgeSettings
+from settings.arguments import EvaluationArguments
+from settings.parser import parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 from trl import ModelConfig
 
 from common.errors import RecipeError
-from model.loading import check_model_folder
+from model.check import check_model_folder
 from model.lora import check_lora_targets
 from training.checkpoints import start_or_resume
 from training.finished import is_finished

@@ -10,8 +10,9 @@ from cache_writers import write_judgements
 
 from common.governance import JudgeError
 from rewards.chexprompt.cache import FILE_NAME, JudgeCache, cache_stats, export_cache, prune_cache
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import Judgement
+from rewards.chexprompt.settings import JudgeSettings
 
 JUDGEMENT = Judgement((1, 0, 0, 0, 0, 0), (0, 0, 0, 2, 0, 0))
 

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from common.governance import JudgeError, check_sources, host_of, is_loopback
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
 
 REMOTE = "https://api.openai.com/v1"
 

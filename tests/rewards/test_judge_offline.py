@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from common.governance import JudgeError
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.offline.judge_server import MODEL, count_errors, offline_judge_server
 
 REFERENCE = (

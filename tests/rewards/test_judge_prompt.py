@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 from rewards.chexprompt.parse import (
     JSON_SCHEMA,
@@ -19,6 +19,7 @@ from rewards.chexprompt.parse import (
     parse_answer,
 )
 from rewards.chexprompt.rubric import EXAMPLES, built_in_prompt, load_prompt, pair_line, read_pair_line
+from rewards.chexprompt.settings import JudgeSettings
 
 JUDGEMENT = Judgement((1, 0, 2, 0, 0, 3), (0, 20, 0, 1, 0, 0))
 ZERO = Judgement((0,) * 6, (0,) * 6)

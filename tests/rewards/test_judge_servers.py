@@ -14,9 +14,10 @@ import pytest
 
 from common.governance import JudgeError
 from rewards.__main__ import main
-from rewards.chexprompt.judge import Judge, JudgeResult, JudgeSettings
+from rewards.chexprompt.judge import Judge, JudgeResult
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.chexprompt.parse import AnswerError, WrappedAnswerError, parse_answer
+from rewards.chexprompt.settings import JudgeSettings
 
 GOOD = json.dumps({part: dict.fromkeys(ERROR_TYPES, 0) for part in ("significant", "insignificant")})
 Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]

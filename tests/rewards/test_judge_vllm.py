@@ -10,9 +10,10 @@ import pytest
 from vllm_cpu import NotInstallable, environment, on_gpu, serve
 
 from common.governance import JudgeError
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.parse import MAX_COUNT
 from rewards.chexprompt.rubric import ANSWER_FORMATS, built_in_prompt
+from rewards.chexprompt.settings import JudgeSettings
 
 pytestmark = pytest.mark.slow
 NAME = "tiny-judge"

@@ -17,15 +17,10 @@ from trl.trainer import grpo_trainer
 
 from common.errors import RecipeError
 from recipes.grpo import ARGUMENTS
-from settings.arguments import (
-    DataArguments,
-    RewardArguments,
-    RolloutArguments,
-    StageArguments,
-    parse_recipe,
-    set_global_batch,
-)
+from settings.arguments import DataArguments, RewardArguments, RolloutArguments, StageArguments
+from settings.batch import set_global_batch
 from settings.keys import GRPO_CHOICES
+from settings.parser import parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SFT = (DataArguments, StageArguments, ModelConfig, SFTConfig)

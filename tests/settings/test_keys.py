@@ -18,8 +18,9 @@ from model.lora import check_lora_targets
 from recipes import sft
 from recipes.grpo import ARGUMENTS
 from settings import keys
-from settings.arguments import DataArguments, StageArguments, parse_recipe
+from settings.arguments import DataArguments, StageArguments
 from settings.keys import CONFIGURATIONS, PASSED, REFUSED, WORKS, check_packages
+from settings.parser import parse_recipe
 from training.finished import stage_settings
 from training.gradients import EveryTensorLearns
 from training.stage import check_revision

@@ -15,8 +15,9 @@ from common.errors import RecipeError, run_command
 from common.governance import JudgeError
 from recipes import evaluate, grpo, sft
 from recipes.grpo import ARGUMENTS
-from rewards.chexprompt.judge import JudgeSettings
-from settings.arguments import DataArguments, EvaluationArguments, StageArguments, parse_recipe
+from rewards.chexprompt.settings import JudgeSettings
+from settings.arguments import DataArguments, EvaluationArguments, StageArguments
+from settings.parser import parse_recipe
 from settings.values import CHOICES, EMPTY, RANGES, check_values
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from common.errors import RecipeError
+from model.check import check_model_folder
 from model.finite import check_finite_weights, first_not_finite
-from model.loading import check_model_folder
 from training.finite import StopNotFinite
 
 NAN, INFINITE = float("nan"), float("inf")

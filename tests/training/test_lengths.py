@@ -15,7 +15,7 @@ from trl.trainer.utils import RepeatSampler
 
 from common.errors import RecipeError
 from data_prep.prepared import Studies, load_studies
-from model.loading import load_processor
+from model.processor import load_processor
 from recipes import grpo, sft
 from training.data import completion_dataset
 from training.lengths import count_tokens, counted_once, fitting

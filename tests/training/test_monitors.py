@@ -17,14 +17,15 @@ from trl import GRPOTrainer
 
 from common.errors import RecipeError
 from recipes.grpo import build_composite
-from rewards.chexprompt.judge import JudgeSettings
 from rewards.chexprompt.judgement import Judgement
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.composite import CompositeScores
 from rewards.conditions import POSITIVE
 from rewards.grpo_reward import Rollouts
 from settings.arguments import MonitorArguments, RewardArguments
 from training import disk_space
-from training.monitors import MONITORS, RolloutMonitors, build_monitors, copied_share, prior_copies, unique_share
+from training.monitors import MONITORS, RolloutMonitors, build_monitors
+from training.rollout_measures import copied_share, prior_copies, unique_share
 from training.rollouts import best_and_worst, read_rollouts, write_rollouts
 
 PRIOR = "Findings: The heart is enlarged. There is a small left pleural effusion. No pneumothorax is seen."

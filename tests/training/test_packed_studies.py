@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from data_prep.prepared import load_studies
-from model.loading import load_processor
+from model.processor import load_processor
 from training.data import completion_dataset
 from training.packed_studies import LENGTHS, pack_batch
 from training.shared_attention import Blocks, use_shared_attention

@@ -26,12 +26,13 @@ from transformers.training_args import ParallelMode
 
 from common.errors import RecipeError
 from common.files import sha256_of, write_json
-from model import loading as models
+from model import fingerprint as models
+from model.check import check_model_folder
 from model.checkpoint_files import checkpoint_damage, described_files, write_manifest
-from model.loading import check_model_folder
 from recipes import grpo
 from recipes.grpo import judge_answers
-from rewards.chexprompt.judge import Judge, JudgeSettings
+from rewards.chexprompt.judge import Judge
+from rewards.chexprompt.settings import JudgeSettings
 from rewards.engine import TextModel
 from settings.arguments import RewardArguments
 from training.checkpoints import RecordCheckpoints, start_or_resume

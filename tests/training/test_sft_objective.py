@@ -16,7 +16,9 @@ from trl import ModelConfig, SFTConfig
 
 from data_prep.prepared import load_studies
 from recipes.sft import build_trainer
-from settings.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
+from settings.arguments import DataArguments, StageArguments
+from settings.batch import set_global_batch
+from settings.parser import parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Plain gradient descent at rate 1: what a step changes is the gradient.

@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from common.errors import RecipeError
-from model.loading import load_processor
+from model.processor import load_processor
 from training.shared_prompts import Films, check_attention, groups_of, pack_studies
 
 ROLLOUTS = 4

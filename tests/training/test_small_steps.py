@@ -18,7 +18,9 @@ from launch.planning.assumed import GPUS
 from model.architectures import ARCHITECTURES
 from model.memory import weights_trained_in
 from recipes.sft import build_trainer
-from settings.arguments import DataArguments, StageArguments, parse_recipe, set_global_batch
+from settings.arguments import DataArguments, StageArguments
+from settings.batch import set_global_batch
+from settings.parser import parse_recipe
 from training import small_steps
 from training.small_steps import StochasticAdamW, round_stochastically
 from training.trainers import ReportTrainer

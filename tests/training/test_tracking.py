@@ -15,7 +15,7 @@ from transformers import TrainerState
 from trl import GRPOConfig
 
 from common.errors import RecipeError
-from model.loading import load_processor
+from model.processor import load_processor
 from training.progress import StageProgress
 from training.result import write_result
 from training.trackers import TRACKERS, check_report_to

@@ -14,7 +14,7 @@ import requests
 from trl import GRPOConfig
 
 from common.errors import RecipeError
-from model.loading import load_processor
+from model.processor import load_processor
 from training.vllm_guards import ask_once_a_study, check_vllm, collapse_image_tokens, forbid_image_tokens, mend_vllm
 
 IMAGE = 99

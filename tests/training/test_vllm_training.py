@@ -30,7 +30,8 @@ from vllm_cpu import (
 )
 
 from data_prep.sources.phantom import prepare
-from model.loading import load_model_and_processor, model_fingerprint
+from model.fingerprint import model_fingerprint
+from model.loading import load_model_and_processor
 
 pytestmark = pytest.mark.slow
 LIMIT = 0.02  # between what is right and the least that is wrong; the recipes' is 0.1, for bfloat16

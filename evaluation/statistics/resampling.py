@@ -13,20 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations, pairwise
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from scipy import stats
 
+from evaluation.statistics.intervals import count_interval, divide, number_or_none, share_interval, sum_by
+
 RESAMPLES = 4_000  # another seed moves an interval's end by about 2% of the half width
 PERMUTATIONS = 9_999
 EXACT_PATIENTS = 13  # up to so many that differ, all 2^12 swaps are fewer than the permutations
-GAP_PERMUTATIONS = 1_999
 LEVEL = 0.95
 MIN_PATIENTS = 10  # no interval of fewer: two patients' would hold the true value in 51% of cases, three's in 72%
 OTHERS = "all others"
-_CHUNK_CELLS = 2_000_000  # resamples x patients held at once: 16 MB of float64
+CHUNK_CELLS = 2_000_000  # resamples x patients held at once: 16 MB of float64
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,6 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Gap:
-    """Two strata (the second may be `OTHERS`) whose difference stands out most; `p` and interval allow for that choice."""
-
-    highest: Hashable
-    lowest: Hashable
-    difference: float
-    low: float | None
-    high: float | None
-    p: float
-
-
-@dataclass(frozen=True)
 class Statistic:
     """A ratio of sums over studies; with several columns, the mean of their ratios (macro-F1).
 
@@ -102,14 +90,14 @@ class Statistic:
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
         """Sums of `columns` [..., 3k] → the number [...]; NaN where it does not exist."""
         numerator, denominator, support = np.split(sums, 3, axis=-1)
-        ratio = np.where(support > 0, _divide(numerator, denominator), np.nan)
+        ratio = np.where(support > 0, divide(numerator, denominator), np.nan)
         if self.kind == "macro":  # a condition that the references do not have counts as 0, as in scikit-learn
             return np.nan_to_num(ratio).mean(axis=-1)
-        return _divide(1.0, ratio[..., 0]) if self.kind == "inverse" else ratio[..., 0]
+        return divide(1.0, ratio[..., 0]) if self.kind == "inverse" else ratio[..., 0]
 
     @property
     def value(self) -> float | None:
-        return _number(self.from_sums(self.columns.sum(axis=0)))
+        return number_or_none(self.from_sums(self.columns.sum(axis=0)))
 
     @property
     def studies(self) -> int:
@@ -213,7 +201,7 @@ def bootstrap(
         low, high = None, None
         if len(sums) >= MIN_PATIENTS and np.isfinite(point) and statistic.estimable:
             low, high = _interval(statistic, by_patient, float(point), draws[:, part], level)
-        intervals[name] = Interval(_number(point), low, high)
+        intervals[name] = Interval(number_or_none(point), low, high)
     return intervals
 
 
@@ -238,7 +226,7 @@ def paired(
     names = [name for name in first if name in second]
     if not names:
         return {}
-    common = {name: _both_known(first[name], second[name]) for name in names}
+    common = {name: both_known(first[name], second[name]) for name in names}
     both = {name: difference(*pair) for name, pair in common.items()}
     intervals = bootstrap(both, patients, resamples=resamples, seed=seed, level=level)
     inverses = {(n, i): common[n][i] for n in names for i in range(2) if common[n][i].kind == "inverse"}
@@ -264,108 +252,6 @@ def smallest_p(patients: int) -> float:
     return min(1.0, 2.0 ** (1 - patients))
 
 
-def gap_test(
-    statistics: Mapping[str, Statistic], strata: Sequence[Hashable], patients: Sequence[Hashable], **options: Any
-) -> dict[str, float | None]:
-    """The p-value of each statistic's `largest_gaps` (`options`: its own); None where no two strata have it."""
-    return {name: gap and gap.p for name, gap in largest_gaps(statistics, strata, patients, **options).items()}
-
-
-def largest_gaps(
-    statistics: Mapping[str, Statistic],
-    strata: Sequence[Hashable],
-    patients: Sequence[Hashable],
-    *,
-    permutations: int = GAP_PERMUTATIONS,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> dict[str, Gap | None]:
-    """The difference between strata that stands out most from its error.
-
-    Compared are all pairs of strata and, of more than two, each with all others together (`OTHERS`): by pairs alone, one
-    large group that differs from the rest is seen less often than by an F test. The test statistic is the largest |difference|
-    over its cluster-robust standard error (studies grouped by patient), so that strata may differ in spread and in studies
-    a patient (Chung and Romano 2013, Annals of Statistics 41:484). Its distribution comes from permuting strata over
-    patients; the same distribution's quantile makes the interval, which therefore holds for all these differences at once.
-    A patient whose studies lie in two strata (an age limit passed between them) counts as one unit in each. Macro-F1 has no
-    such error here.
-
-    Returns:
-        None where fewer than two strata have the number (F1 of a stratum whose references have no positive).
-    """
-    if wrong := [name for name, s in statistics.items() if s.kind == "macro"]:
-        raise ValueError(f"no gap test for macro-F1: {', '.join(wrong)}")
-    if not statistics:
-        return {}
-    names, stratum = list(dict.fromkeys(strata)), cluster_index(strata)
-    keys, unit = np.unique(np.stack([cluster_index(patients), stratum], axis=1), axis=0, return_inverse=True)
-    labels = keys[:, 1]
-    sums = _sum_by(unit.ravel(), np.concatenate([s.columns for s in statistics.values()], axis=1))
-    n, d = sums[:, 0::3], sums[:, 1::3]  # [units, statistics]
-    table = np.concatenate([sums, n * n, n * d, d * d, (d > 0).astype(np.float64)], axis=1)
-    inverse = np.array([s.kind == "inverse" for s in statistics.values()])
-    groups = len(names)
-    pairs = list(combinations(range(groups), 2))
-    if groups > 2:  # and each stratum against all others together
-        pairs += [(group, groups + group) for group in range(groups)]
-        names += [OTHERS] * groups
-    if not pairs:
-        return dict.fromkeys(statistics)
-    pairs = np.array(pairs)
-
-    def compared(assigned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Differences and their standard errors [rows, pairs, statistics] with these strata of units [rows, units]."""
-        by = np.stack([(assigned == g).astype(np.float64) @ table for g in range(groups)], axis=1)
-        if groups > 2:
-            by = np.concatenate([by, by.sum(axis=1, keepdims=True) - by], axis=1)
-        k = len(statistics)
-        s, (nn, nd, dd, units) = by[..., : 3 * k], np.split(by[..., 3 * k :], 4, axis=-1)
-        numerator, denominator, support = s[..., 0::3], s[..., 1::3], s[..., 2::3]
-        ratio = np.where(support > 0, _divide(numerator, denominator), np.nan)
-        squares = np.maximum(nn - 2 * ratio * nd + ratio**2 * dd, 0.0)
-        variance = _divide(squares * _divide(units, np.maximum(units - 1, 0)), denominator**2)
-        variance = np.where(inverse, _divide(variance, ratio**4), variance)
-        # One over a mean that is not above zero says nothing.
-        ratio = np.where(inverse, np.where(ratio > 0, _divide(1.0, ratio), np.nan), ratio)
-        first, second = pairs[:, 0], pairs[:, 1]
-        return ratio[:, first] - ratio[:, second], np.sqrt(variance[:, first] + variance[:, second])
-
-    def studentised(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
-        zero = np.abs(difference) <= 1e-12
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(zero, 0.0, np.abs(difference) / error)
-
-    observed, errors = (part[0] for part in compared(labels[None]))
-    size = studentised(observed, errors)
-    known = np.isfinite(observed)
-    rng, largest = np.random.default_rng(seed), []
-    done = 0
-    while done < permutations:
-        rows = min(permutations - done, max(1, _CHUNK_CELLS // len(labels)))
-        shuffled = rng.permuted(np.broadcast_to(labels, (rows, len(labels))), axis=1)
-        values = studentised(*compared(shuffled))
-        # A pair that the data do not have cannot be their largest gap, in a permutation neither.
-        largest.append(np.where(known & ~np.isnan(values), values, 0.0).max(axis=1))
-        done += rows
-    result: dict[str, Gap | None] = {}
-    for i, (name, null) in enumerate(zip(statistics, np.concatenate(largest).T, strict=True)):
-        if not known[:, i].any():
-            result[name] = None
-            continue
-        best = int(np.nanargmax(np.where(known[:, i], size[:, i], np.nan)))
-        t, value, error = size[best, i], float(observed[best, i]), float(errors[best, i])
-        extreme = int((null >= t * (1 - 1e-9)).sum())
-        p = (1 + extreme) / (1 + permutations)
-        if extreme == 0 and np.isfinite(t):  # beyond the permutations: Student's tail, for each pair
-            freedom = len(np.unique(keys[:, 0])) - groups
-            p = min(p, int(known[:, i].sum()) * 2 * float(stats.t.sf(t, freedom)))
-        high, low = pairs[best] if value >= 0 else pairs[best][::-1]
-        half = float(np.quantile(null, level)) * error
-        bounds = (abs(value) - half, abs(value) + half) if np.isfinite(half) and half > 0 else (None, None)
-        result[name] = Gap(names[high], names[low], abs(value), *bounds, p)
-    return result
-
-
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjusted p-values, in the order given; None (no test) stays None and is not counted."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
@@ -388,13 +274,13 @@ def resample_counts(patients: int, resamples: int, seed: int) -> Iterator[np.nda
     rng = np.random.default_rng(seed)
     done = 0
     while done < resamples:
-        rows = min(resamples - done, max(1, _CHUNK_CELLS // patients))
+        rows = min(resamples - done, max(1, CHUNK_CELLS // patients))
         drawn = rng.integers(0, patients, size=(rows, patients)) + np.arange(rows)[:, None] * patients
         yield np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients).astype(np.float64)
         done += rows
 
 
-def _both_known(first: Statistic, second: Statistic) -> tuple[Statistic, Statistic]:
+def both_known(first: Statistic, second: Statistic) -> tuple[Statistic, Statistic]:
     """Two means over the studies that both have a value for; F1 has all."""
     if first.kind in ("f1", "macro"):
         return first, second
@@ -403,13 +289,6 @@ def _both_known(first: Statistic, second: Statistic) -> tuple[Statistic, Statist
         replace(s, numerator=s.numerator * known, denominator=s.denominator * known, support=s.support * known)
         for s in (first, second)
     )
-
-
-def _sum_by(index: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Sums of rows [n, k] with the same index: [max(index) + 1, k]."""
-    sums = np.zeros((int(index.max()) + 1, columns.shape[1]))
-    np.add.at(sums, index, columns)
-    return sums
 
 
 def _parts(statistics: Mapping[str, Statistic | Contrast]) -> list[slice]:
@@ -427,7 +306,7 @@ def _draws(
         raise ValueError(f"{len(columns)} studies but {len(patients)} patient keys")
     if not len(columns):
         raise ValueError("no study to resample")
-    sums = _sum_by(cluster_index(patients), columns)
+    sums = sum_by(cluster_index(patients), columns)
     return sums, np.concatenate([counts @ sums for counts in resample_counts(len(sums), resamples, seed)])
 
 
@@ -439,14 +318,14 @@ def _interval(
     if kind in ("share", "count", "f1"):
         numerator, denominator = sums[:, 0], sums[:, 1]
         if kind == "share":
-            return _share_interval(numerator, denominator, level)
+            return share_interval(numerator, denominator, level)
         if kind == "count":
-            return _count_interval(numerator, denominator, level)
+            return count_interval(numerator, denominator, level)
         # F1 = 2J / (1 + J), with J the share of hits among the cells that either side calls positive.
-        return tuple(2 * j / (1 + j) for j in _share_interval(numerator / 2, denominator - numerator / 2, level))
+        return tuple(2 * j / (1 + j) for j in share_interval(numerator / 2, denominator - numerator / 2, level))
     values = statistic.from_sums(draws)
     if kind == "inverse":
-        low, high = _percentiles(_divide(1.0, values), len(sums), level)
+        low, high = _percentiles(divide(1.0, values), len(sums), level)
         return (None, None) if low is None or low <= 0 <= high else (1 / high, 1 / low)
     macro = kind == "macro" or (kind == "contrast" and any(s.kind == "macro" for _, s in statistic.terms))
     low, high = _percentiles(values, len(sums), level, 2 * (point - np.nanmean(values)) if macro else 0.0)
@@ -457,48 +336,6 @@ def _interval(
     return low, high
 
 
-def _share_interval(hits: np.ndarray, trials: np.ndarray, level: float) -> tuple[float, float]:
-    """Of a share: hits and trials by patient. With no hit, or only hits, every patient counts as one trial."""
-    total, patients, tail = trials.sum(), int((trials > 0).sum()), (1 - level) / 2
-    p = hits.sum() / total
-    if p == 0:
-        return 0.0, float(stats.beta.ppf(1 - tail, 1, patients))
-    if p == 1:
-        return float(stats.beta.ppf(tail, patients, 1)), 1.0
-    variance = _variance(hits, trials)
-    effective = min(total, p * (1 - p) / variance) if variance else total
-    effective *= _student_factor(patients, level)
-    x = p * effective
-    low, high = stats.beta.ppf([tail, 1 - tail], x + 0.5, effective - x + 0.5)
-    return float(low), float(high)
-
-
-def _count_interval(counts: np.ndarray, studies: np.ndarray, level: float) -> tuple[float | None, float | None]:
-    """Fay and Feuer's: the gamma interval of the effective number of events; counts and studies by patient."""
-    total, patients, tail = studies.sum(), int((studies > 0).sum()), (1 - level) / 2
-    rate = counts.sum() / total
-    if rate == 0:
-        return 0.0, float(stats.chi2.ppf(1 - tail, 2)) / 2 / patients
-    variance = _variance(counts, studies)
-    if variance == 0:
-        return None, None
-    events = rate**2 / variance * _student_factor(patients, level)
-    low, high = stats.chi2.ppf(tail, 2 * events) / 2, stats.chi2.ppf(1 - tail, 2 * (events + 1)) / 2
-    return float(low / events * rate), float(high / events * rate)
-
-
-def _variance(numerators: np.ndarray, denominators: np.ndarray) -> float:
-    """Of a ratio of sums, by its residuals per patient; 0 with one patient."""
-    patients, total = int((denominators > 0).sum()), denominators.sum()
-    residuals = numerators - numerators.sum() / total * denominators
-    return float(patients / max(patients - 1, 1) * (residuals**2).sum() / total**2)
-
-
-def _student_factor(patients: int, level: float) -> float:
-    """By how much an effective number shrinks because its variance is estimated from so many patients."""
-    return float((stats.norm.ppf((1 + level) / 2) / stats.t.ppf((1 + level) / 2, max(patients - 1, 1))) ** 2)
-
-
 def _swap_test(
     pairs: Mapping[str, tuple[Statistic, Statistic]], patients: Sequence[Hashable], permutations: int, seed: int
 ) -> tuple[dict[str, float | None], dict[str, float]]:
@@ -506,13 +343,13 @@ def _swap_test(
     # The inverse's test is that of its mean: one over it jumps where a permutation nears zero.
     tested = {n: [replace(s, kind="mean") if s.kind == "inverse" else s for s in pair] for n, pair in pairs.items()}
     index = cluster_index(patients)
-    a, b = (_sum_by(index, np.concatenate([pair[i].columns for pair in tested.values()], axis=1)) for i in range(2))
+    a, b = (sum_by(index, np.concatenate([pair[i].columns for pair in tested.values()], axis=1)) for i in range(2))
     parts = _parts({name: pair[0] for name, pair in tested.items()})
     rng = np.random.default_rng(seed)
     swapped: dict[str, list[np.ndarray]] = {name: [] for name in tested}
     done = 0
     while done < permutations:
-        rows = min(permutations - done, max(1, _CHUNK_CELLS // len(a)))
+        rows = min(permutations - done, max(1, CHUNK_CELLS // len(a)))
         bits = np.unpackbits(rng.integers(0, 256, size=(rows, -(-len(a) // 8)), dtype=np.uint8), axis=1)[:, : len(a)]
         moved = bits.astype(np.float64) @ (a - b)
         for (name, pair), part in zip(tested.items(), parts, strict=True):
@@ -561,13 +398,3 @@ def _percentiles(
     tail = stats.norm.cdf(-np.sqrt(patients / (patients - 1)) * t)
     low, high = np.quantile(draws, [tail, 1 - tail]) + shift
     return float(low), float(high)
-
-
-def _divide(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
-    denominator = np.asarray(denominator, dtype=np.float64)
-    shape = np.broadcast(numerator, denominator).shape
-    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
-
-
-def _number(value: np.ndarray | float) -> float | None:
-    return float(value) if np.isfinite(value) else None
