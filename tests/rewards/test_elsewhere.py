@@ -270,8 +270,10 @@ def columns(reference: str, source: str) -> dict[str, str]:
 
 
 def test_a_recipe_names_radevals_rewards_in_its_yaml_or_by_a_flag(tmp_path) -> None:
+    from trl import TrlParser
+
     from common.errors import RecipeError
-    from settings.arguments import RewardArguments, TrlParser
+    from settings.arguments import RewardArguments
 
     (tmp_path / "rl.yaml").write_text("weight_bertscore: 1.0\nweight_radeval:\n  bleu: 0.5\n", encoding="utf-8")
     for arguments in (
