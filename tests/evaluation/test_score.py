@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from evaluation_files import make_data, make_studies, write_predictions
 
-import evaluation.scoring as score_module
 from common.errors import EvaluationError
 from data_prep.study import ids_fingerprint, read_studies, report_text
+from evaluation import score_rows
 from evaluation.__main__ import run as run_here
 from evaluation.baselines import asked_of, frequent_for, most_frequent, retrieve, write_baseline
 from evaluation.breakdowns import UNKNOWN, breakdown, strata
@@ -110,7 +110,7 @@ def test_every_number_names_its_backend(data, tmp_path):
 
 
 def test_a_killed_run_goes_on_without_scoring_studies_again(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(score_module, "CHUNK", 5)
+    monkeypatch.setattr(score_rows, "CHUNK", 5)
     path = write_predictions(tmp_path / "predictions.json", studies_of(data), perfect(data))
     seen: list[str] = []
 
@@ -189,7 +189,7 @@ def test_an_optional_metric_is_scored_where_it_can_be_and_named_where_not(data, 
 def test_radcliq_is_scored_once_whether_it_is_asked_for_or_not(data, tmp_path):
     path = write_predictions(tmp_path / "p.json", studies_of(data), perfect(data))
     results = []
-    for metrics in (score_module.METRICS, (*score_module.METRICS, "radcliq_v1")):
+    for metrics in (METRICS, (*score_module.METRICS, "radcliq_v1")):
         with open_scorers("offline", metrics=metrics) as scorers:
             assert "radcliq_v1" not in scorers.metrics
             results.append(score_file(path, scorers, tmp_path / "out", data=data, resamples=50)["metrics"])
