@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import EvaluationError
 from common.governance import JudgeError
-from evaluation.strata_parts import temporal
+from evaluation import temporal
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings
 from rewards.conditions import Labeler

@@ -22,7 +22,7 @@ from evaluation.baselines import asked_of, frequent_for, most_frequent, retrieve
 from evaluation.breakdowns import UNKNOWN, breakdown, strata
 from evaluation.compare import compare
 from evaluation.published import caution, comparable, not_rexranks_test, read_published
-from evaluation.scorers import open_scorers
+from evaluation.scorers import METRICS, Scorers, open_scorers
 from evaluation.scores import Scores
 from evaluation.scoring import score_file
 from evaluation.seeds import seeds_table
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_without_scoring_studies_again(data, tmp_path, monk
 
         def run(limit):
             labeler = replace(scorers.labeler, label=lambda texts: counting(texts, limit))
-            changed = score_module.Scorers(scorers.backend, scorers.metrics, labeler)
+            changed = Scorers(scorers.backend, scorers.metrics, labeler)
             return score_file(path, changed, tmp_path / "out", data=data, resamples=200)
 
         with pytest.raises(Killed):
@@ -189,7 +189,7 @@ def test_an_optional_metric_is_scored_where_it_can_be_and_named_where_not(data, 
 def test_radcliq_is_scored_once_whether_it_is_asked_for_or_not(data, tmp_path):
     path = write_predictions(tmp_path / "p.json", studies_of(data), perfect(data))
     results = []
-    for metrics in (METRICS, (*score_module.METRICS, "radcliq_v1")):
+    for metrics in (METRICS, (*METRICS, "radcliq_v1")):
         with open_scorers("offline", metrics=metrics) as scorers:
             assert "radcliq_v1" not in scorers.metrics
             results.append(score_file(path, scorers, tmp_path / "out", data=data, resamples=50)["metrics"])
