@@ -13,6 +13,7 @@ from common.stage_command import settings_of
 from launch.planning import assumed
 from launch.planning.assumed import PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target
 from model.architectures import ARCHITECTURES, Architecture, architecture
+from settings.parser import parse_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -60,7 +61,7 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, ...]:
     from trl import ModelConfig, SFTConfig
 
     from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
-    from rewards.chexprompt.judge import JudgeSettings
+    from rewards.chexprompt.settings import JudgeSettings
     from settings import arguments as our
 
     try:
@@ -77,7 +78,7 @@ def parse(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, ...]:
     }
     if kind in types:
         given = ["--config", str(path), *([] if kind == "eval" else on_cpu)]
-        return our.parse_recipe(types[kind], given)
+        return parse_recipe(types[kind], given)
     raise RecipeError(f"{shown}: a recipe's files are named sft*.yaml, rl*.yaml and eval*.yaml")
 
 

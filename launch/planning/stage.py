@@ -100,7 +100,7 @@ def read_stage(path: Path, target: Target) -> tuple[Stage, Sequence[Any]]:
     Raises:
         RecipeError: the YAML is wrong, or its batch does not divide by the GPUs.
     """
-    from settings.arguments import set_global_batch
+    from settings.batch import set_global_batch
 
     asked = ("--judge_model", target.judge_model) if target.judge_model and path.stem.startswith("rl") else ()
     parsed = parse(path, (*target.batch_overrides, *asked))
