@@ -195,7 +195,7 @@ def add_server(made: argparse.ArgumentParser) -> None:
     """The flags of a rival behind an API; those of the judge's client are `--server_…`."""
     import yaml
 
-    from rewards.chexprompt.judge import JudgeSettings
+    from rewards.chexprompt.settings import JudgeSettings
 
     made.add_argument("--base-url", "--base_url", dest="base_url", help="OpenAI-compatible endpoint, of engine server")
     made.add_argument(

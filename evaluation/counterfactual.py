@@ -39,12 +39,15 @@ from evaluation.counterfactual_results import FILE, FOLDER, VERSION, predictions
 from evaluation.generate import read_lines, write_reports
 from evaluation.predictions import ReferenceForm, candidate_text, pair, read_predictions, studies_of_data
 from evaluation.run_folder import Run, concatenate
-from evaluation.score import Scorers, Scores, read_truth, score_lines
+from evaluation.score_rows import score_lines
+from evaluation.scorers import Scorers
+from evaluation.scores import Scores
+from evaluation.scoring import read_truth
 from evaluation.statistics import Statistic
 from evaluation.temporal import CATEGORIES, label_by_rules
 from model import changed_studies
 from model.engines import VLLM_BATCHES, GenerationSettings, make_writer
-from model.loading import model_fingerprint
+from model.fingerprint import model_fingerprint
 from rewards.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN, Labeler, binary_labels
 from settings.evaluations import BASELINES
 

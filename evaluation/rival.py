@@ -23,8 +23,9 @@ from common.errors import EvaluationError
 from common.files import sha256_of, write_json
 from common.governance import JudgeError, host_of
 from common.locks import folder_lock
-from evaluation.generate import drop_cut_line, load_finished, partial_path, read_lines
+from evaluation.generate import load_finished, read_lines
 from evaluation.predictions import rexrank_entry, studies_of_data
+from evaluation.report_lines import drop_cut_line, partial_path
 from model.engines import GenerationSettings, check_images
 from model.report_server import OURS, PromptFile, ReportServer, own_words, read_prompt
 

@@ -27,7 +27,15 @@ from common.governance import claimed_source
 from common.locks import folder_lock
 from data_prep.study import ids_fingerprint
 from evaluation import statistics
-from evaluation.predictions import Problems, ReferenceForm, pair, read_predictions, studies_of_data, studies_of_file
+from evaluation.predictions import (
+    Problems,
+    ReferenceForm,
+    failed_studies,
+    pair,
+    read_predictions,
+    studies_of_data,
+    studies_of_file,
+)
 from evaluation.published import test_file_of, test_file_of_references
 from evaluation.references import described as references_described
 from evaluation.score_rows import _score_rows, keep_lines

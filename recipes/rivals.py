@@ -19,13 +19,14 @@ from common.errors import RecipeError, run_command
 from common.governance import JudgeError
 from evaluation.rival import Rival, generate_by_server
 from evaluation.run_folder import MAIN
-from evaluation.score import OPTIONAL_METRICS, score_file
-from evaluation.scorers import open_scorers
+from evaluation.scorers import OPTIONAL_METRICS, open_scorers
+from evaluation.scoring import score_file
 from model.report_server import OURS
 from recipes.evaluate import STAGE_MODELS, available_split, generation_settings, reference_form
-from rewards.chexprompt.judge import JudgeSettings
-from settings.arguments import EvaluationArguments, parse_recipe
+from rewards.chexprompt.settings import JudgeSettings
+from settings.arguments import EvaluationArguments
 from settings.evaluations import BASELINES
+from settings.parser import parse_recipe
 from training.progress import announce, quiet_logs
 
 

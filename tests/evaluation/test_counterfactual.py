@@ -16,8 +16,8 @@ from evaluation import counterfactual
 from evaluation.counterfactual_part import sentences, shares
 from evaluation.counterfactual_results import read_results
 from evaluation.run_folder import read_run
-from evaluation.score import score_file
 from evaluation.scorers import open_scorers
+from evaluation.scoring import score_file
 from evaluation.summary import summarise_run
 from model.changed_studies import exchanged, mirrored_films, other_films, other_priors, without_prior
 from rewards.conditions import CONDITIONS, NEGATIVE, POSITIVE

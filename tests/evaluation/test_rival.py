@@ -20,9 +20,11 @@ from evaluation.baselines import write_baseline
 from evaluation.material import collect
 from evaluation.rival import Rival, generate_by_server
 from evaluation.run_folder import read_run
-from evaluation.score import Scores, score_file
 from evaluation.scorers import open_scorers
-from evaluation.sections import encounters, error_counts, metrics, temporal
+from evaluation.scores import Scores
+from evaluation.scoring import score_file
+from evaluation.sections import encounters, error_counts, metrics
+from evaluation.strata_parts import temporal
 from evaluation.summary import summarise_run
 from model.engines import GenerationSettings
 from model.report_server import PromptFile, messages, read_prompt

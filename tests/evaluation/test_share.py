@@ -12,8 +12,8 @@ from common.errors import EvaluationError
 from data_prep.study import read_studies
 from evaluation.__main__ import main
 from evaluation.baselines import write_baseline
-from evaluation.score import score_file
 from evaluation.scorers import open_scorers
+from evaluation.scoring import score_file
 
 
 def evaluated(root: Path, dataset: str) -> Path:
