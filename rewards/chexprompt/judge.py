@@ -14,19 +14,17 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from common.governance import JudgeError, check_sources, host_of
-from common.masking import is_secret_name
 from rewards.chexprompt import calls
 from rewards.chexprompt.cache import JudgeCache, sha256
 from rewards.chexprompt.calls import Answer, CallError, Spending
 from rewards.chexprompt.client import ChatClient
-from rewards.chexprompt.judgement import Judgement
+from rewards.chexprompt.judgement import Judgement, JudgeResult
 from rewards.chexprompt.parse import RESPONSE_FORMAT, STRUCTURED_DIGITS, AnswerError, WrappedAnswerError, parse_answer
 from rewards.chexprompt.rubric import load_prompt
-from rewards.chexprompt.settings import JudgeSettings, api_key
+from rewards.chexprompt.settings import JudgeSettings, api_key, secret_in
 from rewards.offline import judge_server
 
 log = logging.getLogger(__name__)
@@ -37,14 +35,6 @@ OFFLINE = "offline"
 _LONGEST_BACKOFF = 30.0  # seconds
 # Of a request: not for judge_extra_body.
 _OWN_FIELDS = {"model", "messages", "response_format", "structured_outputs", "n", "stream"}
-
-
-@dataclass(frozen=True)
-class JudgeResult:
-    """A judgement, or the cause why there is none (one of the constants in `client.py`); exactly one of them is None."""
-
-    judgement: Judgement | None
-    failure: str | None
 
 
 class Judge:
@@ -87,7 +77,7 @@ class Judge:
             limit = self._extra_body.get(name)
             if limit is not None and (type(limit) is not int or limit < 1):
                 raise JudgeError(f"judge_extra_body: {name} is {limit!r}; it must be a whole number above 0, or null")
-        if secret := _secret_in(self._extra_body):
+        if secret := secret_in(self._extra_body):
             raise JudgeError(
                 f"judge_extra_body holds {secret!r}, and would be kept with the results; put the key into the environment "
                 "variable that judge_api_key_env names"
@@ -420,10 +410,3 @@ class Judge:
             calls.BUDGET: f"the judge's budget is reached ({self.spending}); raise judge_budget_calls, judge_budget_tokens "
             "or judge_budget_dollars to go on; answers so far are in the cache",
         }.get(cause, f"the judge at {self.base_url} cannot be asked: {cause}")
-
-
-def _secret_in(content: Any) -> str | None:
-    """The first key of a JSON value, at any depth, that names a secret."""
-    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
-    own = [key for key in content if is_secret_name(key)] if isinstance(content, dict) else []
-    return next(iter([*own, *filter(None, map(_secret_in, parts))]), None)

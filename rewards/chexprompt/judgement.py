@@ -31,3 +31,11 @@ class Judgement:
     def significant_errors(self) -> int:
         """Clinically significant errors only."""
         return sum(self.significant)
+
+
+@dataclass(frozen=True)
+class JudgeResult:
+    """A judgement, or the cause why there is none (one of the constants in `calls.py`); exactly one of them is None."""
+
+    judgement: Judgement | None
+    failure: str | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.governance import JudgeError, host_of, is_loopback
-from common.masking import is_variable_name
+from common.masking import is_secret_name, is_variable_name
 
 
 def _key(default: Any, help: str) -> Any:
@@ -136,3 +136,10 @@ def api_key(settings: JudgeSettings, base_url: str) -> str:
         f"the judge at {host_of(base_url)} needs a key: set the environment variable {settings.judge_api_key_env}, or "
         "judge_api_key_env to the variable that holds it"
     )
+
+
+def secret_in(content: Any) -> str | None:
+    """The first key of a JSON value, at any depth, that names a secret."""
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
+    own = [key for key in content if is_secret_name(key)] if isinstance(content, dict) else []
+    return next(iter([*own, *filter(None, map(secret_in, parts))]), None)
