@@ -91,7 +91,7 @@ def test_names_of_runs_that_are_names_are_taken() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("RECIPE=typo", "RECIPE=typo is not there (recipes/typo/*.yaml); there are demo unirg_cxr"),
+        ("RECIPE=typo", "RECIPE=typo is not there (recipes/typo/*.yaml); there are demo open_data unirg_cxr"),
         ("SEED=-1", "SEED=-1 is no seed"),
         ("SEED=1.5", "SEED=1.5 is no seed"),
         ("SEED=", "SEED= is no seed"),

@@ -112,7 +112,7 @@ def test_the_shared_part_is_served_from_the_prefix_cache(base_url):
 def test_twelve_digits_are_all_that_is_generated_and_the_rest_comes_from_the_prefix_cache(base_url):
     references = [f"Findings: Study {study}. {FINDING * 2}Impression: Effusion." for study in range(12)]
     n = 16 * len(references)  # rollouts, dealt out as several processes might
-    rows = [(f"Findings: Rollout {i}. {FINDING * 2}Impression: None.", references[i % 12]) for i in range(n)]
+    rows = [(f"Findings: Rollout {i}. {FINDING}Impression: None.", references[i % 12]) for i in range(n)]
     values = {"judge_model": NAME, "judge_cache_dir": None, "judge_timeout": 300.0, "judge_answer_format": "digits"}
     judge = Judge.from_settings(JudgeSettings(judge_base_url=base_url, judge_concurrency=32, **values))
     results = asyncio.run(judge.judge([c for c, _ in rows], [r for _, r in rows], ["mimic_cxr"] * n))
