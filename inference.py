@@ -3,7 +3,7 @@
     python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER
 
 (The guideline of its first round had the three without names; so may they be given.) The answer is the input with `model_prediction` added to each study. The model is the folder in the environment variable
-MODEL_DIR, or `model/` beside this file (as `python -m evaluation submission` packs it). SECTIONS=findings writes findings
+MODEL_DIR, or `checkpoint/` beside this file (as `python -m evaluation submission` packs it). SECTIONS=findings writes findings
 alone. A killed run goes on where it stopped.
 """
 
@@ -65,7 +65,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Path, Path, Path]:
 
 def infer(input_json: Path, output_json: Path, image_root: Path, batch_size: int = 16) -> None:
     """Raises EvaluationError for an unreadable file, a missing image, or a path that leaves `image_root`."""
-    model = os.environ.get("MODEL_DIR") or str(Path(__file__).resolve().parent / "model")
+    model = os.environ.get("MODEL_DIR") or str(Path(__file__).resolve().parent / "checkpoint")
     sections = os.environ.get("SECTIONS", "findings_impression")
     if sections not in SECTIONS[1:]:
         raise EvaluationError(f"SECTIONS is {sections!r}; choose one of {', '.join(SECTIONS[1:])}")

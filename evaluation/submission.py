@@ -62,10 +62,10 @@ def pack(model: Path, description: Path, test_file: Path, predictions: Path, out
                 shutil.copytree(source, temporary / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
             else:
                 shutil.copy2(source, temporary / name)
-        (temporary / "model").mkdir()
+        (temporary / "checkpoint").mkdir()
         for file in sorted(model.iterdir()):
             if file.suffix in _WEIGHTS:
-                _link_or_copy(file, temporary / "model" / file.name)
+                _link_or_copy(file, temporary / "checkpoint" / file.name)
         shutil.copy2(predictions, temporary / "predictions.json")
         (temporary / "environment.yaml").write_text(environment(told["name"]), encoding="utf-8")
         (temporary / "description.yaml").write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
@@ -135,11 +135,11 @@ def missing_files(folder: Path) -> list[str]:
         "description.yaml",
         "README.md",
         "predictions.json",
-        "model/config.json",
+        "checkpoint/config.json",
     ]
     lacking = [name for name in wanted if not (folder / name).is_file()]
     lacking += [name for name in _CODE if not (folder / name).exists() and name not in lacking]
-    return lacking + ([] if list(folder.glob("model/*.safetensors")) else ["model/*.safetensors"])
+    return lacking + ([] if list(folder.glob("checkpoint/*.safetensors")) else ["checkpoint/*.safetensors"])
 
 
 def environment(name: str) -> str:
@@ -174,7 +174,7 @@ def readme(told: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
         f"# {told['name']}\n\n{lines}\n\n"
         "    conda env create -f environment.yaml\n"
         "    python inference.py --input_json_file IN --save_json_file OUT --img_root_dir FOLDER\n\n"
-        f"The weights are in `model/`. Indication and comparison are used; age and sex are not. One key image a study.{mimic}\n"
+        f"The weights are in `checkpoint/`. Indication and comparison are used; age and sex are not. One key image a study.{mimic}\n"
     )
 
 

@@ -16,7 +16,8 @@ write: setup ## the report of a film: IMAGE=film.dcm [PRIOR_IMAGE=… PRIOR_REPO
 
 counterfactual: setup ## test reports again with one thing changed: does the model look at the film? [MODELS="sft rl_step2"] [ARGS="--studies 60"]
 	@$(STAGE) --stage counterfactual --title "does it look at the film?" -- \
-	  $(PYTHON) -m evaluation counterfactual --outputs $(OUT) $(WEIGHED) $(if $(MODELS),--models $(MODELS)) $(ARGS)
+	  $(PYTHON) -m evaluation counterfactual --outputs $(OUT) $(WEIGHED) $(if $(MODELS),--models $(MODELS)) \
+	  $(if $(filter demo,$(RECIPE)),--batch_size 600) $(ARGS)
 
 RIVALS ?= recipes/rivals/rivals.yaml
 .PHONY: rivals
