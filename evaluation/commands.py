@@ -17,6 +17,7 @@ Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.Ar
 def add_commands(command: Command) -> None:
     """Add them all."""
     _add_write(command)
+    _add_serve(command)
     _add_reader_study(command)
     _add_counterfactual(command)
     _add_share(command)
@@ -100,6 +101,33 @@ def _text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path} is no text file in UTF-8 ({error.reason}); save it as one") from error
+
+
+# ---- serve -----------------------------------------------------------------------------------------------------------
+
+
+def _add_serve(command: Command) -> None:
+    from model.engines import ENGINES
+    from settings.evaluations import SECTIONS
+
+    made = command("serve", _serve, "an OpenAI-compatible endpoint, and a page: drop a film, read its report")
+    made.add_argument("--model", required=True, help="checkpoint folder or hub name")
+    made.add_argument(
+        "--host", default="127.0.0.1", help="another address lets other machines in (default: this alone)"
+    )
+    made.add_argument("--port", type=int, default=8010, help="0 for a free one (default 8010)")
+    made.add_argument("--sections", default=SECTIONS[1], choices=SECTIONS[1:], help="which sections the page asks for")
+    made.add_argument("--max_new_tokens", type=int, default=512)
+    made.add_argument("--engine", default="auto", choices=ENGINES)
+    made.add_argument("--dtype", default="auto")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if not 0 <= options.port < 65536:
+        raise EvaluationError(f"--port is {options.port}; it must be 0 to 65535")
+    from evaluation.serve import serve
+
+    serve(_report_writer(options), options.host, options.port)
 
 
 # ---- reader-study ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,12 @@ write: setup ## the report of a film: IMAGE=film.dcm [PRIOR_IMAGE=… PRIOR_REPO
 	  $(if $(PRIOR_IMAGE),--prior_image "$$PRIOR_IMAGE") $(if $(PRIOR_REPORT),--prior_report "$$PRIOR_REPORT") \
 	  $(if $(INDICATION),--indication "$$INDICATION") $(if $(COMPARISON),--comparison "$$COMPARISON") $(ARGS)
 
+.PHONY: serve
+serve: setup ## a page on this machine: drop a film, read its report; and an OpenAI-compatible endpoint [MODEL=…] [PORT=8010] [HOST=…]
+	@test -n "$(WRITTEN_BY)" || { echo "$(NO_MODEL)" >&2; exit 2; }
+	@$(PYTHON) -m evaluation serve --model $(WRITTEN_BY) $(if $(filter command line,$(origin HOST)),--host "$(HOST)") \
+	  $(if $(PORT),--port "$(PORT)") $(ARGS)
+
 counterfactual: setup ## test reports again with one thing changed: does the model look at the film? [MODELS="sft rl_step2"] [ARGS="--studies 60"]
 	@$(STAGE) --stage counterfactual --title "does it look at the film?" -- \
 	  $(PYTHON) -m evaluation counterfactual --outputs $(OUT) $(WEIGHED) $(if $(MODELS),--models $(MODELS)) \

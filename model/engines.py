@@ -27,8 +27,9 @@ MAX_MODEL_LENGTH = 16_384
 _TEMPLATE = {"available": None, "findings_impression": ("findings", "impression"), "findings": ("findings",)}
 SECTIONS = tuple(_TEMPLATE)
 
-# Takes studies, returns their (report, was it cut at max_new_tokens).
-Writer = Callable[[Sequence[Mapping[str, Any]]], list[tuple[str, bool]]]
+# Takes studies, returns their (report, was it cut at max_new_tokens). `on_text`, for one study: is given the report's pieces as
+# they are written (transformers; vLLM's offline engine has them at the end).
+Writer = Callable[..., list[tuple[str, bool]]]
 # A loaded model: the writer of given settings (of the same engine and dtype).
 Engine = Callable[["GenerationSettings"], Writer]
 
@@ -107,17 +108,32 @@ def writer_of(network: Any, processor: Any, settings: GenerationSettings, device
 def engine_of(network: Any, processor: Any, device: Any) -> Engine:
     """Greedy generation with such a model."""
     import torch
+    from transformers import TextStreamer
 
     from model.processor import end_tokens
 
     end = set(end_tokens(processor))
 
-    def write(settings: GenerationSettings, studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    class Pieces(TextStreamer):
+        """Hands over text as it is decoded; what `on_text` raises ends generation."""
+
+        def __init__(self, on_text: Callable[[str], None]) -> None:
+            super().__init__(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            self.on_finalized_text = lambda text, stream_end=False: on_text(text)
+
+    def write(
+        settings: GenerationSettings,
+        studies: Sequence[Mapping[str, Any]],
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[tuple[str, bool]]:
         images = [image for study in studies for image in open_images(study, settings)]
         texts = [prompt_text(processor, study, settings) for study in studies]
         inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(device)
         with torch.inference_mode():
-            tokens = network.generate(**inputs, max_new_tokens=settings.max_new_tokens, do_sample=False)
+            streamer = Pieces(on_text) if on_text else None
+            tokens = network.generate(
+                **inputs, max_new_tokens=settings.max_new_tokens, do_sample=False, streamer=streamer
+            )
         completions = tokens[:, inputs["input_ids"].shape[1] :]
         reports = processor.tokenizer.batch_decode(completions, skip_special_tokens=True)
         cut = [not end.intersection(row) for row in completions.tolist()]
@@ -151,7 +167,11 @@ def vllm_engine(model: str, settings: GenerationSettings) -> Engine:
         kept = opened.pop_all()
     ends = end_tokens(processor)
 
-    def write(settings: GenerationSettings, studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    def write(
+        settings: GenerationSettings,
+        studies: Sequence[Mapping[str, Any]],
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[tuple[str, bool]]:
         sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens, stop_token_ids=ends)
         requests = [
             {
@@ -187,8 +207,10 @@ def _config(model: str) -> dict[str, Any]:
 
 
 def prompt_text(processor: Any, study: Mapping[str, Any], settings: GenerationSettings) -> str:
-    """The study's prompt in the model's chat format, one placeholder an image."""
-    messages = build_prompt(study, settings.longitudinal, settings.context, _TEMPLATE[settings.sections])
+    """The study's prompt in the model's chat format, one placeholder an image; `messages` of its own, where it has them."""
+    messages = study.get("messages") or build_prompt(
+        study, settings.longitudinal, settings.context, _TEMPLATE[settings.sections]
+    )
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
@@ -199,8 +221,9 @@ def open_images(study: Mapping[str, Any], settings: GenerationSettings) -> list[
         EvaluationError: a missing or unreadable file.
     """
     images = []
+    shown = study["message_images"] if "messages" in study else prompt_images(study, settings.longitudinal)
     prepare = study.get("prepare")  # ImageSettings, where the images are as they came and not a prepared folder's
-    for image in prompt_images(study, settings.longitudinal):
+    for image in shown:
         path = "as given" if isinstance(image, bytes) else Path(study["folder"]) / image
         try:
             content = image if isinstance(image, bytes) else read_image_file(path)

@@ -12,8 +12,8 @@ research: nothing here is made, tested or allowed for diagnosis.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ class ReportWriter:
             "films": str(self.form),
             **asdict(settings),
         }
-        self._write = load_engine(str(model), settings)(settings)
+        self._engine = load_engine(str(model), settings)
+        self._write = self._engine(settings)
 
     def write(
         self,
@@ -119,6 +120,40 @@ class ReportWriter:
     def write_all(self, studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
         """The reports of several studies that `study` made, each with whether it was cut."""
         return self._write(studies)
+
+    def stream(
+        self, study: Mapping[str, Any], on_text: Callable[[str], None], max_new_tokens: int | None = None
+    ) -> tuple[str, bool]:
+        """The report of a study that `study` or `conversation` made, and whether it was cut.
+
+        Args:
+            on_text: is given the report piece by piece, together exactly the report; what it raises ends generation.
+            max_new_tokens: fewer than the settings' own.
+        """
+        text, told = "", 0
+
+        def piece(new: str) -> None:
+            nonlocal text, told
+            text = (text + new).lstrip()
+            ready = text.rstrip()  # space at the end may be the report's last: it waits for what follows
+            if len(ready) > told:
+                start, told = told, len(ready)
+                on_text(ready[start:])
+
+        limit = min(max_new_tokens or self.settings.max_new_tokens, self.settings.max_new_tokens)
+        ((report, truncated),) = self._engine(replace(self.settings, max_new_tokens=limit))([study], on_text=piece)
+        if report[told:]:
+            on_text(report[told:])
+        return report, truncated
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]], films: Sequence[Film]) -> dict[str, Any]:
+        """Messages in the chat template's form with one `{"type": "image"}` a film, as what the engine is shown.
+
+        Raises:
+            FilmRefused, EvaluationError: as of `write`.
+        """
+        shown = [self._film(film, anyway=False)[0] for film in films]
+        return {"study_id": "the request", "folder": "", "messages": list(messages), "message_images": shown}
 
     def study(
         self,

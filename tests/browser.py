@@ -64,11 +64,12 @@ class Browser:
         """Style the page as on paper."""
         self._call("Emulation.setEmulatedMedia", media="print")
 
-    def open(self, path: Path, timeout: float = 60) -> None:
-        """Open a file and wait until it is complete."""
-        self._call("Page.navigate", url=path.resolve().as_uri())
+    def open(self, path: Path | str, timeout: float = 60) -> None:
+        """Open a file, or a server's URL, and wait until it is complete."""
+        url = path.resolve().as_uri() if isinstance(path, Path) else path
+        self._call("Page.navigate", url=url)
         deadline = time.monotonic() + timeout
-        while self.run("document.readyState") != "complete" or self.run("location.protocol") != "file:":
+        while self.run("document.readyState") != "complete" or self.run("location.protocol") != f"{url.split(':')[0]}:":
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{path} was not loaded in {timeout} s")
             time.sleep(0.05)
@@ -85,6 +86,12 @@ class Browser:
         text = {"text": key} if len(key) == 1 else {}
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def act(self, key: str) -> None:
+        """A key that the browser itself acts on: Tab moves the focus, Enter presses a button."""
+        code, text = {"Tab": (9, {}), "Enter": (13, {"text": "\r"})}[key]
+        for kind, more in (("keyDown", text), ("keyUp", {})):
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def downloads_to(self, folder: Path) -> None:
         """Keep what the page offers for download in `folder`."""
