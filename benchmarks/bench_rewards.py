@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -53,37 +52,12 @@ def packages_scoring(
     part: str, weights: Path, candidates: list[str], references: list[str], cuda: bool = False
 ) -> Callable[[], Any]:
     """The part as the packages do it: models loaded, the scoring returned as a function."""
-    from random_weights import PUBMEDBERT, MendedCheXbert, bertscore_oracle, radgraph_oracle
+    from launch.verifying.packages import load_package
 
-    from rewards.weights import radgraph_folder
-
-    device = "cuda" if cuda else "cpu"
-    work: list[Callable[[], Any]] = []
-    if part in ("radgraph", "composite"):
-        from radgraph.rewards import compute_reward
-
-        folder = Path(tempfile.mkdtemp())
-        source = radgraph_folder(weights, "radgraph")
-        (folder / "radgraph").mkdir()
-        for path in source.iterdir():
-            target = folder / "radgraph" / path.name
-            shutil.copy(path, target) if path.name == "config.json" else target.symlink_to(path.resolve())
-        package = radgraph_oracle(folder, "radgraph", weights / PUBMEDBERT.split("/")[1], 0 if cuda else -1)
-        shutil.rmtree(folder)
-
-        def radgraph() -> None:  # F1RadGraph.forward
-            graphs = package(candidates + references)
-            for i in range(len(candidates)):
-                compute_reward(graphs[str(i)], graphs[str(len(candidates) + i)], "all")
-
-        work.append(radgraph)
-    if part in ("sembscore", "composite"):
-        chexbert = MendedCheXbert(weights, device)
-        # CXR-Report-Metric's SembScore: one forward pass a report (labels would be another).
-        work.append(lambda: [chexbert.vector(text) for text in candidates + references])
-    if part in ("bertscore", "composite"):
-        work.append(lambda: bertscore_oracle(weights, candidates, references, device))
-    return lambda: [step() for step in work]
+    names = {"radgraph": "radgraph_partial"}
+    parts = PARTS[:3] if part == "composite" else (part,)
+    packages = [load_package(names.get(name, name), weights, cuda) for name in parts]
+    return lambda: [package(candidates, references) for package in packages]
 
 
 def _ours(

@@ -12,7 +12,7 @@ OUTPUT      ?=
 # Stages by the names of their targets or of their files: ASK=rl-step1 is ASK=rl_step1.
 ASKED       := $(subst -,_,$(ASK))
 
-.PHONY: doctor plan weights weights-check reproduce judge-server vllm-server
+.PHONY: doctor verify plan weights weights-check reproduce judge-server vllm-server
 
 doctor: ## is this machine ready? [ASK=sft] one stage only; [VARIANT=lora] [GPUS=8] [ARGS=--json]
 	@$(or $(wildcard $(PYTHON)),$(SYSTEM_PYTHON)) -m launch.doctor --recipe $(RECIPE) --data_dir $(DATA) --weights_dir $(WEIGHTS_DIR) \
@@ -44,3 +44,10 @@ judge-server: setup ## a local judge by vLLM, from WEIGHTS_DIR where make weight
 
 vllm-server: setup ## rollouts on GPUs of their own: MODEL=outputs/unirg_cxr/sft/final [PORT=8000]
 	@$(PYTHON) -m common.signals launch/vllm_server.sh
+
+# A machine's first hour: RECIPE=demo needs no weights and no GPU.
+verify: setup $(if $(filter demo,$(RECIPE)),demo-data) base ## weights, metrics against their packages, judge, base model, training: right here? verify.html [REPORTS=…] [ARGS="--only metrics"]
+	@$(PYTHON) -m launch.verify --recipe $(RECIPE) --out $(OUT)/verify --data_dir $(DATA) --weights_dir $(WEIGHTS_DIR) \
+	  $(if $(VARIANT),--variant $(VARIANT)) $(if $(GPUS),--gpus $(GPUS)) $(if $(DATASET),--datasets $(DATASET)) \
+	  $(if $(REPORTS),--reports "$(REPORTS)") $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) $(if $(JUDGE_MODEL),--judge_model $(JUDGE_MODEL)) \
+	  $(if $(MODEL_IN_WEIGHTS),--model $(WEIGHTS_DIR)/$(MODEL_IN_WEIGHTS),$(if $(filter demo,$(RECIPE)),--model $(OUT)/base)) $(ARGS)

@@ -10,7 +10,6 @@ import json
 import shutil
 import tarfile
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +17,8 @@ from unittest import mock
 import torch
 from synthetic_reports import reports
 
-PUBMEDBERT = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
+from launch.verifying.packages import PUBMEDBERT, oracle_mends, radgraph_oracle
+
 SIZES = {
     "tiny": {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -262,114 +262,3 @@ def _biolord(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     config = MPNetConfig(vocab_size=len(names), max_position_embeddings=514, initializer_range=0.2, **SIZES["tiny"])
     MPNetModel(config).save_pretrained(folder)
-
-
-# --- the packages themselves, mended for current transformers -----------------------------------------------------------
-
-
-@contextmanager
-def oracle_mends():
-    """radgraph 0.1.18 and f1chexbert 0.0.2 call tokenizer methods that transformers 5 dropped: supply them, as they were."""
-    from transformers import PreTrainedTokenizerBase
-
-    def build_inputs_with_special_tokens(self: Any, first: list[int], second: list[int] | None = None) -> list[int]:
-        ids = [self.cls_token_id, *first, self.sep_token_id]
-        return ids if second is None else [*ids, *second, self.sep_token_id]
-
-    def encode_plus(self: Any, text: Any = None, text_pair: Any = None, **options: Any) -> dict[str, Any]:
-        if isinstance(text, list):  # one text that is already tokens or ids, not a batch
-            ids = text if text and isinstance(text[0], int) else self.convert_tokens_to_ids(text)
-            if options.get("add_special_tokens", True):
-                ids = self.build_inputs_with_special_tokens(ids)
-            return {"input_ids": ids, "token_type_ids": [0] * len(ids), "attention_mask": [1] * len(ids)}
-        return self(text, text_pair, **options)
-
-    with (
-        mock.patch.object(
-            PreTrainedTokenizerBase, "build_inputs_with_special_tokens", build_inputs_with_special_tokens, create=True
-        ),
-        mock.patch.object(PreTrainedTokenizerBase, "encode_plus", encode_plus, create=True),
-    ):
-        yield
-
-
-class MendedRadGraph:
-    """radgraph.RadGraph, called with the mends in place."""
-
-    def __init__(self, package: Any) -> None:
-        self.package, self.model = package, package.model
-
-    def __call__(self, texts: list[str]) -> dict[str, Any]:
-        with oracle_mends(), torch.no_grad():
-            return self.package(texts)
-
-
-def radgraph_oracle(extracted: Path, name: str, bert: Path, cuda: int = -1) -> MendedRadGraph:
-    """The radgraph package on `extracted`/`name`/, whose config.json is pointed at the local encoder folder.
-
-    `cuda`: number of a GPU; -1 is the CPU.
-    """
-    from radgraph import RadGraph
-
-    path = extracted / name / "config.json"
-    config = json.loads(path.read_text())
-    config["model"]["embedder"]["token_embedders"]["bert"]["model_name"] = str(bert)
-    config["dataset_reader"]["token_indexers"]["bert"]["model_name"] = str(bert)
-    path.write_text(json.dumps(config))
-    with oracle_mends():
-        return MendedRadGraph(RadGraph(model_type=name, model_cache_dir=str(extracted), cuda=cuda))
-
-
-class MendedCheXbert:
-    """f1chexbert.F1CheXbert on a weights folder, called with the mends in place."""
-
-    def __init__(self, weights: Path, device: str = "cpu") -> None:
-        import f1chexbert.f1chexbert as module
-        from transformers import AutoConfig, BertTokenizer
-
-        folder = weights / "bert-base-uncased"
-        tokenizer, config = BertTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
-        with (
-            mock.patch.object(module, "CACHE_DIR", str(weights)),
-            mock.patch.object(module.BertTokenizer, "from_pretrained", return_value=tokenizer),
-            mock.patch.object(module.AutoConfig, "from_pretrained", return_value=config),
-        ):
-            self.package = module.F1CheXbert(device=device)
-
-    def labels(self, text: str) -> list[int]:
-        """ "rrg" labels, 14 of 0 and 1."""
-        with oracle_mends(), torch.no_grad():
-            return self.package.get_label(text)
-
-    def vector(self, text: str) -> torch.Tensor:
-        """CLS vector of the last layer."""
-        import f1chexbert.f1chexbert as module
-        import pandas as pd
-
-        with oracle_mends(), torch.no_grad():
-            ids = torch.tensor(module.tokenize(pd.Series([text]), self.package.tokenizer), device=self.package.device)
-            return self.package.model.bert(ids)[0][0, 0]
-
-
-def bertscore_oracle(weights: Path, candidates: list[str], references: list[str], device: str = "cpu") -> list[float]:
-    """bert_score.score as CXR-Report-Metric calls it, with a tokenizer that honours the prefix space."""
-    import sys
-
-    import bert_score
-    from transformers import AutoTokenizer
-
-    folder = weights / "distilroberta-base"
-    table = Path(bert_score.__file__).parent / "rescale_baseline" / "en" / "distilroberta-base.tsv"
-    tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
-    with oracle_mends(), mock.patch.object(sys.modules["bert_score.score"], "get_tokenizer", return_value=tokenizer):
-        _, _, f1 = bert_score.score(
-            candidates,
-            references,
-            model_type=str(folder),
-            num_layers=5,
-            lang="en",
-            device=device,
-            rescale_with_baseline=True,
-            baseline_path=str(table),
-        )
-    return f1.tolist()

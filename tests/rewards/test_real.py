@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 import torch
 from cache_writers import write_values
-from random_weights import (
-    PUBMEDBERT,
-    MendedCheXbert,
-    bertscore_oracle,
-    radgraph_oracle,
-    write_weights,
-)
+from random_weights import write_weights
 from safetensors.torch import load_file, save_file
 from synthetic_reports import grpo_batch, reports
 
+from launch.verifying.packages import PUBMEDBERT, MendedCheXbert, bertscore_oracle, radgraph_oracle
 from rewards.bertscore import BertScore, RobertaVectors
 from rewards.chexbert import CheXbert
 from rewards.conditions import CONDITIONS, TOP_FIVE, binary_labels

@@ -1,0 +1,1 @@
+"""What `make verify` checks: one file a kind of check, each a generator of lines (`line.py`)."""
