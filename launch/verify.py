@@ -21,6 +21,7 @@ from typing import Any
 from common import machine
 from common.errors import OneLineError, RecipeError, run_command
 from common.stage_command import settings_of
+from launch.verifying.gpu_memory import free_gpu
 from launch.verifying.line import Line, Subject
 from launch.verifying.report import counts, write_report
 from launch.verifying.stage_runs import recipe_file
@@ -43,9 +44,14 @@ def verify(subject: Subject, checks: Mapping[str, Check], about: Mapping[str, An
             for line in check(subject):
                 lines.append(line)
                 print(f"   {_WORDS[line.ok]:8} {line.check}: {line.found} (expected: {line.expected})", flush=True)
-        except (OneLineError, OSError) as error:
+        except (
+            OneLineError,
+            OSError,
+            RuntimeError,
+        ) as error:  # RuntimeError: PyTorch's, as where a GPU's memory is full
             lines.append(Line(name, "can be checked", " ".join(str(error).split()), False))
             print(f"   {_WORDS[False]:8} {name}: {lines[-1].found}", flush=True)
+        free_gpu()
         print(f"   {time.monotonic() - start:.0f} s", flush=True)
         write_report(subject.out, lines, about)
     print(f"{counts(lines)}: {subject.out / 'verify.html'}")

@@ -12,6 +12,7 @@ from PIL import Image
 from common.errors import RecipeError
 from launch.planning.assumed import read_assumptions
 from launch.planning.recipe import image_pixels
+from launch.verifying.gpu_memory import free_gpu
 from launch.verifying.line import Line, Subject, skipped
 from model.architectures import architecture
 from model.engines import GenerationSettings, gpu_count, load_engine, open_images, prompt_text
@@ -75,6 +76,7 @@ def _greedy(subject: Subject, studies: list[dict[str, Any]]) -> Iterator[Line]:
     if find_spec("vllm") is None or not gpu_count():
         yield skipped(check, expected, "vLLM is not installed" if gpu_count() else "no GPU here")
         return
+    free_gpu()
     theirs, seconds = _reports(subject, studies, "vllm")
     same = sum(a.split()[:SAME_START] == b.split()[:SAME_START] for a, b in zip(ours, theirs, strict=True))
     found = f"{same} of {len(studies)} in {seconds:.1f} s with loading, e.g. {theirs[0][:160]!r}"

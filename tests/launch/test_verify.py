@@ -31,11 +31,6 @@ def subject(tmp_path: Path, phantom_data: Path, tiny_base: Path) -> Subject:
     return Subject("demo", None, phantom_data, tmp_path / "weights", out, str(tiny_base), reports, pairs=40)
 
 
-def _fails(subject: Subject) -> Iterator[Line]:
-    yield OK
-    raise RecipeError("no <b>films</b>\nhere")
-
-
 def test_the_report_holds_every_line_escaped(subject: Subject, capsys: pytest.CaptureFixture) -> None:
     report = "<script>alert(1)</script> & effusion"
     lines = [OK, Line("text", "a report", report, True), skipped("vLLM", "a report", "no GPU")]
@@ -50,8 +45,13 @@ def test_the_report_holds_every_line_escaped(subject: Subject, capsys: pytest.Ca
     assert "skipped: no GPU" in capsys.readouterr().out
 
 
-def test_a_check_that_cannot_go_on_is_a_line_and_the_others_follow(subject: Subject) -> None:
-    assert not verify(subject, {"broken": _fails, "other": lambda _: iter([OK])}, {})
+@pytest.mark.parametrize("kind", [RecipeError, OSError, RuntimeError])
+def test_a_check_that_cannot_go_on_is_a_line_and_the_others_follow(subject: Subject, kind: type[Exception]) -> None:
+    def fails(_: Subject) -> Iterator[Line]:
+        yield OK
+        raise kind("no <b>films</b>\nhere")
+
+    assert not verify(subject, {"broken": fails, "other": lambda _: iter([OK])}, {})
     lines = json.loads((subject.out / "verify.json").read_text())["lines"]
     assert [line["ok"] for line in lines] == [True, False, True]
     assert lines[1]["found"] == "no <b>films</b> here"
