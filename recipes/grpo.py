@@ -35,6 +35,7 @@ from settings.arguments import DataArguments, MonitorArguments, RewardArguments,
 from settings.parser import parse_recipe
 from training.checkpoints import start_or_resume, trim_checkpoint
 from training.data import rollout_dataset
+from training.film_guard import FilmGuard
 from training.monitors import RolloutMonitors, build_monitors
 from training.processes import leave_together
 from training.progress import announce
@@ -44,7 +45,7 @@ from training.shared_prompts import check_attention
 from training.small_steps import keep_small_steps, weights_dtype
 from training.stage import open_stage
 from training.trainers import RolloutTrainer, keep_rows_out_of_logs
-from training.validation import RateCheckpoints, Validation
+from training.validation import Greedy, RateCheckpoints, Validation
 from training.vllm_guards import check_server_host, check_vllm, forbid_image_tokens
 
 ARGUMENTS = (
@@ -87,6 +88,8 @@ def main() -> None:
         if validation is not None:
             parts = {part: composite.metrics[part] for part in PARTS}
             rating = [RateCheckpoints(trainer, validation, rating_of(validation, RadCliQ("v1", parts)))]
+        if watched.monitor_min_film_effect is not None:
+            rating.append(FilmGuard(trainer, Greedy.of(data, stage, training), monitors))
         run_training(trainer, name, checkpoint, stage.keep_optimizer_states, *rating)
         monitors.raise_if_tripped()
         extra = {

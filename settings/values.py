@@ -111,6 +111,7 @@ RANGES = {
         Range(-1e3, 1e3),
     ),
     "weight_radcliq_v1": Range(-1e3, 1e3),
+    "monitor_min_film_effect": Range(-1, 1),  # a difference of two shares
     **dict.fromkeys(("judge_budget_calls", "judge_budget_tokens"), Range(0, 1e15)),
     **dict.fromkeys(
         (

@@ -91,6 +91,7 @@ _OWN = (
     "runs",
     "log_history.json",
     "stopped.json",
+    "film_effect.json",
     "README.md",
     "run.patch",
     "run.json",

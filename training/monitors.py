@@ -284,13 +284,20 @@ class RolloutMonitors(TrainerCallback):
         recent = self.judged.recent
         counts = over_processes([sum(recent), len(recent)], torch.distributed.ReduceOp.SUM)
         if reason := self.judged.too_many_failures(*counts):
-            saved = f"checkpoint-{state.global_step} is saved, and the same command goes on from there"
-            self.tripped = f"stopped at step {state.global_step}: {reason}; {saved}"
-            self._write_stopped(
-                state, "judge_max_failure_rate", counts[0] / counts[1], self.judged.judge_max_failure_rate
-            )
+            rate, limit = counts[0] / counts[1], self.judged.judge_max_failure_rate
+            self._stopped(state, "judge_max_failure_rate", rate, limit, reason)
             control.should_save = control.should_training_stop = True
         return control
+
+    def stop(self, state: TrainerState, key: str, value: float, limit: float, what: str) -> None:
+        """Note that `what`, which is measured elsewhere, is beyond the limit `key`; who calls it ends the training."""
+        mend = f"mend the cause, or set {key} to null or another limit"
+        self._stopped(state, key, value, limit, f"{what} is {value:.4g}, beyond {key} {limit:g}; {mend}")
+
+    def _stopped(self, state: TrainerState, key: str, value: float, limit: float, reason: str) -> None:
+        saved = f"checkpoint-{state.global_step} is saved, and the same command goes on from there"
+        self.tripped = f"stopped at step {state.global_step}: {reason}; {saved}"
+        self._write_stopped(state, key, value, limit)
 
     def raise_if_tripped(self) -> None:
         """Raise `RecipeError` with the message of the monitor that stopped the run, if one did; one process tells it."""

@@ -40,20 +40,43 @@ KEY = "validation/radcliq_v1"  # in the log: the mean, lower is better; with _lo
 
 
 @dataclass(frozen=True)
-class Validation:
-    """On what checkpoints are rated, and how many are kept.
+class Greedy:
+    """Which validation studies the policy writes greedy reports of, and how.
 
     Attributes:
         data: prepared folders.
-        max_studies: only so many studies of each.
-        keep_best: checkpoints that are kept beside the newest.
+        batch_size: studies at once where transformers generates.
     """
 
     data: tuple[Path, ...]
     split: str
-    max_studies: int | None
     settings: GenerationSettings
     batch_size: int
+
+    @classmethod
+    def of(cls, data: DataArguments, stage: StageArguments, training: GRPOConfig) -> Greedy:
+        """As a stage's settings say."""
+        settings = GenerationSettings(
+            sections=stage.validation_sections,
+            longitudinal=data.longitudinal,
+            context=data.context,
+            max_new_tokens=training.max_completion_length,
+            engine="vllm" if training.use_vllm else "transformers",
+        )
+        folders = tuple(Path(data.data_dir) / name for name in stage.validation_datasets or data.datasets)
+        return cls(folders, stage.validation_split, settings, stage.validation_batch_size)
+
+
+@dataclass(frozen=True)
+class Validation(Greedy):
+    """On what checkpoints are rated, and how many are kept.
+
+    Attributes:
+        max_studies: only so many studies of each folder.
+        keep_best: checkpoints that are kept beside the newest.
+    """
+
+    max_studies: int | None
     keep_best: int
 
     @classmethod
@@ -67,22 +90,8 @@ class Validation:
             return None
         if training.save_total_limit:
             raise RecipeError("keep_best and save_total_limit both remove checkpoints; set save_total_limit to null")
-        settings = GenerationSettings(
-            sections=stage.validation_sections,
-            longitudinal=data.longitudinal,
-            context=data.context,
-            max_new_tokens=training.max_completion_length,
-            engine="vllm" if training.use_vllm else "transformers",
-        )
-        folders = tuple(Path(data.data_dir) / name for name in stage.validation_datasets or data.datasets)
-        return cls(
-            folders,
-            stage.validation_split,
-            stage.validation_studies,
-            settings,
-            stage.validation_batch_size,
-            stage.keep_best,
-        )
+        greedy = Greedy.of(data, stage, training)
+        return cls(**vars(greedy), max_studies=stage.validation_studies, keep_best=stage.keep_best)
 
 
 class Rating(Protocol):
@@ -144,20 +153,7 @@ class RateCheckpoints(TrainerCallback):
         )
 
     def _write(self, data: Path) -> list[dict[str, Any]]:
-        """The reports of all studies of a prepared folder, in the first process; each process writes its share."""
-        accelerator = self.trainer.accelerator
-        studies = self.rating.studies(data)
-        each = math.ceil(len(studies) / accelerator.num_processes)
-        mine = studies[accelerator.process_index :: accelerator.num_processes]
-        mine += studies[:1] * (each - len(mine))  # all must generate as often
-        size = each if self.trainer.use_vllm else self.validation.batch_size
-        lines = []
-        with policy_writer(self.trainer, self.validation.settings) as write:
-            for start in range(0, each, size):
-                batch = mine[start : start + size]
-                for study, (report, cut) in zip(batch, write(batch), strict=True):
-                    lines.append({"study_id": study["study_id"], "model_prediction": report, "truncated": cut})
-        return gather_object(lines)
+        return write_in_shares(self.trainer, self.validation, self.rating.studies(data))
 
     def _record(
         self, name: str, step: int, made: Mapping[Path, list[dict[str, Any]]], seconds: float
@@ -196,6 +192,22 @@ def _logged(record: Mapping[str, Any]) -> dict[str, float]:
     if record["radcliq_v1"]["low"] is not None:
         found |= {f"{KEY}_{end}": record["radcliq_v1"][end] for end in ("low", "high")}
     return found
+
+
+def write_in_shares(trainer: RolloutTrainer, greedy: Greedy, studies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The policy's reports of all `studies`, in the first process; each process writes its share, so all must call this."""
+    accelerator = trainer.accelerator
+    each = math.ceil(len(studies) / accelerator.num_processes)
+    mine = list(studies[accelerator.process_index :: accelerator.num_processes])
+    mine += studies[:1] * (each - len(mine))  # all must generate as often
+    size = each if trainer.use_vllm else greedy.batch_size
+    lines = []
+    with policy_writer(trainer, greedy.settings) as write:
+        for start in range(0, each, size):
+            batch = mine[start : start + size]
+            for study, (report, cut) in zip(batch, write(batch), strict=True):
+                lines.append({"study_id": study["study_id"], "model_prediction": report, "truncated": cut})
+    return gather_object(lines)
 
 
 @contextlib.contextmanager

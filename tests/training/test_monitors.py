@@ -23,7 +23,7 @@ from rewards.composite import CompositeScores
 from rewards.conditions import POSITIVE
 from rewards.grpo_reward import Rollouts
 from settings.arguments import MonitorArguments, RewardArguments
-from training import disk_space
+from training import disk_space, film_guard
 from training.monitors import MONITORS, RolloutMonitors, build_monitors
 from training.rollout_measures import copied_share, prior_copies, unique_share
 from training.rollouts import best_and_worst, read_rollouts, write_rollouts
@@ -175,11 +175,16 @@ def test_every_limit_of_the_settings_has_its_monitor() -> None:
     limits = {
         name for name in MonitorArguments.__dataclass_fields__ if name.startswith(("monitor_max_", "monitor_min_"))
     }
-    assert limits == {monitor.limit for monitor in MONITORS}
+    assert limits == {*(monitor.limit for monitor in MONITORS), film_guard.LIMIT}
 
 
 @pytest.mark.parametrize(
-    "settings", [{"monitor_patience": 0}, {"rollouts_logged": -1}, {"monitor_max_truncated": 50.0}]
+    "settings",
+    [
+        {"monitor_patience": 0},
+        {"rollouts_logged": -1},
+        {"monitor_max_truncated": 50.0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict) -> None:
     with pytest.raises(RecipeError, match=next(iter(settings))):
