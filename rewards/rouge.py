@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from rewards.metric import Metric, MetricError
+from rewards.weights import source_fingerprint
 
 
 class RougeL(Metric):
@@ -21,6 +22,7 @@ class RougeL(Metric):
             from rouge_score.rouge_scorer import RougeScorer
         except ImportError as error:
             raise MetricError("rouge_l needs rouge_score: pip install rouge-score==0.1.2, or leave it out") from error
+        self.fingerprint = source_fingerprint(__name__, "rouge_score.rouge_scorer", "rouge_score.tokenize")
         self._scorer = RougeScorer(["rougeL"], use_stemmer=True)
 
     def score(self, candidates: list[str], references: list[str]) -> np.ndarray:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from rewards.metric import Metric
+from rewards.weights import source_fingerprint
 
 WORDS = frozenset(
     [
@@ -77,6 +78,9 @@ class TemporalF1(Metric):
     """F1 of the two sets of words, in [0, 1]: 1 where neither report has one, 0 where only one does."""
 
     name = "temporal_f1"
+
+    def __init__(self) -> None:
+        self.fingerprint = source_fingerprint(__name__)
 
     def score(self, candidates: list[str], references: list[str]) -> np.ndarray:
         scores = []

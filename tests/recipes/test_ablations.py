@@ -191,8 +191,8 @@ WHERE = {"output_dir", "model_name_or_path"}
     ("variant", "of", "may_differ"),
     [
         ("sft_lora", "sft", LORA),
-        ("rl_step1_lora", "rl_step1", LORA),
-        ("rl_step2_lora", "rl_step2", LORA),
+        ("rl_step1_lora", "rl_step1", LORA | {"vllm_gpu_memory_utilization"}),
+        ("rl_step2_lora", "rl_step2", LORA | {"vllm_gpu_memory_utilization"}),
         ("sft_qlora", "sft", QLORA | {"per_device_train_batch_size"}),
         ("rl_step1_qlora", "rl_step1", QLORA | BY_TRANSFORMERS),
         ("rl_step2_qlora", "rl_step2", QLORA | BY_TRANSFORMERS),
