@@ -139,7 +139,14 @@ def test_the_judge_is_there_while_it_trains_and_gone_afterwards(node, status):
     assert "--gpu-memory-utilization 0.15" in words
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_left_running_whatever_ends_it(node, number):
     run = node.start(seconds=600)
     until(lambda: len(node.pids()) == 3)
