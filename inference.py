@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import EvaluationError, run_command
-from common.files import write_json
 from evaluation.generate import write_reports
 from evaluation.predictions import inside, read_predictions, studies_of_file
 from evaluation.report_lines import read_lines
+from foundation.errors import EvaluationError, run_command
+from foundation.files import write_json
 from model.check import check_model_folder
 from model.engines import GenerationSettings, check_images, engine_here, make_writer
 from model.films import PAPERS, FilmForm, form_of_model

@@ -364,7 +364,7 @@ def rewards(options: argparse.Namespace, compiled: bool = False) -> dict[str, An
 
 def gpu_name() -> str:
     """This GPU as `make plan` calls it, else as nvidia-smi does."""
-    from common import machine
+    from foundation import machine
     from launch.planning.assumed import GPUS
 
     full = machine.gpus()[0].name
@@ -434,7 +434,7 @@ def main() -> None:
     if options.part:
         print(json.dumps(run_part(options.part, options)))
         return
-    from common import machine
+    from foundation import machine
 
     if not machine.gpus():
         raise machine.MachineError("bench_gpu measures a GPU and none is here; make plan gives assumed figures")
@@ -473,7 +473,7 @@ def _given(options: argparse.Namespace) -> list[str]:
 
 def write_entry(entry: dict[str, Any], path: Path) -> None:
     """Put `entry` in the place of the one of the same GPU, stage and model."""
-    from common.files import write_json
+    from foundation.files import write_json
 
     def key(one: dict[str, Any]) -> tuple[Any, ...]:
         return one["gpu"], one["stage"], one.get("model_parameters")
@@ -483,7 +483,7 @@ def write_entry(entry: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from common.errors import run_command
-    from common.machine import MachineError
+    from foundation.errors import run_command
+    from foundation.machine import MachineError
 
     run_command(main, MachineError)

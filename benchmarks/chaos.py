@@ -33,8 +33,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from common.files import sha256_of, write_json
-from common.signals import end_with_parent
+from foundation.files import sha256_of, write_json
+from foundation.signals import end_with_parent
 from rewards.offline.judge_server import MODEL as JUDGE
 from rewards.offline.judge_server import offline_judge_server
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from common.errors import RecipeError
 from data_prep.study import study_table, write_studies
+from foundation.errors import RecipeError
 from model.architectures import ARCHITECTURES
 from model.processor import load_processor
 from recipes.tiny_model import SPECIAL_TOKENS, build_processor

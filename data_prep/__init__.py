@@ -1,3 +1,3 @@
 """From each source as it lies on disk to one study table (see `study.py` for its schema)."""
 
-import common  # noqa: F401  (nothing is sent anywhere: common/telemetry.env)
+import foundation  # noqa: F401  (nothing is sent anywhere: foundation/telemetry.env)

@@ -24,8 +24,8 @@ import threading
 from contextlib import nullcontext
 from pathlib import Path
 
-from common.locks import LockError, folder_lock
 from data_prep.sources import SOURCES
+from foundation.locks import LockError, folder_lock
 
 
 def main(arguments: list[str] | None = None) -> int:

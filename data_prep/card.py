@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from common.files import write_bytes, write_text
 from data_prep.contact_sheet import draw_contact_sheet
 from data_prep.folder import read_images, recorded_files
 from data_prep.rejects import REASONS
 from data_prep.study import SPLITS, TEST_REST
+from foundation.files import write_bytes, write_text
 
 FORMAT = 2  # of the prepared folder; a higher one is not read as done
 SAMPLE = (

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
-from common.files import write_bytes
+from foundation.files import write_bytes
 
 COLUMNS, ROWS, MARKED = 8, 6, 8  # films, and how many of least and of most contrast are among them
 _CELL, _LABEL, _EDGE = 128, 12, 3  # pixels

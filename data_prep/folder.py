@@ -14,11 +14,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.files import remove_temporaries, sha256_of, write_text
-from common.locks import NAME as LOCK
 from data_prep.images import ImageJob, ImageRecord, is_done
 from data_prep.study import ALL_SPLITS, write_parquet
 from data_prep.tables import SourceError, one_line
+from foundation.files import remove_temporaries, sha256_of, write_text
+from foundation.locks import NAME as LOCK
 
 CARD = "card.json"
 STARTED = ".preparing.json"  # what a run that has not finished is making; its finished images are kept

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from common.files import write_bytes
 from data_prep.dicom import is_dicom, may_be_dicom, read_dicom
 from data_prep.grey import figures, scale_to_8_bits
+from foundation.files import write_bytes
 
 MODES = ("longest", "letterbox", "stretch")
 FORMATS = ("jpg", "png")

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from common.files import write_json
 from data_prep.mixture import read_mixture
 from data_prep.study import StudyError
+from foundation.files import write_json
 
 # What prompts, reports and rewards are made of; the other columns are not kept in memory.
 COLUMNS = (

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.errors import OneLineError
-from common.files import whole_file
 from data_prep.sections import RAW
+from foundation.errors import OneLineError
+from foundation.files import whole_file
 
 SPLITS = ("train", "validation", "test")
 # What is left of the source's test patients where `test` is what a ReXrank file lists: their priors, and else used for

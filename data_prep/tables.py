@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import OneLineError
+from foundation.errors import OneLineError
 
 ROWS = 2048  # rows read at a time
 LONGEST_CELL = 1 << 26  # characters; a longer one is a file that was cut or is something else

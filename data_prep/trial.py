@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from common.files import write_text
 from data_prep.dicom import is_dicom, may_be_dicom
 from data_prep.dicom_headers import files_below
 from data_prep.folder import CARD
@@ -21,6 +20,7 @@ from data_prep.prepare import prepare
 from data_prep.source import Options
 from data_prep.tables import CSV_SUFFIXES, SourceError, columns_of, csv_form, iterate_table
 from data_prep.views import plain
+from foundation.files import write_text
 
 LOOKED_AT = 2000  # rows, and files, that a proposal is made from
 # Study table's column → names that institutions give it, the likeliest first (as `views.plain` writes them).

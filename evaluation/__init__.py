@@ -1,1 +1,1 @@
-import common  # noqa: F401  (nothing is sent anywhere: common/telemetry.env)
+import foundation  # noqa: F401  (nothing is sent anywhere: foundation/telemetry.env)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import EvaluationError, run_command
-from common.locks import folder_lock
-from common.masking import mask
 from evaluation import statistics
 from evaluation.commands import add_commands, add_server, generate_at_server
+from foundation.errors import EvaluationError, run_command
+from foundation.locks import folder_lock
+from foundation.masking import mask
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,9 +131,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _compare_folders(paths: Sequence[Path], out: Path | None, resamples: int, seed: int) -> None:
-    from common.files import write_json
     from evaluation.compare import compare, named_folders, read_result, table
     from evaluation.scores import Scores
+    from foundation.files import write_json
 
     folders = named_folders(paths)
     described = {name: read_result(folder)["made_by"]["scorers"] for name, folder in folders.items()}

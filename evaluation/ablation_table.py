@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import RecipeError, read_json
 from evaluation import statistics
 from evaluation.compare import correct, read_result, same_studies, studies_in_words
 from evaluation.scores import Scores, principal_statistics
 from evaluation.tables import p_value, says_something
+from foundation.errors import RecipeError, read_json
 from settings.ablations import STAGES, names, read_ablation
 
 # Columns of the table: the start of a metric's full name → heading.

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from common.errors import EvaluationError, read_record
-from common.files import write_json
-from common.locks import folder_lock
 from data_prep.study import report_text
 from evaluation.predictions import candidate_text, rexrank_entry, studies_of_data
+from foundation.errors import EvaluationError, read_record
+from foundation.files import write_json
+from foundation.locks import folder_lock
 from model.prompts import study_sections
 from settings.evaluations import BASELINES, SECTIONS
 

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from common.errors import EvaluationError
 from evaluation.names import shown_name, shown_number
 from evaluation.predictions import inside
 from evaluation.run_folder import Run
+from foundation.errors import EvaluationError
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS
 from settings.evaluations import BASELINES

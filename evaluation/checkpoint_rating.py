@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import EvaluationError, RecipeError
-from common.governance import claimed_source
 from evaluation import statistics
 from evaluation.generate import Task, finish, planned
 from evaluation.predictions import PredictionFile, ReferenceForm, pair, read_predictions, studies_of_data
 from evaluation.report_lines import partial_path
+from foundation.errors import EvaluationError, RecipeError
+from foundation.governance import claimed_source
 from model.engines import GenerationSettings
 from rewards.metric import Metric
 

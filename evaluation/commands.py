@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.errors import EvaluationError
+from foundation.errors import EvaluationError
 
 # Makes a subcommand of a name, a function and a line of help.
 Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import EvaluationError, read_record
 from evaluation import statistics
 from evaluation.scores import Scores, is_principal, principal_statistics
 from evaluation.tables import p_value, says_something
+from foundation.errors import EvaluationError, read_record
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -29,9 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import EvaluationError, read_record
-from common.files import write_json
-from common.locks import folder_lock
 from data_prep.study import report_text
 from evaluation import statistics
 from evaluation.compare import read_result
@@ -45,6 +42,9 @@ from evaluation.scores import Scores
 from evaluation.scoring import read_truth
 from evaluation.statistics import Statistic
 from evaluation.temporal import CATEGORIES, label_by_rules
+from foundation.errors import EvaluationError, read_record
+from foundation.files import write_json
+from foundation.locks import folder_lock
 from model import changed_studies
 from model.engines import VLLM_BATCHES, GenerationSettings, make_writer
 from model.fingerprint import model_fingerprint

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from common.errors import read_record
-from common.files import sha256_of
 from evaluation.run_folder import Run
+from foundation.errors import read_record
+from foundation.files import sha256_of
 
 FOLDER, FILE = "counterfactual", "counterfactual.json"
 VERSION = 1  # of the changes: reports of another are not gone on with

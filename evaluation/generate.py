@@ -27,12 +27,12 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from common import signals
-from common.errors import EvaluationError, read_record
-from common.files import sha256_of, write_json
-from common.locks import folder_lock
 from evaluation.predictions import rexrank_entry, studies_of_data
 from evaluation.report_lines import drop_cut_line, is_report, lock_lines, partial_path, partials, read_lines
+from foundation import signals
+from foundation.errors import EvaluationError, read_record
+from foundation.files import sha256_of, write_json
+from foundation.locks import folder_lock
 from model.engines import (
     VLLM_BATCHES,
     Engine,
@@ -376,6 +376,6 @@ def _in_processes(tasks: Sequence[Task], processes: int) -> None:
 
 
 if __name__ == "__main__":  # one process of `_in_processes`: python -m evaluation.generate TASKS.json I/N
-    from common.errors import run_command
+    from foundation.errors import run_command
 
     run_command(lambda: generate_shards(read_tasks(Path(sys.argv[1])), *map(int, sys.argv[2].split("/"))), OSError)

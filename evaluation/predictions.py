@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.errors import EvaluationError, read_record
-from common.governance import claimed_source
 from data_prep.headings import JOINT, Piece, findings_of, iterate_sections
 from data_prep.sections import RAW, single_spaced
 from data_prep.sources.rexrank import patient_of
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
+from foundation.errors import EvaluationError, read_record
+from foundation.governance import claimed_source
 from settings.evaluations import REFERENCE_FORMS
 
 # Which sections are compared. `findings_impression` and `findings` are ReXrank's boards: both sections, a missing one printed

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import read_record
 from evaluation.compare import read_result
 from evaluation.material import Material
 from evaluation.names import F1_MEANING, meaning, shown_name, shown_number, split_number
@@ -14,6 +13,7 @@ from evaluation.references import form_table
 from evaluation.statistics import MIN_PATIENTS, PERMUTATIONS
 from evaluation.statistics.resampling import EXACT_PATIENTS
 from evaluation.tables import Table, listed
+from foundation.errors import read_record
 
 SECTIONS_IN_WORDS = {
     "available": "the sections that the reference has",

@@ -19,10 +19,10 @@ from typing import Any
 
 import jinja2
 
-from common.errors import EvaluationError
-from common.files import write_json, write_text
 from evaluation.browser import data_uri, scored_lines, script_json
 from evaluation.run_folder import Run, read_run
+from foundation.errors import EvaluationError
+from foundation.files import write_json, write_text
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.chexprompt.parse import TYPE_TITLES
 

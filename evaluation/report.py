@@ -16,7 +16,6 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from common.files import write_text
 from evaluation import statistics
 from evaluation.browser import BROWSER_STUDIES, browser_content
 from evaluation.figure_style import save
@@ -27,6 +26,7 @@ from evaluation.run_folder import read_run
 from evaluation.sections import report_parts
 from evaluation.side_files import side_parts
 from evaluation.summary import summarise_run
+from foundation.files import write_text
 
 _PAGE = Path(__file__).with_name("page")
 

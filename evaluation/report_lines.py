@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from common.errors import EvaluationError
+from foundation.errors import EvaluationError
 
 
 def partial_path(out: Path, shard: int | None = None) -> Path:

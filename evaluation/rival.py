@@ -19,13 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import EvaluationError
-from common.files import sha256_of, write_json
-from common.governance import JudgeError, host_of
-from common.locks import folder_lock
 from evaluation.generate import load_finished, read_lines
 from evaluation.predictions import rexrank_entry, studies_of_data
 from evaluation.report_lines import drop_cut_line, partial_path
+from foundation.errors import EvaluationError
+from foundation.files import sha256_of, write_json
+from foundation.governance import JudgeError, host_of
+from foundation.locks import folder_lock
 from model.engines import GenerationSettings, check_images
 from model.report_server import OURS, PromptFile, ReportServer, own_words, read_prompt
 

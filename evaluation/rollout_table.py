@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from common.errors import EvaluationError, read_record
 from evaluation.browser import data_uri
 from evaluation.names import shown_name, shown_number
+from foundation.errors import EvaluationError, read_record
 from rewards.chexprompt.judgement import ERROR_TYPES
 
 LOGS = 6  # shown of a stage, evenly over its run, the first and the last among them

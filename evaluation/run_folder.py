@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import EvaluationError, read_record
 from evaluation.baselines import SUBSTITUTED, SUBSTITUTED_IDS
 from evaluation.compare import judge_left_out, read_result, same_studies
 from evaluation.published import not_rexranks_test
 from evaluation.scores import Scores
+from foundation.errors import EvaluationError, read_record
 from settings.evaluations import BASELINES
 
 MAIN = "eval"  # the recipe's own evaluation; those beside it are in eval_<sections>_<with or no>_priors

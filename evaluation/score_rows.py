@@ -13,11 +13,11 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import EvaluationError
-from common.governance import JudgeError
 from evaluation import temporal
 from evaluation.graphs import MarkedEntity, marked_graphs
 from evaluation.scorers import COMPOSITE_WEIGHTS, Scorers
+from foundation.errors import EvaluationError
+from foundation.governance import JudgeError
 from rewards.metric import MetricError
 from rewards.radcliq import PARTS
 from rewards.radgraph import RadGraphF1

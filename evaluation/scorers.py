@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import EvaluationError
-from common.governance import JudgeError
 from evaluation import temporal
+from foundation.errors import EvaluationError
+from foundation.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings
 from rewards.conditions import Labeler

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import EvaluationError
 from evaluation import statistics
 from evaluation.names import split_number
 from evaluation.statistics import Statistic
+from foundation.errors import EvaluationError
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS, TOP_FIVE, binary_labels
 

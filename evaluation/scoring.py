@@ -21,10 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from common.errors import EvaluationError, RecipeError, read_json, read_record
-from common.files import sha256_of, write_json
-from common.governance import claimed_source
-from common.locks import folder_lock
 from data_prep.study import ids_fingerprint
 from evaluation import statistics
 from evaluation.predictions import (
@@ -41,6 +37,10 @@ from evaluation.references import described as references_described
 from evaluation.score_rows import _score_rows, keep_lines
 from evaluation.scorers import Scorers
 from evaluation.scores import Scores, summarise
+from foundation.errors import EvaluationError, RecipeError, read_json, read_record
+from foundation.files import sha256_of, write_json
+from foundation.governance import claimed_source
+from foundation.locks import folder_lock
 from rewards.conditions import CONDITIONS
 
 _LISTED = 100  # ids listed per problem in scores.json; the counts are of all

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from common.errors import EvaluationError, read_record
 from evaluation.compare import same_studies
 from evaluation.run_folder import read_run
 from evaluation.scores import Scores
 from evaluation.statistics import LEVEL, Contrast, bootstrap
 from evaluation.summary import compared_models, principal
+from foundation.errors import EvaluationError, read_record
 
 NAMES = {
     "base": "base (random weights)",

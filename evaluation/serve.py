@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 
 import jinja2
 
-from common.errors import EvaluationError
-from common.governance import is_loopback
 from evaluation.serve_requests import BadRequest, asked_study, chat
+from foundation.errors import EvaluationError
+from foundation.governance import is_loopback
 from model.report_writer import NOTICE, ReportWriter, written
 
 LARGEST_REQUEST = 192 << 20  # bytes: two films of 64 MiB in base64, and their texts

@@ -7,7 +7,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
-from common.errors import EvaluationError
+from foundation.errors import EvaluationError
 from model.prompts import plain_text
 from model.report_writer import ReportWriter
 

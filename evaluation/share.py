@@ -17,12 +17,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import EvaluationError, read_record
-from common.files import sha256_of, write_json, write_text
-from common.governance import is_open
 from evaluation.compare import read_result
 from evaluation.predictions import read_predictions
 from evaluation.run_folder import MAIN, Run, evaluations, read_run
+from foundation.errors import EvaluationError, read_record
+from foundation.files import sha256_of, write_json, write_text
+from foundation.governance import is_open
 from settings.evaluations import BASELINES
 
 # What each source's terms say of texts that a model writes from its films. Others count as closed.

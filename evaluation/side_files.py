@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import EvaluationError, read_record
 from evaluation.names import shown_number
 from evaluation.part import Part
 from evaluation.tables import Table, cell
+from foundation.errors import EvaluationError, read_record
 
 SENSITIVITY, AGREEMENT = "sensitivity.json", "judge_agreement.json"
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from common.errors import EvaluationError
-from common.files import write_json
-from common.removal import remove_own
 from evaluation.compare import read_result
 from evaluation.predictions import pair, read_predictions, studies_of_file
+from foundation.errors import EvaluationError
+from foundation.files import write_json
+from foundation.removal import remove_own
 from model.check import check_model_folder
 
 DESCRIPTION = {
@@ -37,7 +37,7 @@ DESCRIPTION = {
 }
 MIMIC_RESULT = "mimic_result.json"
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_CODE = ("inference.py", "requirements.txt", "common", "data_prep", "evaluation", "model", "rewards", "settings")
+_CODE = ("inference.py", "requirements.txt", "foundation", "data_prep", "evaluation", "model", "rewards", "settings")
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 

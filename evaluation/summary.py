@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from common.files import write_json
 from evaluation import statistics
 from evaluation.compare import correct
 from evaluation.counterfactual_results import read_results
@@ -21,6 +20,7 @@ from evaluation.names import split_number
 from evaluation.run_folder import MAIN, STAGES, Common, Run, evaluations, read_run
 from evaluation.scores import Scores, principal_statistics
 from evaluation.tables import says_something
+from foundation.files import write_json
 from settings.evaluations import BASELINES
 
 # Short key → number: the paper's primary metric and what it is made of.

@@ -21,15 +21,15 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from common.errors import EvaluationError
-from common.files import write_text
-from common.locks import folder_lock
 from data_prep.dicom_headers import files_below
 from data_prep.priors import none
 from data_prep.source import Options, inside
 from data_prep.sources import custom
 from data_prep.study import report_text
 from evaluation.report_lines import drop_cut_line, read_lines
+from foundation.errors import EvaluationError
+from foundation.files import write_text
+from foundation.locks import folder_lock
 from model.engines import VLLM_BATCHES
 from model.report_writer import NOTICE, ReportWriter, written
 

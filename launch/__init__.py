@@ -1,3 +1,3 @@
 """Where the recipes run: this machine, its GPUs, a cluster."""
 
-import common  # noqa: F401  (nothing is sent anywhere: common/telemetry.env)
+import foundation  # noqa: F401  (nothing is sent anywhere: foundation/telemetry.env)

@@ -18,8 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import machine
-from common.machine import MachineError
+from foundation import machine
+from foundation.machine import MachineError
 from launch.checks.gpus import check_data_disk, check_gpu_packages, check_gpus, check_memory, check_plan
 from launch.checks.packages import check_packages, check_python
 from launch.checks.question import REPOSITORY, STAGES, TRAINING, Check, Question, yaml_name

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from common import machine, signals
-from common.machine import MachineError
-from common.masking import mask
-from common.stage_command import settings_of
+from foundation import machine, signals
+from foundation.machine import MachineError
+from foundation.masking import mask
+from foundation.stage_command import settings_of
 from launch.judges import judge_kind
 from launch.planning.assumed import Assumptions
 from launch.planning.judge import SHARE_BESIDE, copies, kind_of_judge

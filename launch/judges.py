@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from common.machine import GIB
+from foundation.machine import GIB
 
 DEFAULT = "Qwen/Qwen3-30B-A3B-Instruct-2507"  # as judge_model in recipes/unirg_cxr/rl_step2.yaml
 # Tokens by answer format, counted by Qwen's vocabulary: the system message; an answer with its end; and what stands around the

@@ -17,8 +17,8 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from common import machine
-from common.errors import RecipeError, run_command
+from foundation import machine
+from foundation.errors import RecipeError, run_command
 from launch.planning.assumed import GPUS, Target, read_assumptions
 from launch.planning.budget import budget_table
 from launch.planning.stage import plan_recipe, plan_training

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.provenance import NUMERIC, ProvenanceError, code_state, read_run, versions
+from foundation.provenance import NUMERIC, ProvenanceError, code_state, read_run, versions
 
 
 def reproduction(output_dir: Path) -> list[str]:

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import signals
+from foundation import signals
 
 
 def modified(path: Path | None) -> int | None:

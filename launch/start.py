@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common import machine
-from common.governance import JudgeError, host_of, is_loopback
-from common.machine import MachineError, format_bytes
-from common.masking import mask, mask_words
-from common.stage_command import is_true, settings_of, whole_number
+from foundation import machine
+from foundation.governance import JudgeError, host_of, is_loopback
+from foundation.machine import MachineError, format_bytes
+from foundation.masking import mask, mask_words
+from foundation.stage_command import is_true, settings_of, whole_number
 from model.architectures import checkpoint_bytes, parameter_count
 
 CONFIGS = Path(__file__).resolve().parent / "accelerate"

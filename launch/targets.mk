@@ -40,10 +40,10 @@ reproduce: setup ## the commands that made an output: OUTPUT=outputs/demo/sft
 	@$(PYTHON) -m launch.reproduce $(OUTPUT)
 
 judge-server: setup ## a local judge by vLLM, from WEIGHTS_DIR where make weights put it [JUDGE_MODEL=Qwen/Qwen3-8B] [PORT=8001]
-	@WEIGHTS_DIR=$(WEIGHTS_DIR) $(PYTHON) -m common.signals launch/judge_server.sh
+	@WEIGHTS_DIR=$(WEIGHTS_DIR) $(PYTHON) -m foundation.signals launch/judge_server.sh
 
 vllm-server: setup ## rollouts on GPUs of their own: MODEL=outputs/unirg_cxr/sft/final [PORT=8000]
-	@$(PYTHON) -m common.signals launch/vllm_server.sh
+	@$(PYTHON) -m foundation.signals launch/vllm_server.sh
 
 # A machine's first hour: RECIPE=demo needs no weights and no GPU.
 verify: setup $(if $(filter demo,$(RECIPE)),demo-data) base ## weights, metrics against their packages, judge, base model, training: right here? verify.html [REPORTS=…] [ARGS="--only metrics"]

@@ -19,8 +19,8 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from common import signals
-from common.machine import MachineError
+from foundation import signals
+from foundation.machine import MachineError
 from launch.rank import accelerate_environment
 
 

@@ -18,9 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from common import machine
-from common.errors import OneLineError, RecipeError, run_command
-from common.stage_command import settings_of
+from foundation import machine
+from foundation.errors import OneLineError, RecipeError, run_command
+from foundation.stage_command import settings_of
 from launch.verifying.gpu_memory import free_gpu
 from launch.verifying.line import Line, Subject
 from launch.verifying.report import counts, write_report

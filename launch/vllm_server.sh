@@ -21,14 +21,14 @@ fi
 if ! command -v "$VLLM" >/dev/null; then
   echo "error: no vLLM at $VLLM; install it: .venv/bin/pip install -r requirements-gpu.txt" >&2; exit 2
 fi
-if ! "$PYTHON" -c 'import sys; from common.machine import port_is_free; sys.exit(not port_is_free(int(sys.argv[1]), sys.argv[2]))' "$PORT" "$HOST"; then
+if ! "$PYTHON" -c 'import sys; from foundation.machine import port_is_free; sys.exit(not port_is_free(int(sys.argv[1]), sys.argv[2]))' "$PORT" "$HOST"; then
   echo "error: port $PORT on $HOST is in use; choose another: PORT=$((PORT + 1))" >&2; exit 2
 fi
 
 export VLLM_SERVER_DEV_MODE=1               # opens the weight push to the trainer
 set -a
-# shellcheck source=common/telemetry.env
-. "$(dirname "$0")/../common/telemetry.env"
+# shellcheck source=foundation/telemetry.env
+. "$(dirname "$0")/../foundation/telemetry.env"
 set +a
 # shellcheck disable=SC2086  # EXTRA is a list of options
 exec "$VLLM" serve "$MODEL" --host "$HOST" --port "$PORT" \

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.machine import OneLineParser, format_bytes, free_disk
-from common.weights_lock import LOCK, FetchError, lock_fingerprint, problems, read_lock, sha256
+from foundation.machine import OneLineParser, format_bytes, free_disk
+from foundation.weights_lock import LOCK, FetchError, lock_fingerprint, problems, read_lock, sha256
 from launch import judges
 from rewards.weights import ENCODERS, RADGRAPH_MODELS, RATESCORE_MODELS, SCORERS
 

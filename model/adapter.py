@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from common.errors import read_json
-from common.files import write_json
+from foundation.errors import read_json
+from foundation.files import write_json
 from model.adapter_files import BASE_FILE, is_adapter
 from model.films import copy_form
 from model.fingerprint import model_fingerprint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.errors import RecipeError, read_json
+from foundation.errors import RecipeError, read_json
 
 BASE_FILE = "base_model.json"  # beside an adapter: the base that it was trained on, by `note_base`
 

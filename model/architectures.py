@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.machine import MachineError
+from foundation.machine import MachineError
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from common.errors import read_json
-from common.governance import is_open
-from common.weights_lock import read_lock
+from foundation.errors import read_json
+from foundation.governance import is_open
+from foundation.weights_lock import read_lock
 from model.prompts import TEMPLATES
 
 STAGE_NAMES = {"sft": "supervised fine-tuning", "rl_step1": "GRPO, step 1", "rl_step2": "GRPO, step 2 (with a judge)"}

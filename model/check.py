@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.integrations import deepspeed
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.adapter_files import adapter_base, is_adapter
 from model.checkpoint_files import check_weight_files
 from model.fingerprint import file_states

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import RecipeError, read_json
-from common.files import sha256_of, write_json
+from foundation.errors import RecipeError, read_json
+from foundation.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"  # of a checkpoint: its files, their bytes and sha256; written last
 # What a checkpoint holds for training to go on, by transformers, FSDP and DeepSpeed; the model is not among it.

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from common.errors import EvaluationError, read_record
 from data_prep.images import ImageError, encode_film, read_image_file, scaled_film
+from foundation.errors import EvaluationError, read_record
 from model.prompts import build_prompt, prompt_images
 
 ENGINES = ("auto", "transformers", "vllm")

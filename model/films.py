@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from common.errors import RecipeError
-from common.files import write_json
 from data_prep.images import ImageSettings
+from foundation.errors import RecipeError
+from foundation.files import write_json
 
 FILE = "films.json"  # beside a checkpoint's weights
 

@@ -16,8 +16,8 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from common import Path
-from common.errors import RecipeError, read_json
+from foundation import Path
+from foundation.errors import RecipeError, read_json
 from model.adapter_files import BASE_FILE, adapter_base, is_adapter
 from model.check import check_model_folder, check_tensors, first_line, whole_weights
 from model.fingerprint import model_fingerprint

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from trl import ModelConfig
 
-from common.errors import RecipeError, read_json
+from foundation.errors import RecipeError, read_json
 
 ALL_LINEAR = "all-linear"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from common.machine import GIB
+from foundation.machine import GIB
 from model.architectures import Architecture
 
 PARALLEL = ("single", "ddp", "zero2", "zero3", "fsdp2")

@@ -12,9 +12,9 @@ from peft import PeftModel
 from PIL import Image
 from transformers import PreTrainedModel, Qwen3VLProcessor
 
-from common.errors import RecipeError, read_json
 from data_prep.prepared import load_studies
 from data_prep.study import StudyError
+from foundation.errors import RecipeError, read_json
 from model.prompts import build_prompt, prompt_images, study_report
 
 STUDIES = 2

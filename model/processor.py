@@ -11,7 +11,7 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.check import MODEL_TYPE, check_model_folder
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from common.errors import EvaluationError
-from common.governance import JudgeError, check_sources
+from foundation.errors import EvaluationError
+from foundation.governance import JudgeError, check_sources
 from model.engines import GenerationSettings, open_images
 from model.prompts import build_prompt, is_longitudinal
 from rewards.chexprompt.judge import Judge

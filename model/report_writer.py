@@ -20,12 +20,12 @@ from typing import Any
 
 from PIL import Image
 
-from common.errors import EvaluationError
 from data_prep.film_check import why_no_film
 from data_prep.headings import parse_free_text
 from data_prep.images import ImageError, contrast, encode_film, read_image_file, scaled_film
 from data_prep.sections import single_spaced
 from data_prep.study import report_text
+from foundation.errors import EvaluationError
 from model.check import check_model_folder
 from model.engines import GenerationSettings, engine_here, load_engine
 from model.films import PAPERS, form_of_model

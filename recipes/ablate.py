@@ -22,11 +22,11 @@ from typing import Any
 import yaml
 from trl import ModelConfig, SFTConfig
 
-from common import signals
-from common.errors import RecipeError, read_json, run_command
-from common.files import write_json, write_text
-from common.governance import JudgeError
 from evaluation.ablation_table import inverse_of, table
+from foundation import signals
+from foundation.errors import RecipeError, read_json, run_command
+from foundation.files import write_json, write_text
+from foundation.governance import JudgeError
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from rewards.chexprompt.judge import OFFLINE, Judge
 from rewards.chexprompt.settings import JudgeSettings

@@ -16,15 +16,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import RecipeError, run_command
-from common.governance import JudgeError
-from common.provenance import write_run
 from evaluation.baselines import write_baseline
 from evaluation.generate import Task, generate_all
 from evaluation.predictions import ReferenceForm
 from evaluation.run_folder import MAIN, beside
 from evaluation.scorers import OPTIONAL_METRICS, open_scorers
 from evaluation.scoring import score_file
+from foundation.errors import RecipeError, run_command
+from foundation.governance import JudgeError
+from foundation.provenance import write_run
 from model.card import training_stages, write_model_card
 from model.engines import GenerationSettings
 from model.fingerprint import model_fingerprint

@@ -14,9 +14,9 @@ from typing import Any
 
 from trl import GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
-from common.errors import run_command
-from common.governance import JudgeError
 from evaluation.checkpoint_rating import CheckpointRating, check_rated
+from foundation.errors import run_command
+from foundation.governance import JudgeError
 from model.adapter import merged_checkpoint
 from model.checkpoint_files import saved_checkpoints
 from model.loading import generate_neutrally, model_options

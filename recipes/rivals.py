@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from common.errors import RecipeError, run_command
-from common.governance import JudgeError
 from evaluation.rival import Rival, generate_by_server
 from evaluation.run_folder import MAIN
 from evaluation.scorers import OPTIONAL_METRICS, open_scorers
 from evaluation.scoring import score_file
+from foundation.errors import RecipeError, run_command
+from foundation.governance import JudgeError
 from model.report_server import OURS
 from recipes.evaluate import STAGE_MODELS, available_split, generation_settings, reference_form
 from rewards.chexprompt.settings import JudgeSettings

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import RecipeError, read_json, run_command
-from common.files import write_json
-from common.governance import JudgeError
-from common.locks import hold_folder
-from common.provenance import write_run
 from evaluation.checkpoint_rating import rate_reports
 from evaluation.generate import Task, generate
+from foundation.errors import RecipeError, read_json, run_command
+from foundation.files import write_json
+from foundation.governance import JudgeError
+from foundation.locks import hold_folder
+from foundation.provenance import write_run
 from model.checkpoint_files import model_damage, saved_checkpoints
 from model.fingerprint import model_fingerprint
 from recipes.evaluate import generation_settings, reference_form

@@ -11,7 +11,7 @@ from typing import Any
 
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
-from common.errors import run_command
+from foundation.errors import run_command
 from model.adapter import merged_checkpoint
 from model.loading import generate_neutrally, model_options
 from model.processor import load_processor

@@ -21,9 +21,9 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 from transformers import logging as transformers_logging
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from common.errors import RecipeError, run_command
-from common.removal import remove_own
 from data_prep.study import read_studies
+from foundation.errors import RecipeError, run_command
+from foundation.removal import remove_own
 from model.processor import ImageQwen3VLProcessor
 from model.prompts import build_prompt, study_report
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards import score
 from rewards.metric import MetricError
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.errors import OneLineError
+from foundation.errors import OneLineError
 
 
 class MetricError(OneLineError):

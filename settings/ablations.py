@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 STAGES = ("sft", "rl_step1", "rl_step2")

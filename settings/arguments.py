@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from settings.evaluations import evaluation_named
 
 REWARD_BACKENDS = ("real", "offline")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trl import GRPOConfig, SFTConfig
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from settings.arguments import RolloutArguments, StageArguments
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 
 _WORKS = {
     "the model and its adapter": """

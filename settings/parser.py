@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from settings.keys import check_keys
 from settings.values import check_values
 

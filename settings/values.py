@@ -16,8 +16,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any
 
-from common.errors import RecipeError
 from data_prep.study import SPLITS
+from foundation.errors import RecipeError
 from model.engines import ENGINES
 from rewards.registry import BACKENDS
 from settings.evaluations import BASELINES, REFERENCE_FORMS, SECTIONS

@@ -9,7 +9,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 # From the ground up; what stands on one floor does not import each other.
 FLOORS = (
-    ("common",),
+    ("foundation",),
     ("rewards",),
     ("data_prep",),
     ("model",),

@@ -26,7 +26,7 @@ from trl.generation import vllm_generation
 from vllm_cpu import GPU_CACHE_BYTES
 
 import training.vllm_guards
-from common.errors import run_command
+from foundation.errors import run_command
 from recipes.grpo import main
 
 Generation = vllm_generation.VLLMGeneration

@@ -17,9 +17,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from common.errors import RecipeError, read_json
-from common.files import write_json
-from common.provenance import write_run
+from foundation.errors import RecipeError, read_json
+from foundation.files import write_json
+from foundation.provenance import write_run
 from model.checkpoint_files import (
     MANIFEST,
     OPTIMIZER_STATE,

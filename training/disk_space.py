@@ -11,8 +11,8 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from common.errors import RecipeError
-from common.machine import format_bytes
+from foundation.errors import RecipeError
+from foundation.machine import format_bytes
 
 MARGIN = 1.05  # logs and rollouts are written meanwhile
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from common.errors import RecipeError, read_json
-from common.files import write_json
 from data_prep.study import read_studies
+from foundation.errors import RecipeError, read_json
+from foundation.files import write_json
 from model.changed_studies import other_films
 from model.prompts import study_report
 from rewards.conditions import Labeler

@@ -16,8 +16,8 @@ from transformers import (
 )
 from trl import GRPOConfig, SFTConfig
 
-from common.errors import RecipeError, read_json
-from common.removal import remove_own
+from foundation.errors import RecipeError, read_json
+from foundation.removal import remove_own
 from model.checkpoint_files import (
     damaged_file,
     saved_checkpoints,

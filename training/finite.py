@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.finite import first_not_finite
 from training.processes import over_processes
 

@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 
 
 def let_vision_adapters_learn(model: nn.Module, training: TrainingArguments) -> None:

@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from transformers import TrainingArguments
 
-from common.errors import RecipeError
-from common.governance import is_open
+from foundation.errors import RecipeError
+from foundation.governance import is_open
 from model.card import training_stages
 
 # Model, configuration, tokenizer, processor and model card.

@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from common.signals import STOPPING, handled
+from foundation.signals import STOPPING, handled
 from training.processes import over_processes
 
 

@@ -14,9 +14,9 @@ import PIL.Image
 from transformers import Qwen3VLProcessor
 from trl import GRPOConfig, SFTConfig
 
-from common.errors import RecipeError, read_json
-from common.files import write_json
 from data_prep.prepared import Studies, check_images
+from foundation.errors import RecipeError, read_json
+from foundation.files import write_json
 from model.prompts import build_prompt, prompt_images, study_report
 
 _BATCH = 1024  # texts that are tokenised at once

@@ -19,8 +19,8 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from common.errors import RecipeError
-from common.files import write_json
+from foundation.errors import RecipeError
+from foundation.files import write_json
 from rewards.composite import CompositeReward
 from rewards.conditions import NEGATIVE, POSITIVE, Labeler
 from rewards.engine import EngineSettings

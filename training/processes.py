@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from common.errors import OneLineError, RecipeError
+from foundation.errors import OneLineError, RecipeError
 
 
 def in_first_process(function: Callable[[], Any]) -> Any:

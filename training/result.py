@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import transformers
 
-from common.errors import RecipeError
-from common.files import write_json
+from foundation.errors import RecipeError
+from foundation.files import write_json
 from model.adapter import merge_adapter
 from model.adapter_files import is_adapter
 from model.card import write_model_card

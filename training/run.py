@@ -10,7 +10,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from common.errors import read_json
+from foundation.errors import read_json
 from model.films import FilmForm, RecordForm
 from training.checkpoints import RecordCheckpoints
 from training.disk_space import RoomForCheckpoint

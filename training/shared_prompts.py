@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from training.kept_activations import kept_activations
 from training.shared_attention import Row, row_of, use_shared_attention
 

@@ -18,8 +18,8 @@ import torch
 from transformers import AutoConfig, Trainer, TrainingArguments
 from trl import ModelConfig
 
-from common.errors import RecipeError
-from common.files import write_json
+from foundation.errors import RecipeError
+from foundation.files import write_json
 from model.architectures import parameter_count
 from model.memory import share_for_training, weights_trained_in
 

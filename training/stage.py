@@ -8,9 +8,9 @@ from typing import Any
 
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from common.errors import RecipeError
-from common.locks import hold_folder
 from data_prep.prepared import Studies, check_images, load_studies
+from foundation.errors import RecipeError
+from foundation.locks import hold_folder
 from model.check import check_model_folder, check_tensors
 from model.films import check_form, common_form
 from model.lora import check_lora_targets

@@ -9,7 +9,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 
 TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}  # report_to → package
 

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import GRPOConfig, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.adapter import note_base
 from model.float32_head import float32_head
 from training.finite import WatchedSteps

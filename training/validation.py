@@ -22,9 +22,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl import GRPOConfig
 from trl.models.utils import unwrap_model_for_generation
 
-from common.errors import RecipeError, read_json
-from common.files import write_json
-from common.locks import hold_folder
+from foundation.errors import RecipeError, read_json
+from foundation.files import write_json
+from foundation.locks import hold_folder
 from model.checkpoint_files import saved_checkpoints
 from model.engines import GenerationSettings, Writer, open_images, prompt_text, writer_of
 from model.fingerprint import model_fingerprint

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.lora import adapted_layers, merged_layer
 
 

@@ -26,8 +26,8 @@ from typing import Any
 from transformers import Qwen3VLProcessor
 from trl import GRPOConfig
 
-from common.errors import RecipeError
-from common.governance import check_sources, keep_off_proxies, may_use_proxy
+from foundation.errors import RecipeError
+from foundation.governance import check_sources, keep_off_proxies, may_use_proxy
 from training.shared_prompts import SharedPrompts
 
 keep_off_proxies()  # TRL's client of a vLLM server on this machine would send prompts and films to a proxy

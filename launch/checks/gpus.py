@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import machine
-from common.machine import GIB, MachineError, format_bytes
+from foundation import machine
+from foundation.machine import GIB, MachineError, format_bytes
 from launch.checks.packages import installed
 from launch.checks.question import REPOSITORY, STAGES, TRAINING, Check, Question, yaml_name
 from launch.start import default_parallel
@@ -113,7 +113,7 @@ def planned(question: Question, stage: str) -> Any:
 
 def check_plan(question: Question) -> Iterator[Check]:
     """What the stage is planned to need, as `make plan` counts it: memory of a GPU, and disk for what it keeps."""
-    from common.errors import RecipeError
+    from foundation.errors import RecipeError
 
     memory = min((gpu.memory for gpu in _gpus() if gpu.memory is not None), default=None)
     for stage in question.asked(TRAINING):

@@ -8,8 +8,8 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
-from common import machine
-from common.machine import MachineError
+from foundation import machine
+from foundation.machine import MachineError
 from launch.checks.gpus import _gpus
 from launch.checks.question import Check, Question
 from launch.start import generation_url, judge_place
@@ -30,7 +30,7 @@ def check_judge(question: Question) -> Iterator[Check]:
         try:
             import asyncio
 
-            from common.governance import JudgeError
+            from foundation.governance import JudgeError
             from rewards.chexprompt.judge import Judge
             from rewards.chexprompt.settings import JudgeSettings
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.machine import format_bytes
+from foundation.machine import format_bytes
 from launch.checks.packages import installed
 from launch.checks.question import Check, Question
 
@@ -62,7 +62,7 @@ def missing_weights(folder: Path) -> list[str]:
 
 def _unfinished(folder: Path, prefix: str) -> list[str]:
     """What the lock file says of the files below `prefix`: a source that has not arrived as a whole, a file of other size."""
-    from common.weights_lock import FetchError, problems, read_lock
+    from foundation.weights_lock import FetchError, problems, read_lock
 
     try:
         lock, found = read_lock(folder), [line for line in problems(folder) if line.startswith(prefix)]
@@ -82,7 +82,7 @@ def _in_hub_cache(name: str) -> bool:
 
 
 def _locked(question: Question, prefix: str) -> str:
-    from common.weights_lock import lock_fingerprint, read_lock
+    from foundation.weights_lock import lock_fingerprint, read_lock
 
     if any(name.startswith(prefix) for name in read_lock(question.weights_dir).files):
         return f", fingerprint {lock_fingerprint(question.weights_dir, prefix)[:12]}"
@@ -96,7 +96,7 @@ def check_metric_weights(question: Question) -> Iterator[Check]:
         if question.recipes and question.asked(("rl_step1", "rl_step2", "eval")):
             yield Check("metric weights", "ok", "none needed: the recipe scores with offline stand-ins")
         return
-    from common.weights_lock import FetchError, lock_fingerprint, problems, read_lock
+    from foundation.weights_lock import FetchError, lock_fingerprint, problems, read_lock
     from launch.weights import sources
 
     folder = question.weights_dir
@@ -142,7 +142,7 @@ def check_ratescore(question: Question) -> Iterator[Check]:
 
 def check_judge_weights(question: Question) -> Iterator[Check]:
     """The weights of a judge that is served from this machine: what `make judge-server` takes, complete or not."""
-    from common.governance import is_loopback
+    from foundation.governance import is_loopback
 
     values = question.recipes.get("rl_step2", {})
     url, model = str(values.get("judge_base_url") or ""), str(values.get("judge_model") or "")

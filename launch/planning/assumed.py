@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 
 MIB = 2**20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
 from launch.planning.recipe import recipe_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from common.machine import format_bytes
+from foundation.machine import format_bytes
 from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
 from model.architectures import Architecture, checkpoint_bytes

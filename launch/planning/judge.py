@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from common.governance import host_of, is_loopback
+from foundation.governance import host_of, is_loopback
 from launch.judges import ANSWER_TOKENS, BLOCK_TOKENS, FRAME_TOKENS, RUBRIC_TOKENS, JudgeKind, judge_kind
 from launch.planning.assumed import Assumptions, Target
 from launch.planning.figures import StagePlan

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import RecipeError
-from common.stage_command import settings_of
+from foundation.errors import RecipeError
+from foundation.stage_command import settings_of
 from launch.planning import assumed
 from launch.planning.assumed import PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target
 from model.architectures import ARCHITECTURES, Architecture, architecture

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import RecipeError
-from common.machine import format_bytes
+from foundation.errors import RecipeError
+from foundation.machine import format_bytes
 from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
 from launch.planning.fit import adapter_bytes, add_checkpoints, add_fit, quantised_bytes

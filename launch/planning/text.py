@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from common.machine import format_bytes
+from foundation.machine import format_bytes
 from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
 from launch.planning.recipe import image_bytes

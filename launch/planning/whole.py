@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from launch.judges import DEFAULT
 from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan

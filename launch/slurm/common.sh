@@ -11,8 +11,8 @@ enter_repository() {
   PYTHON=${PYTHON:-.venv/bin/python}
   command -v "$PYTHON" >/dev/null || fail "no Python at $PYTHON; make setup, or set PYTHON"
   set -a
-  # shellcheck source=common/telemetry.env
-  . common/telemetry.env
+  # shellcheck source=foundation/telemetry.env
+  . foundation/telemetry.env
   set +a
   # srun does not take --cpus-per-task from sbatch's flags (since Slurm 22.05).
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}; fi

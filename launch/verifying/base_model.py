@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from launch.planning.assumed import read_assumptions
 from launch.planning.recipe import image_pixels
 from launch.verifying.gpu_memory import free_gpu

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.weights_lock import LOCK, lock_fingerprint, problems, read_lock
+from foundation.weights_lock import LOCK, lock_fingerprint, problems, read_lock
 from launch.verifying.line import Line, Subject, skipped
 from model.fingerprint import model_fingerprint
 

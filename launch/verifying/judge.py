@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from common.stage_command import settings_of
+from foundation.stage_command import settings_of
 from launch.verifying.line import Line, Subject, skipped
 from launch.verifying.metrics import SEED
 from launch.verifying.stage_runs import recipe_file

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json, write_text
+from foundation.files import write_json, write_text
 from launch.verifying.line import Line
 
 _WORDS = {True: "ok", False: "differs", None: "skipped"}

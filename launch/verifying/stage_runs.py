@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from common.errors import RecipeError, read_json
-from common.files import write_text
-from common.stage_command import settings_of
+from foundation.errors import RecipeError, read_json
+from foundation.files import write_text
+from foundation.stage_command import settings_of
 from launch.verifying.line import Subject
 
 REPOSITORY = Path(__file__).resolve().parents[2]

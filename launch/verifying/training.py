@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common.machine import GIB, gpus
+from foundation.machine import GIB, gpus
 from launch.planning.assumed import GPUS, Target, read_assumptions
 from launch.planning.stage import plan_training
 from launch.verifying.line import Line, Subject, skipped

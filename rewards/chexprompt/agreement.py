@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.chexprompt.ratings import LEVEL, RESAMPLES, Rating
 

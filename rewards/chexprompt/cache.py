@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.judgement import Judgement
 from rewards.chexprompt.parse import checked_judgement
 from rewards.database import open_database, reason

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt import calls
 from rewards.chexprompt.agreement import agreement, print_agreement
 from rewards.chexprompt.cache import FILE_NAME, cache_stats, export_cache, prune_cache

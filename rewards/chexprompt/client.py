@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 import openai
 
-from common.governance import may_use_proxy, printable
+from foundation.governance import may_use_proxy, printable
 from rewards.chexprompt.calls import (
     BAD_REQUEST,
     BAD_RESPONSE,

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from common.governance import JudgeError, check_sources, host_of
+from foundation.governance import JudgeError, check_sources, host_of
 from rewards.chexprompt import calls
 from rewards.chexprompt.cache import JudgeCache, sha256
 from rewards.chexprompt.calls import Answer, CallError, Spending

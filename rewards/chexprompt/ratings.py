@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.governance import JudgeError, claimed_source
+from foundation.governance import JudgeError, claimed_source
 from rewards.chexprompt.judge import Judge, JudgeResult
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 

@@ -9,8 +9,8 @@ import typing
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from common.governance import JudgeError, host_of, is_loopback
-from common.masking import is_secret_name, is_variable_name
+from foundation.governance import JudgeError, host_of, is_loopback
+from foundation.masking import is_secret_name, is_variable_name
 
 
 def _key(default: Any, help: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.cli import PAIRS_AT_ONCE, add_judge_settings, command, settings_of
 from rewards.chexprompt.judge import JudgeResult
 from rewards.chexprompt.ratings import Pair, bootstrap_means, read_pairs, write_atomically

@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 from rewards.chexprompt.parse import MAX_COUNT
 from rewards.chexprompt.rubric import FORMATTERS, read_pair_line

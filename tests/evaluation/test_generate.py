@@ -17,12 +17,12 @@ from evaluation_files import make_data, make_studies, write_predictions
 from PIL import Image
 
 import inference
-from common.errors import EvaluationError
 from data_prep.study import read_studies
 from evaluation.generate import Task, generate, write_reports
 from evaluation.predictions import studies_of_data
 from evaluation.report_lines import partial_path
 from evaluation.submission import DESCRIPTION, missing_files, pack
+from foundation.errors import EvaluationError
 from model.engines import GenerationSettings, make_writer, open_images
 from model.loading import load_model_and_processor
 from model.prompts import build_prompt, prompt_images

@@ -132,8 +132,8 @@ def test_each_model_is_loaded_once_for_all_evaluations(
 
 
 def test_a_folder_of_test_studies_alone_is_evaluated_without_baselines(data: Path, tmp_path: Path, capsys) -> None:
-    from common.errors import EvaluationError
     from evaluation.baselines import write_baseline
+    from foundation.errors import EvaluationError
 
     command = ["rexrank", "--source", data / "rexrank.json", "--images", data / "source" / "files"]
     assert data_prep([*map(str, command), "--out", str(tmp_path / "mimic_test"), "--workers", "1"]) == 0

@@ -16,11 +16,11 @@ import pytest
 from evaluation_files import make_data
 from vllm_cpu import NotInstallable, environment
 
-from common.errors import EvaluationError
 from evaluation import generate as generate_module
 from evaluation.__main__ import main
 from evaluation.generate import Task, generate, generate_shard, write_reports
 from evaluation.report_lines import partial_path, partials, read_lines
+from foundation.errors import EvaluationError
 from model.engines import GenerationSettings, checkpoint_dtype, model_length
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from evaluation_files import make_studies, write_predictions
 
-from common.errors import EvaluationError
 from evaluation.predictions import (
     PredictionFile,
     candidate_text,
@@ -19,6 +18,7 @@ from evaluation.predictions import (
     rexrank_entry,
     studies_of_file,
 )
+from foundation.errors import EvaluationError
 
 
 def test_nan_tokens_are_read_as_missing_sections(tmp_path):

@@ -10,12 +10,12 @@ import pytest
 from browser import CHROMIUM, Browser
 from evaluation_files import make_data, write_predictions
 
-from common.errors import EvaluationError
 from data_prep.study import read_studies, report_text
 from evaluation.__main__ import main as evaluation
 from evaluation.reader_study import write_reader_study
 from evaluation.scorers import open_scorers
 from evaluation.scoring import score_file
+from foundation.errors import EvaluationError
 from rewards.__main__ import main as rewards
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

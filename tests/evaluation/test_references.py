@@ -8,7 +8,6 @@ import json
 import pytest
 from evaluation_files import make_studies
 
-from common.errors import EvaluationError
 from data_prep.sections import parse_report
 from data_prep.study import study_table, write_studies
 from evaluation.predictions import (
@@ -21,6 +20,7 @@ from evaluation.predictions import (
     studies_of_file,
 )
 from evaluation.references import described, form_table, unlike_the_board
+from foundation.errors import EvaluationError
 from rewards.bleu import bleu2
 
 RAW = "The lungs are clear.\nThere is no effusion."

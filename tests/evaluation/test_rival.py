@@ -13,7 +13,6 @@ from evaluation_files import make_data, write_predictions
 from judge_fault_server import KEY, MODEL, fault_server, right_report
 from PIL import Image
 
-from common.errors import EvaluationError, RecipeError
 from data_prep.study import read_studies, report_text
 from evaluation.__main__ import main
 from evaluation.baselines import write_baseline
@@ -26,6 +25,7 @@ from evaluation.scoring import score_file
 from evaluation.sections import encounters, error_counts, metrics
 from evaluation.strata_parts import temporal
 from evaluation.summary import summarise_run
+from foundation.errors import EvaluationError, RecipeError
 from model.engines import GenerationSettings
 from model.report_server import PromptFile, messages, read_prompt
 from recipes.rivals import read_rivals

@@ -11,12 +11,12 @@ import pytest
 from evaluation_files import make_data, write_predictions
 from PIL import Image
 
-from common.errors import EvaluationError
 from data_prep.study import read_studies
 from evaluation.report import write_report
 from evaluation.rollout_table import LOGS, ROLLOUTS_A_LOG, rollout_section
 from evaluation.scorers import open_scorers
 from evaluation.scoring import score_file
+from foundation.errors import EvaluationError
 from rewards.chexprompt.judgement import Judgement
 from rewards.composite import CompositeScores
 from rewards.grpo_reward import Rollouts

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from evaluation_files import make_data, make_studies, write_predictions
 
-from common.errors import EvaluationError
 from data_prep.study import ids_fingerprint, read_studies, report_text
 from evaluation import score_rows
 from evaluation.__main__ import run as run_here
@@ -27,6 +26,7 @@ from evaluation.scores import Scores
 from evaluation.scoring import score_file
 from evaluation.seeds import seeds_table
 from evaluation.summary import summarise_run
+from foundation.errors import EvaluationError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JUDGE = {"judge_base_url": "offline", "judge_cache_dir": None}

@@ -18,8 +18,8 @@ from material import write_dicom
 from openai import BadRequestError, OpenAI
 from PIL import Image
 
-from common.errors import EvaluationError
 from evaluation.serve import WAITING, ReportServer
+from foundation.errors import EvaluationError
 from model.engines import GenerationSettings
 from model.prompts import build_prompt
 from model.report_writer import ReportWriter

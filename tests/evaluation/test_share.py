@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from evaluation_files import make_data, make_studies, write_predictions
 
-from common.errors import EvaluationError
 from data_prep.study import read_studies
 from evaluation.__main__ import main
 from evaluation.baselines import write_baseline
 from evaluation.scorers import open_scorers
 from evaluation.scoring import score_file
+from foundation.errors import EvaluationError
 
 
 def evaluated(root: Path, dataset: str) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import EvaluationError
 from evaluation.side_files import side_parts
+from foundation.errors import EvaluationError
 from rewards.__main__ import main
 
 

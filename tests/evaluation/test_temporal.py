@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from common.errors import EvaluationError
-from common.governance import JudgeError
 from evaluation.score_rows import _has_prior
 from evaluation.scorers import open_scorers
 from evaluation.scoring import with_known_encounters
 from evaluation.temporal import CATEGORIES, UNLABELLED, label_by_judge, label_by_rules, parse_label
+from foundation.errors import EvaluationError
+from foundation.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings
 

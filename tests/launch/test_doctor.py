@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import common.machine
-from common.machine import Gpu, MachineError, port_is_free
+import foundation.machine
+from foundation.machine import Gpu, MachineError, port_is_free
 from launch import doctor
 from launch.checks import gpus as gpu_checks
 from launch.checks.gpus import check_data_disk, check_gpu_packages, check_gpus, check_plan, planned
@@ -41,7 +41,7 @@ def by_name(checks):
 
 
 def test_no_gpu_is_missing_for_the_paper_and_fine_for_the_demo(question, monkeypatch):
-    monkeypatch.setattr(common.machine, "gpus", lambda: [])
+    monkeypatch.setattr(foundation.machine, "gpus", lambda: [])
     (check,) = check_gpus(question)
     assert check.status == "missing"
     assert "make demo" in check.mend
@@ -52,7 +52,7 @@ def test_no_gpu_is_missing_for_the_paper_and_fine_for_the_demo(question, monkeyp
 
 
 def test_fewer_gpus_than_asked_and_too_old_ones_are_named(question, monkeypatch):
-    monkeypatch.setattr(common.machine, "gpus", lambda: [replace(H100, compute_capability=7.5)] * 2)
+    monkeypatch.setattr(foundation.machine, "gpus", lambda: [replace(H100, compute_capability=7.5)] * 2)
     checks = by_name(check_gpus(replace(question, gpus=8)))
     assert checks["GPUS="].mend == "GPUS=2"
     assert checks["bfloat16"].status == "missing"
@@ -119,24 +119,24 @@ def test_metric_weights_missing_unknown_and_recorded(question):
 
 def test_a_full_disk_is_said_before_the_first_checkpoint(question, monkeypatch):
     """What make plan counts: the two best checkpoints of step 1 and the newest, which alone is whole."""
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 500 * 2**30)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 500 * 2**30)
     assert {check.status for check in check_plan(question)} == {"ok"}
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 100 * 2**30)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 100 * 2**30)
     checks = by_name(check_plan(question))
     assert checks["disk for rl_step1"].status == "missing"
     assert "3 checkpoint(s) and the final model take 163.3 GiB" in checks["disk for rl_step1"].found
     assert "save_only_model" in checks["disk for rl_step1"].mend
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 100 * 2**40)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 100 * 2**40)
     assert {check.status for check in check_plan(question)} == {"ok"}
 
 
 def with_gpus(monkeypatch, count, memory=80 * 10**9):
     for name in ("gpus", "all_gpus"):
-        monkeypatch.setattr(common.machine, name, lambda: [replace(H100, memory=memory)] * count)
+        monkeypatch.setattr(foundation.machine, name, lambda: [replace(H100, memory=memory)] * count)
 
 
 def test_memory_of_the_gpus_is_compared_with_the_plan(question, monkeypatch):
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 100 * 2**40)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 100 * 2**40)
     with_gpus(monkeypatch, 8, 24 * 2**30)
     checks = by_name(check_plan(replace(question, parallel="fsdp2")))
     assert checks["GPU memory for sft"].status == "missing"
@@ -238,7 +238,7 @@ def test_ratescore_is_optional_unless_it_is_watched(question):
 
 
 def test_room_for_the_data_sets_that_are_not_prepared(question, phantom_data, monkeypatch):
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 10 * 2**30)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 10 * 2**30)
     (check,) = check_data_disk(question)
     assert (check.status, check.stages) == ("missing", ("data",))
     assert "mimic" in check.found
@@ -302,7 +302,7 @@ def test_a_driver_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(MachineError, match="version mismatch"):
-        common.machine.gpus()
+        foundation.machine.gpus()
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_gpus_are_those_that_the_driver_and_cuda_visible_devices_show(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     wanted = [None if memory is None else memory * 2**20 for memory in memories]
-    assert [gpu.memory for gpu in common.machine.gpus()] == wanted
+    assert [gpu.memory for gpu in foundation.machine.gpus()] == wanted
     question = Question("demo", {"sft": {}}, "sft", None, tmp_path, tmp_path, tmp_path)
     assert list(check_gpus(question))  # what is not known does not stop it
 

@@ -16,8 +16,8 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from common.errors import RecipeError, run_command
-from common.machine import format_bytes
+from foundation.errors import RecipeError, run_command
+from foundation.machine import format_bytes
 from launch.judges import FRAME_TOKENS, JUDGES
 from launch.plan import main
 from launch.planning.assumed import GPUS, PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target, read_assumptions

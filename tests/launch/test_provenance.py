@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig, SFTConfig
 
-import common.machine
+import foundation.machine
 import launch.start
-from common import provenance
-from common.machine import Gpu
-from common.provenance import ProvenanceError, read_run, write_run
+from foundation import provenance
+from foundation.machine import Gpu
+from foundation.provenance import ProvenanceError, read_run, write_run
 from launch.reproduce import changed_since, main, reproduction
 from settings.arguments import DataArguments, StageArguments
 from settings.parser import parse_recipe
@@ -52,8 +52,8 @@ def test_a_run_is_written_with_seed_versions_revision_and_recipe(tmp_path, monke
 def gpus(monkeypatch):
     """A machine of eight GPUs with room for everything."""
     for name in ("gpus", "all_gpus"):
-        monkeypatch.setattr(common.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 10 * 2**40)
+        monkeypatch.setattr(foundation.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 10 * 2**40)
     monkeypatch.setattr(launch.start, "find_spec", lambda name: "there")
     for name in ("RANK", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

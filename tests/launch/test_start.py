@@ -19,9 +19,9 @@ import yaml
 from fake_slurm import make_cluster, start_job
 from trl import ModelConfig, SFTConfig
 
-import common.machine
-from common.machine import Gpu, MachineError
+import foundation.machine
 from data_prep.__main__ import parser as data_parser
+from foundation.machine import Gpu, MachineError
 from launch import start
 from launch.rank import accelerate_environment, distributed_environment
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
@@ -39,8 +39,8 @@ SCRIPTS = sorted([*REPOSITORY.glob("launch/*.sh"), *REPOSITORY.glob("launch/slur
 @pytest.fixture
 def eight_gpus(monkeypatch):
     for name in ("gpus", "all_gpus"):
-        monkeypatch.setattr(common.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 10 * 2**40)
+        monkeypatch.setattr(foundation.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 10 * 2**40)
     for name in ("MASTER_PORT", "MASTER_ADDR", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
 
@@ -129,7 +129,7 @@ def test_no_gpu_too_few_gpus_and_a_missing_engine_are_one_line(eight_gpus, monke
     with pytest.raises(MachineError, match=r"needs DeepSpeed: .*requirements-gpu.*PARALLEL=fsdp2"):
         start.build(8, 1, "zero3", 1, SFT)
     assert start.default_parallel() == "fsdp2"
-    monkeypatch.setattr(common.machine, "gpus", lambda: [])
+    monkeypatch.setattr(foundation.machine, "gpus", lambda: [])
     with pytest.raises(MachineError, match="none is here; try the CPU demo"):
         start.build(8, 1, "fsdp2", 1, SFT)
 
@@ -236,7 +236,7 @@ def test_a_judge_on_this_machine_needs_gpus_that_do_not_train(eight_gpus):
 
 def test_one_gpu_cannot_hold_the_judge_too(eight_gpus, monkeypatch):
     for name in ("gpus", "all_gpus"):
-        monkeypatch.setattr(common.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")])
+        monkeypatch.setattr(foundation.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")])
     with pytest.raises(MachineError, match="the only GPU here trains; name a judge on another machine: JUDGE_URL="):
         start.build(1, 1, None, 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
 
@@ -265,7 +265,7 @@ def test_a_generation_server_must_answer_and_its_port_be_free(eight_gpus):
 
 
 def test_a_full_disk_is_one_line_before_training(eight_gpus, monkeypatch):
-    monkeypatch.setattr(common.machine, "free_disk", lambda path: 30 * 2**30)
+    monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 30 * 2**30)
     with pytest.raises(MachineError, match=r"has 30\.0 GiB free, a checkpoint and the final model need"):
         start.build(8, 1, "fsdp2", 1, SFT)
 

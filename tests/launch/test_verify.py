@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from launch.verify import verify
 from launch.verifying import metrics, training
 from launch.verifying.fingerprints import check_fingerprints

@@ -13,7 +13,7 @@ import pytest
 from hub_server import Hub, serve
 
 import launch.weights
-from common.weights_lock import LOCK, FetchError, problems, read_lock
+from foundation.weights_lock import LOCK, FetchError, problems, read_lock
 from launch.weights import Fetcher, Source, main, sources
 from rewards.weights import ENCODERS, RATESCORE_MODELS, SCORERS
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.adapter import MERGE_FILE, merged_checkpoint, note_base
 from model.check import check_model_folder
 from model.fingerprint import model_fingerprint

@@ -17,10 +17,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from rl_runs import options
 
-from common.errors import RecipeError
-from common.files import write_json
-from common.weights_lock import Lock
 from evaluation.predictions import studies_of_data
+from foundation.errors import RecipeError
+from foundation.files import write_json
+from foundation.weights_lock import Lock
 from model.card import card_text, example, write_model_card
 from model.engines import GenerationSettings, make_writer, open_images
 from model.fingerprint import model_fingerprint

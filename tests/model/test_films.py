@@ -12,9 +12,9 @@ import material
 import pytest
 from PIL import Image
 
-from common.errors import RecipeError
 from data_prep.__main__ import main as data_prep
 from evaluation.generate import Task, generate
+from foundation.errors import RecipeError
 from inference import study_to_read
 from model.engines import GenerationSettings
 from model.films import FilmForm, check_form, common_form, form_of_data, form_of_model, write_form

@@ -11,11 +11,11 @@ from material import write_dicom
 from PIL import Image
 from pydicom import dcmread
 
-from common.errors import EvaluationError
 from data_prep.__main__ import main as data_prep
 from data_prep.study import read_studies
 from evaluation.__main__ import main
 from evaluation.generate import Task, generate
+from foundation.errors import EvaluationError
 from model.engines import GenerationSettings
 from model.films import FilmForm, form_of_data, write_form
 from model.report_writer import FilmRefused, ReportWriter

@@ -17,11 +17,11 @@ import yaml
 from evaluation_files import make_data, make_studies, write_predictions
 from synthetic_reports import grpo_batch
 
-from common.errors import RecipeError
-from common.governance import JudgeError
 from evaluation.ablation_table import heading_of, interval, table
 from evaluation.scorers import open_scorers
 from evaluation.scoring import score_file
+from foundation.errors import RecipeError
+from foundation.governance import JudgeError
 from recipes import ablate
 from recipes.ablate import STAGE_ARGUMENTS, split_options, stage_recipe, start_of
 from rewards.chexprompt.settings import JudgeSettings

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import RecipeError
-from common.governance import JudgeError
 from data_prep.study import study_table, write_studies
+from foundation.errors import RecipeError
+from foundation.governance import JudgeError
 from recipes.evaluate import available_split, resolve_models
 from recipes.select_checkpoint import count_errors, open_judge, start_of
 from rewards.chexprompt.judge import JudgeResult

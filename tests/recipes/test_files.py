@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from trl import ModelConfig
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.check import check_model_folder
 from model.lora import check_lora_targets
 from training.checkpoints import start_or_resume

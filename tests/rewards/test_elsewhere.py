@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from counting_judge import CountingJudge
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards import easyr1, radeval, verl
 from rewards.assemble import assemble, counting_failures
 from rewards.bleu import Bleu2
@@ -272,7 +272,7 @@ def columns(reference: str, source: str) -> dict[str, str]:
 def test_a_recipe_names_radevals_rewards_in_its_yaml_or_by_a_flag(tmp_path) -> None:
     from trl import TrlParser
 
-    from common.errors import RecipeError
+    from foundation.errors import RecipeError
     from settings.arguments import RewardArguments
 
     (tmp_path / "rl.yaml").write_text("weight_bertscore: 1.0\nweight_radeval:\n  bleu: 0.5\n", encoding="utf-8")

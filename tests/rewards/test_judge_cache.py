@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 from cache_writers import write_judgements
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.cache import FILE_NAME, JudgeCache, cache_stats, export_cache, prune_cache
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import Judgement

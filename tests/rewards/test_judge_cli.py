@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.__main__ import main
 from rewards.chexprompt.agreement import agreement, bias, exact, quadratic_kappa, tau_b, within_one
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement

@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 from judge_fault_server import FAULTS, KEY, MODEL, fault_server, right_answer
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.cache import FILE_NAME, cache_stats
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from common.governance import JudgeError, check_sources, host_of, is_loopback
+from foundation.governance import JudgeError, check_sources, host_of, is_loopback
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.chexprompt.settings import JudgeSettings

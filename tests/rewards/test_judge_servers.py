@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.__main__ import main
 from rewards.chexprompt.judge import Judge, JudgeResult
 from rewards.chexprompt.judgement import ERROR_TYPES

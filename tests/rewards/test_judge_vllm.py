@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 from vllm_cpu import NotInstallable, environment, on_gpu, serve
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.parse import MAX_COUNT
 from rewards.chexprompt.rubric import ANSWER_FORMATS, built_in_prompt

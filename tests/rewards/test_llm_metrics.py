@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.governance import JudgeError
+from foundation.governance import JudgeError
 from rewards.__main__ import main
 from rewards.chexprompt import calls
 from rewards.chexprompt.parse import AnswerError

@@ -15,7 +15,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from recipes.grpo import ARGUMENTS
 from settings.arguments import DataArguments, RewardArguments, RolloutArguments, StageArguments
 from settings.batch import set_global_batch

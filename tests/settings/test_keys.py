@@ -13,7 +13,7 @@ from rl_runs import grpo_run, options
 from safetensors.torch import load_file
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.lora import check_lora_targets
 from recipes import sft
 from recipes.grpo import ARGUMENTS

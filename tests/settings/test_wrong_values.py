@@ -11,8 +11,8 @@ import pytest
 import yaml
 from trl import ModelConfig, SFTConfig
 
-from common.errors import RecipeError, run_command
-from common.governance import JudgeError
+from foundation.errors import RecipeError, run_command
+from foundation.governance import JudgeError
 from recipes import evaluate, grpo, sft
 from recipes.grpo import ARGUMENTS
 from rewards.chexprompt.settings import JudgeSettings

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from tests.training.test_resume import SFT, command, start
 from training.disk_space import checkpoint_bytes, folder_bytes, model_bytes, require_room
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rl_runs import SMALL, options
 
-from common.errors import RecipeError
 from data_prep.study import read_studies
+from foundation.errors import RecipeError
 from model.engines import GenerationSettings
 from model.prompts import study_report
 from recipes import grpo

@@ -14,7 +14,7 @@ from rl_runs import REPOSITORY, options
 from safetensors.torch import load_file, save_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.check import check_model_folder
 from model.finite import check_finite_weights, first_not_finite
 from training.finite import StopNotFinite

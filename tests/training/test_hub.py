@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from rl_runs import SMALL, options
 from trl import SFTConfig
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from recipes import grpo, sft
 from training.hub import open_upload
 

@@ -13,8 +13,8 @@ from trl import GRPOConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import RepeatSampler
 
-from common.errors import RecipeError
 from data_prep.prepared import Studies, load_studies
+from foundation.errors import RecipeError
 from model.processor import load_processor
 from recipes import grpo, sft
 from training.data import completion_dataset

@@ -15,7 +15,7 @@ from rl_runs import grpo_run
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from recipes.grpo import build_composite
 from rewards.chexprompt.judgement import Judgement
 from rewards.chexprompt.settings import JudgeSettings

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerState
 from transformers.training_args import ParallelMode
 
-from common.errors import RecipeError
-from common.files import sha256_of, write_json
+from foundation.errors import RecipeError
+from foundation.files import sha256_of, write_json
 from model import fingerprint as models
 from model.check import check_model_folder
 from model.checkpoint_files import checkpoint_damage, described_files, write_manifest

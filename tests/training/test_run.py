@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState
 
-from common.errors import read_json
-from common.files import write_json
+from foundation.errors import read_json
+from foundation.files import write_json
 from model import films
 from model.checkpoint_files import MANIFEST
 from training.run import run_training

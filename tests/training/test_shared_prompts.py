@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.processor import load_processor
 from training.shared_prompts import Films, check_attention, groups_of, pack_studies
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 from trl import ModelConfig, SFTConfig
 
-from common.errors import RecipeError
 from data_prep.prepared import load_studies
+from foundation.errors import RecipeError
 from launch.planning.assumed import GPUS
 from model.architectures import ARCHITECTURES
 from model.memory import weights_trained_in

@@ -14,7 +14,7 @@ from rl_runs import grpo_run
 from transformers import TrainerState
 from trl import GRPOConfig
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.processor import load_processor
 from training.progress import StageProgress
 from training.result import write_result

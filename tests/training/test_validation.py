@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rl_runs import SMALL, options
 
-from common.errors import RecipeError
 from evaluation import generate
 from evaluation.predictions import studies_of_data
+from foundation.errors import RecipeError
 from model.engines import GenerationSettings, make_writer
 from recipes import grpo, select_checkpoint
 from training.validation import KEY, RateCheckpoints

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from trl import ModelConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.lora import check_lora_targets, merge_in_place
 from training.vllm_adapter_sync import send_merged_copies
 

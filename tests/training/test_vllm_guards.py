@@ -13,7 +13,7 @@ import pytest
 import requests
 from trl import GRPOConfig
 
-from common.errors import RecipeError
+from foundation.errors import RecipeError
 from model.processor import load_processor
 from training.vllm_guards import ask_once_a_study, check_vllm, collapse_image_tokens, forbid_image_tokens, mend_vllm
 

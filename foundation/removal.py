@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.errors import RecipeError
-from common.locks import NAME as LOCK
+from foundation.errors import RecipeError
+from foundation.locks import NAME as LOCK
 
 
 def remove_own(folder: Path, own: Sequence[str], is_ours: bool, needed: Mapping[str, Path | str], how: str) -> None:

@@ -1,6 +1,6 @@
 """What made an output: `run.json` in its folder, and the commands that make it again.
 
-python -m common.provenance outputs/demo/sft       (make reproduce OUTPUT=outputs/demo/sft)
+python -m foundation.provenance outputs/demo/sft       (make reproduce OUTPUT=outputs/demo/sft)
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from common.errors import OneLineError
-from common.machine import MachineError
-from common.masking import mask, mask_words
-from common.stage_command import is_true, settings_of
+from foundation.errors import OneLineError
+from foundation.machine import MachineError
+from foundation.masking import mask, mask_words
+from foundation.stage_command import is_true, settings_of
 
 NAME = "run.json"
 PATCH = "run.patch"
-OURS = ("common", "rewards", "data_prep", "model", "settings", "training", "evaluation", "recipes", "launch")
+OURS = ("foundation", "rewards", "data_prep", "model", "settings", "training", "evaluation", "recipes", "launch")
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = (
     "torch",

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from trl import GRPOConfig
 
-from common.governance import JudgeError, claimed_source, keep_off_proxies, may_use_proxy, printable
-from common.machine import served_models
+from foundation.governance import JudgeError, claimed_source, keep_off_proxies, may_use_proxy, printable
+from foundation.machine import served_models
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.ratings import read_pairs
 from rewards.chexprompt.settings import JudgeSettings

@@ -17,9 +17,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
-from common.errors import OneLineError
-from common.governance import may_use_proxy, printable
-from common.masking import mask
+from foundation.errors import OneLineError
+from foundation.governance import may_use_proxy, printable
+from foundation.masking import mask
 
 GIB = 2**30
 _MOST_BYTES = 2 << 20  # of a list of models

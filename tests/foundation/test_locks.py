@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from common import locks
-from common.locks import STALE, LockError, folder_lock
+from foundation import locks
+from foundation.locks import STALE, LockError, folder_lock
 
-HOLD = "import sys, time\nfrom common.locks import hold_folder\nhold_folder(sys.argv[1])\nprint('held', flush=True)\ntime.sleep(60)"
+HOLD = "import sys, time\nfrom foundation.locks import hold_folder\nhold_folder(sys.argv[1])\nprint('held', flush=True)\ntime.sleep(60)"
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ import matplotlib.pyplot as plt
 import pytest
 from evaluation_files import make_data, write_predictions
 
-from common.errors import EvaluationError, RecipeError, read_json
-from common.locks import LockError
 from data_prep.study import read_studies
 from evaluation import figure_style
 from evaluation.generate import load_finished
@@ -20,10 +18,12 @@ from evaluation.report_lines import read_lines
 from evaluation.score_rows import keep_lines
 from evaluation.scorers import open_scorers
 from evaluation.scoring import score_file
+from foundation.errors import EvaluationError, RecipeError, read_json
+from foundation.locks import LockError
 from launch.stage import record
 from recipes.evaluate import resolve_models
 from recipes.select_checkpoint import link
-from tests.common.test_locks import HOLD
+from tests.foundation.test_locks import HOLD
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_that_says_to_make_room() -> None:
     for named in ('OSError(28, "No space left on device", "out/x.json")', 'OSError(27, "File too large")'):
-        code = f"from common.errors import run_command\ndef main():\n    raise {named}\nrun_command(main)"
+        code = f"from foundation.errors import run_command\ndef main():\n    raise {named}\nrun_command(main)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from rl_runs import REPOSITORY
 
-from common.governance import JudgeError
-from common.masking import mask, mask_words
-from common.provenance import write_run
+from foundation.governance import JudgeError
+from foundation.masking import mask, mask_words
+from foundation.provenance import write_run
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.masking import mask
-from common.signals import PART, end_with_parent, handled
+from foundation.masking import mask
+from foundation.signals import PART, end_with_parent, handled
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

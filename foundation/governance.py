@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
-from common.errors import OneLineError
+from foundation.errors import OneLineError
 
 # Sources whose reports anybody may read. All others, a user's own included, count as credentialed until listed here.
 # IU X-ray (Open-i) is public; phantoms are drawn and written by this project.

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import OneLineError
+from foundation.errors import OneLineError
 
 NAME = ".lock"
 HEARTBEAT = 5.0  # seconds between two

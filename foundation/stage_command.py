@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.machine import MachineError
+from foundation.machine import MachineError
 
 
 def settings_of(command: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LINES = (REPOSITORY / "common" / "telemetry.env").read_text().splitlines()
+LINES = (REPOSITORY / "foundation" / "telemetry.env").read_text().splitlines()
 WANTED = dict(line.split("=", 1) for line in LINES if line and not line.startswith("#"))
 CLEAN = {key: value for key, value in os.environ.items() if key not in WANTED}
 PACKAGES = sorted(path.parent.name for path in REPOSITORY.glob("*/__init__.py") if path.parent.name != "tests")

@@ -1,6 +1,6 @@
 """Signals through the levels of a command (make, stage, torchrun, trainer): the first asks to end, the second ends.
 
-    python -m common.signals launch/judge_server.sh      a command that ends with its parent, however that ends
+    python -m foundation.signals launch/judge_server.sh      a command that ends with its parent, however that ends
 
 A terminal's Ctrl-C reaches a whole process group, and `timeout` and make each pass a SIGTERM on: the same signal arrives
 several times at once. So a level starts the one below in a group of its own, passes each signal on once, and takes what

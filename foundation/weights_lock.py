@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.errors import OneLineError
+from foundation.errors import OneLineError
 
 LOCK = "weights.lock.json"
 _BLOCK = 1 << 20

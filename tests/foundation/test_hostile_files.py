@@ -9,11 +9,6 @@ from typing import Any
 
 import pytest
 
-from common.errors import OneLineError, RecipeError
-from common.errors import read_json as read_stage_json
-from common.provenance import read_run
-from common.stage_command import settings_of
-from common.weights_lock import read_lock
 from data_prep.check import check_folder
 from data_prep.folder import made_from_of, read_images
 from data_prep.mapping import read_mapping
@@ -28,6 +23,11 @@ from evaluation.run_folder import _json
 from evaluation.scores import Scores
 from evaluation.scoring import priors_shown
 from evaluation.submission import read_description
+from foundation.errors import OneLineError, RecipeError
+from foundation.errors import read_json as read_stage_json
+from foundation.provenance import read_run
+from foundation.stage_command import settings_of
+from foundation.weights_lock import read_lock
 from launch.checks.weights import missing_weights
 from launch.doctor import main as doctor_main
 from launch.planning.recipe import architecture_of

@@ -14,7 +14,7 @@ from rl_runs import REPOSITORY, options
 
 CHILD = """
 import os, signal, sys, time
-from common.signals import handled
+from foundation.signals import handled
 got = []
 def receive(number):
     got.append(number)
@@ -98,7 +98,7 @@ def test_a_stage_ends_with_the_make_that_called_it(tmp_path: Path) -> None:
 
 
 def test_a_command_says_one_line_when_it_is_stopped() -> None:
-    code = "import time\nfrom common.errors import run_command\ndef main():\n print('runs', flush=True)\n time.sleep(60)\nrun_command(main)"
+    code = "import time\nfrom foundation.errors import run_command\ndef main():\n print('runs', flush=True)\n time.sleep(60)\nrun_command(main)"
     for number in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
             [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -111,7 +111,7 @@ def test_a_command_says_one_line_when_it_is_stopped() -> None:
 
 
 def test_what_a_dead_process_does_to_the_others_is_one_line_and_other_errors_keep_their_trace() -> None:
-    code = "from common.errors import run_command\ndef main():\n    raise RuntimeError({!r})\nrun_command(main)"
+    code = "from foundation.errors import run_command\ndef main():\n    raise RuntimeError({!r})\nrun_command(main)"
     for said, status in (
         ("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]: Connection reset by peer.", 2),
         ("NCCL error: ncclRemoteError: A call failed possibly due to a remote process exiting prematurely.", 2),
