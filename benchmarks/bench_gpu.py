@@ -484,6 +484,5 @@ def write_entry(entry: dict[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     from foundation.errors import run_command
-    from foundation.machine import MachineError
 
-    run_command(main, MachineError)
+    run_command(main)

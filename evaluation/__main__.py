@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """`main`, where a user's mistake, or a place that cannot be written, is one line on stderr and exit status 2."""
-    run_command(lambda: main(arguments), OSError)
+    run_command(lambda: main(arguments))
 
 
 def _generate(options: argparse.Namespace) -> None:

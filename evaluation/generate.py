@@ -378,4 +378,4 @@ def _in_processes(tasks: Sequence[Task], processes: int) -> None:
 if __name__ == "__main__":  # one process of `_in_processes`: python -m evaluation.generate TASKS.json I/N
     from foundation.errors import run_command
 
-    run_command(lambda: generate_shards(read_tasks(Path(sys.argv[1])), *map(int, sys.argv[2].split("/"))), OSError)
+    run_command(lambda: generate_shards(read_tasks(Path(sys.argv[1])), *map(int, sys.argv[2].split("/"))))

@@ -25,6 +25,7 @@ from evaluation.compare import read_result
 from evaluation.predictions import pair, read_predictions, studies_of_file
 from foundation.errors import EvaluationError
 from foundation.files import write_json
+from foundation.provenance import REPOSITORY
 from foundation.removal import remove_own
 from model.check import check_model_folder
 
@@ -36,7 +37,6 @@ DESCRIPTION = {
     "year": "year",
 }
 MIMIC_RESULT = "mimic_result.json"
-_REPOSITORY = Path(__file__).resolve().parent.parent
 _CODE = ("inference.py", "requirements.txt", "foundation", "data_prep", "evaluation", "model", "rewards", "settings")
 _WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
@@ -57,7 +57,7 @@ def pack(model: Path, description: Path, test_file: Path, predictions: Path, out
     temporary.mkdir(parents=True)
     try:
         for name in _CODE:
-            source = _REPOSITORY / name
+            source = REPOSITORY / name
             if source.is_dir():
                 shutil.copytree(source, temporary / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
             else:

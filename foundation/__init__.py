@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
+from foundation.governance import keep_off_proxies
+
 # Here, because every other package imports this one first: libraries read these variables when they are imported.
 for _line in Path(__file__).with_name("telemetry.env").read_text(encoding="utf-8").splitlines():
     if _line and not _line.startswith("#"):
         os.environ.setdefault(*_line.split("=", 1))
-
-from foundation.governance import keep_off_proxies  # noqa: E402
 
 keep_off_proxies()  # no client, of whatever library, asks a proxy for this machine's own servers

@@ -88,11 +88,10 @@ def _peer_is_gone(error: RuntimeError) -> bool:
     return "ncclRemoteError" in said
 
 
-def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
+def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`; a user's mistake becomes one line on stderr and exit status 2, a signal one and 128 + its number.
 
-    Args:
-        errors: further exceptions that stand for a user's mistake, beside `OneLineError` and those of the file system.
+    A user's mistake is a `OneLineError`, or an error of the file system.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()  # torchrun, should it be killed
@@ -106,7 +105,7 @@ def run_command(main: Callable[[], None], *errors: type[Exception]) -> None:
             name = signal.Signals(number).name
             print(f"{name} received; the same command goes on from what is written", file=sys.stderr, flush=True)
         raise SystemExit(128 + number) from None
-    except (OneLineError, OSError, *errors) as error:
+    except (OneLineError, OSError) as error:
         # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(5)

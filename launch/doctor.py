@@ -20,9 +20,10 @@ from typing import Any
 
 from foundation import machine
 from foundation.machine import MachineError
+from foundation.provenance import REPOSITORY
 from launch.checks.gpus import check_data_disk, check_gpu_packages, check_gpus, check_memory, check_plan
 from launch.checks.packages import check_packages, check_python
-from launch.checks.question import REPOSITORY, STAGES, TRAINING, Check, Question, yaml_name
+from launch.checks.question import STAGES, TRAINING, Check, Question, yaml_name
 from launch.checks.servers import check_generation_server, check_hub, check_judge
 from launch.checks.stages import check_data, check_earlier_stage
 from launch.checks.weights import check_base_model, check_judge_weights, check_metric_weights, check_ratescore

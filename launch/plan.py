@@ -94,4 +94,4 @@ def default_gpus(recipe: str) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, machine.MachineError)
+    run_command(main)

@@ -24,8 +24,8 @@ VLLM_BATCHES = 16  # vLLM makes its own batches, and wants many requests to make
 # would reserve 38 GB of cache for one request of the 8 B model.
 MAX_MODEL_LENGTH = 16_384
 # What a model may be asked for: the sections that the reference has, or always the same.
-_TEMPLATE = {"available": None, "findings_impression": ("findings", "impression"), "findings": ("findings",)}
-SECTIONS = tuple(_TEMPLATE)
+TEMPLATE_OF = {"available": None, "findings_impression": ("findings", "impression"), "findings": ("findings",)}
+SECTIONS = tuple(TEMPLATE_OF)
 
 # Takes studies, returns their (report, was it cut at max_new_tokens). `on_text`, for one study: is given the report's pieces as
 # they are written (transformers; vLLM's offline engine has them at the end).
@@ -209,7 +209,7 @@ def _config(model: str) -> dict[str, Any]:
 def prompt_text(processor: Any, study: Mapping[str, Any], settings: GenerationSettings) -> str:
     """The study's prompt in the model's chat format, one placeholder an image; `messages` of its own, where it has them."""
     messages = study.get("messages") or build_prompt(
-        study, settings.longitudinal, settings.context, _TEMPLATE[settings.sections]
+        study, settings.longitudinal, settings.context, TEMPLATE_OF[settings.sections]
     )
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 

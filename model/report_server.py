@@ -19,14 +19,13 @@ import yaml
 
 from foundation.errors import EvaluationError
 from foundation.governance import JudgeError, check_sources
-from model.engines import GenerationSettings, open_images
+from model.engines import TEMPLATE_OF, GenerationSettings, open_images
 from model.prompts import build_prompt, is_longitudinal
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.parse import AnswerError
 from rewards.chexprompt.settings import JudgeSettings
 
 OURS = "ours"
-_TEMPLATE = {"available": None, "findings_impression": ("findings", "impression"), "findings": ("findings",)}
 _PARTS = ("indication", "comparison", "prior")
 _NAMES = re.compile(r"\{(image|prior_image|prior_report|prior|indication|comparison)\}")
 _KEYS = ("system", "text", *_PARTS)
@@ -75,7 +74,7 @@ def messages(
     """The request's messages, films as PNG in the prompt's order. `prompt`: None is the paper's."""
     films = iter(open_images(study, settings))
     if prompt is None:
-        asked = build_prompt(study, settings.longitudinal, settings.context, _TEMPLATE[settings.sections])
+        asked = build_prompt(study, settings.longitudinal, settings.context, TEMPLATE_OF[settings.sections])
         content = [part if part["type"] == "text" else _image(next(films)) for part in asked[0]["content"]]
         return [{"role": "user", "content": content}]
     own = {name: [str(study.get(name) or "")] for name in ("indication", "comparison", "prior_report")}

@@ -9,6 +9,7 @@ are not redone.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,10 +21,9 @@ from evaluation.baselines import write_baseline
 from evaluation.generate import Task, generate_all
 from evaluation.predictions import ReferenceForm
 from evaluation.run_folder import MAIN, beside
-from evaluation.scorers import OPTIONAL_METRICS, open_scorers
+from evaluation.scorers import OPTIONAL_METRICS, Scorers, open_scorers
 from evaluation.scoring import score_file
 from foundation.errors import RecipeError, run_command
-from foundation.governance import JudgeError
 from foundation.provenance import write_run
 from model.card import training_stages, write_model_card
 from model.engines import GenerationSettings
@@ -43,25 +43,16 @@ def main() -> None:
     quiet_logs()
     run = Path(evaluation.run)
     models = resolve_models(run, evaluation.models)
-    datasets = [*evaluation.datasets, *evaluation.zero_shot_datasets]
-    if not datasets:
-        raise RecipeError("no data set to evaluate on; set datasets, or DATASET=… on the make command line")
+    datasets = evaluated_datasets(evaluation)
     data_dir = Path(evaluation.data_dir)
     splits = {
         name: available_split(data_dir / name, evaluation.split, evaluation.validation_split) for name in datasets
     }
     evaluations = evaluation_settings(evaluation)
     form = reference_form(evaluation)
-    judge_settings = asdict(judge) if judge.judge_base_url else None
     # A baseline may learn from the training studies of what the run trains on, never of a zero-shot data set.
     seen = [data_dir / name for name in evaluation.datasets]
-    with open_scorers(
-        evaluation.reward_backend,
-        Path(evaluation.weights_dir),
-        evaluation.metrics,
-        judge_settings,
-        optional=OPTIONAL_METRICS,
-    ) as scorers:
+    with scorers_of(evaluation, judge) as scorers:
         for folder in evaluations:
             for dataset in datasets:
                 write_run(run / folder / dataset, "eval", seed=None)
@@ -143,6 +134,29 @@ def available_split(data: Path, split: str, validation: str) -> str:
     return split
 
 
+def evaluated_datasets(evaluation: EvaluationArguments) -> list[str]:
+    """Those of training and those that no model has seen.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    datasets = [*evaluation.datasets, *evaluation.zero_shot_datasets]
+    if not datasets:
+        raise RecipeError("no data set to evaluate on; set datasets, or DATASET=… on the make command line")
+    return datasets
+
+
+def scorers_of(evaluation: EvaluationArguments, judge: JudgeSettings) -> contextlib.AbstractContextManager[Scorers]:
+    """What a recipe's reports are scored with; a judge only where one is named."""
+    return open_scorers(
+        evaluation.reward_backend,
+        Path(evaluation.weights_dir),
+        evaluation.metrics,
+        asdict(judge) if judge.judge_base_url else None,
+        optional=OPTIONAL_METRICS,
+    )
+
+
 def reference_form(evaluation: EvaluationArguments) -> ReferenceForm:
     """How references are written, from a recipe's evaluation settings."""
     return ReferenceForm(evaluation.reference_form, evaluation.missing_section)
@@ -185,4 +199,4 @@ def resolve_models(run: Path, models: list[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run_command(main, JudgeError)
+    run_command(main)

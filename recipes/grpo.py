@@ -28,7 +28,6 @@ from rewards.chexprompt.settings import JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward, Observer
-from rewards.metric import MetricError
 from rewards.offline import judge_server
 from rewards.radcliq import PARTS, RadCliQ
 from settings.arguments import DataArguments, MonitorArguments, RewardArguments, RolloutArguments, StageArguments
@@ -211,4 +210,4 @@ def describe(composite: CompositeReward) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, JudgeError, MetricError)
+    run_command(main)

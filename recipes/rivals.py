@@ -9,7 +9,7 @@ Paper, Results: UniRG-CXR beside GPT-5, GPT-4o, MedGemma, MAIRA-2 and MedVersa. 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ import yaml
 
 from evaluation.rival import Rival, generate_by_server
 from evaluation.run_folder import MAIN
-from evaluation.scorers import OPTIONAL_METRICS, open_scorers
 from evaluation.scoring import score_file
 from foundation.errors import RecipeError, run_command
-from foundation.governance import JudgeError
 from model.report_server import OURS
-from recipes.evaluate import STAGE_MODELS, available_split, generation_settings, reference_form
+from recipes.evaluate import (
+    STAGE_MODELS,
+    available_split,
+    evaluated_datasets,
+    generation_settings,
+    reference_form,
+    scorers_of,
+)
 from rewards.chexprompt.settings import JudgeSettings
 from settings.arguments import EvaluationArguments
 from settings.evaluations import BASELINES
@@ -46,18 +51,9 @@ def main() -> None:
     if not asked.rivals:
         raise RecipeError("no rivals; name their YAML file with --rivals, e.g. recipes/rivals/rivals.yaml")
     rivals = read_rivals(Path(asked.rivals))
-    datasets = [*evaluation.datasets, *evaluation.zero_shot_datasets]
-    if not datasets:
-        raise RecipeError("no data set to evaluate on; set datasets, or DATASET=… on the make command line")
+    datasets = evaluated_datasets(evaluation)
     data_dir, settings, form = Path(evaluation.data_dir), generation_settings(evaluation), reference_form(evaluation)
-    judge_settings = asdict(judge) if judge.judge_base_url else None
-    with open_scorers(
-        evaluation.reward_backend,
-        Path(evaluation.weights_dir),
-        evaluation.metrics,
-        judge_settings,
-        optional=OPTIONAL_METRICS,
-    ) as scorers:
+    with scorers_of(evaluation, judge) as scorers:
         for dataset in datasets:
             data = data_dir / dataset
             split = available_split(data, evaluation.split, evaluation.validation_split)
@@ -121,4 +117,4 @@ def read_rivals(path: Path) -> dict[str, Rival]:
 
 
 if __name__ == "__main__":
-    run_command(main, JudgeError)
+    run_command(main)

@@ -32,7 +32,7 @@ from model.fingerprint import model_fingerprint
 from recipes.evaluate import generation_settings, reference_form
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings
-from rewards.metric import Metric, MetricError
+from rewards.metric import Metric
 from rewards.registry import load_metrics
 from settings.arguments import EvaluationArguments
 from settings.parser import parse_recipe
@@ -225,4 +225,4 @@ def link(path: Path, target: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, JudgeError, MetricError)
+    run_command(main)

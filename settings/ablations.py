@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foundation.errors import RecipeError
+from foundation.provenance import REPOSITORY
+from settings.parser import read_yaml
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = REPOSITORY / "recipes"
 STAGES = ("sft", "rl_step1", "rl_step2")
 
 
@@ -75,20 +75,3 @@ def recipe_file(recipe: str, stage: str, variant: str = "") -> Path:
             f"VARIANT={variant} of the recipe {recipe} has no {stage}; it has {', '.join(there) or 'no file at all'}"
         )
     return path
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping.
-
-    Raises:
-        RecipeError: no such file, or not a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe file {path}; recipes are in recipes/<name>/") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold a mapping of keys to values")
-    return content

@@ -93,16 +93,26 @@ def _config_path(arguments: list[str]) -> str | None:
     return arguments[index]
 
 
-def _check_yaml(path: str, known: set[str]) -> None:
-    """Name the file and the key of a YAML mistake before any parsing hides it."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        RecipeError: no such file, or not a mapping.
+    """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no recipe file {path}; recipes are in recipes/<name>/") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, digits without end
         raise RecipeError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold a mapping of keys to values")
+    return content
+
+
+def _check_yaml(path: str, known: set[str]) -> None:
+    """Name the file and the key of a YAML mistake before any parsing hides it."""
+    content = read_yaml(Path(path))
     if unknown := sorted(str(key) for key in set(content) - known):
         raise RecipeError(
             f"{path}: unknown key(s) {', '.join(unknown)}; see the recipe's comments, or --help, for the names"

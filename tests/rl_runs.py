@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from data_prep.prepared import load_studies
+from recipes import grpo
 from recipes.grpo import ARGUMENTS, build_composite, build_trainer
 from rewards.composite import CompositeReward
 from rewards.grpo_reward import Rollouts
@@ -120,3 +123,11 @@ def grpo_run(
     trainer._generate_single_turn = recorded_turn
     run_training(trainer, recipe, checkpoint)
     return run
+
+
+def train_by_yaml(out: Path, base: Path, data: Path, settings: Mapping[str, object]) -> None:
+    """The demo's step 1 by its own command, in this process."""
+    given = {"model_name_or_path": base, "data_dir": data, "output_dir": out, **settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["grpo", "--config", "recipes/demo/rl_step1.yaml", *options(given)])
+        grpo.main()

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.checks.question import REPOSITORY, Check, Question
+from foundation.provenance import REPOSITORY
+from launch.checks.question import Check, Question
 
 
 def check_python(question: Question) -> Iterator[Check]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("data", "sft", "rl_step1", "rl_step2", "eval")
-REPOSITORY = Path(__file__).resolve().parents[2]
 TRAINING = ("sft", "rl_step1", "rl_step2")
 
 

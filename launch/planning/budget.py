@@ -11,10 +11,10 @@ from launch.planning.figures import StagePlan
 from launch.planning.recipe import recipe_files
 from launch.planning.stage import plan_recipe
 from launch.planning.text import hours
+from settings.ablations import STAGES
 
 # Variants of a recipe that are considered, the best first: a larger model before a smaller, all weights before LoRA.
 VARIANTS = (("", "8 B, all weights"), ("lora", "8 B, LoRA"), ("4b", "4 B, all weights"), ("2b", "2 B, all weights"))
-STAGES = ("sft", "rl_step1", "rl_step2")
 LEAST_SHARE = 0.1  # of the data, below which a smaller model on more of it is taken (our choice)
 
 

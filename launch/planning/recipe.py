@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import RecipeError
+from foundation.provenance import REPOSITORY
 from foundation.stage_command import settings_of
 from launch.planning import assumed
 from launch.planning.assumed import PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target
 from model.architectures import ARCHITECTURES, Architecture, architecture
 from settings.parser import parse_recipe
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

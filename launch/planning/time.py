@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from foundation.provenance import REPOSITORY
 from launch.planning.assumed import Assumptions, Target
 from launch.planning.figures import StagePlan
-from launch.planning.recipe import REPOSITORY, Sizes
+from launch.planning.recipe import Sizes
 from model.architectures import Architecture
 from model.memory import generation_memory
 

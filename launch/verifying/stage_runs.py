@@ -16,10 +16,10 @@ import yaml
 
 from foundation.errors import RecipeError, read_json
 from foundation.files import write_text
+from foundation.provenance import REPOSITORY
 from foundation.stage_command import settings_of
 from launch.verifying.line import Subject
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 UPDATES = 2
 # What a run of two updates has no use for: an untrained model breaks every limit, and nothing is kept.
 _LEFT_OUT = ("config", "keep_best", "keep_optimizer_states", "num_train_epochs", "push_to_hub")

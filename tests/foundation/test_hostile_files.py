@@ -42,8 +42,7 @@ from rewards.chexprompt.ratings import read_lines
 from rewards.chexprompt.rubric import load_prompt
 from rewards.metric import MetricError
 from rewards.score import read_pairs
-from settings.ablations import read_yaml
-from settings.parser import _check_yaml
+from settings.parser import _check_yaml, read_yaml
 
 JSON = {"digits": "9" * 5000, "deep": "[" * 100_000, "cut": '{"a": ', "not text": "\udcff"}
 YAML = {"digits": f"a: {'9' * 5000}", "deep": "[" * 1200, "no date": "a: 2024-13-45", "not text": "a: \udcff"}

@@ -115,7 +115,7 @@ def test_a_command_ends_with_one_line_and_status_2_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [kind, "--config", str(REPOSITORY / "recipes/demo" / recipe), *out, *flags])
     with pytest.raises(SystemExit) as end:
-        run_command(main, JudgeError)
+        run_command(main)
     assert end.value.code == 2
     err = capsys.readouterr().err
     assert message in err

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from rl_runs import SMALL, options
+from rl_runs import SMALL, train_by_yaml
 
 from data_prep.study import read_studies
 from foundation.errors import RecipeError
 from model.engines import GenerationSettings
 from model.prompts import study_report
-from recipes import grpo
 from rewards.registry import load_labeler
 from training.film_guard import FILE, film_effect, guarded_studies
 from training.validation import Greedy
@@ -32,10 +30,7 @@ GUARDED = {
 
 
 def train(out: Path, base: Path, data: Path, **settings: object) -> None:
-    given = {"model_name_or_path": base, "data_dir": data, "output_dir": out, **GUARDED, **settings}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["grpo", "--config", "recipes/demo/rl_step1.yaml", *options(given)])
-        grpo.main()
+    train_by_yaml(out, base, data, {**GUARDED, **settings})
 
 
 def test_a_run_whose_reports_do_not_depend_on_the_film_stops(tiny_base: Path, phantom_data: Path, tmp_path: Path):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from counting_judge import Answer
 from PIL import Image
 from rl_runs import Run, grpo_run
 from safetensors.torch import load_file
@@ -27,12 +27,6 @@ from training.rollouts import read_rollouts
 from training.trainers import RolloutTrainer, keep_rows_out_of_logs
 
 WEIGHTS = {"bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}  # paper, Optimization, step 1
-
-
-@dataclass(frozen=True)
-class Answer:
-    judgement: Judgement | None
-    failure: str | None
 
 
 class ForgetfulJudge:

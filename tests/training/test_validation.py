@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rl_runs import SMALL, options
+from rl_runs import SMALL, train_by_yaml
 
 from evaluation import generate
 from evaluation.predictions import studies_of_data
@@ -32,10 +32,7 @@ VALIDATED = {
 
 
 def train(out: Path, base: Path, data: Path, **settings: object) -> None:
-    given = {"model_name_or_path": base, "data_dir": data, "output_dir": out, **VALIDATED, **settings}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["grpo", "--config", "recipes/demo/rl_step1.yaml", *options(given)])
-        grpo.main()
+    train_by_yaml(out, base, data, {**VALIDATED, **settings})
 
 
 def select(run: Path, data: Path) -> dict:
