@@ -109,7 +109,7 @@ COMMON := --data_dir $(DATA) $(SEEDED) $(if $(FORCE),--force true) $(if $(DETERM
 JUDGE   = $(if $(JUDGE_URL),--judge_base_url $(JUDGE_URL)) $(if $(JUDGE_MODEL),--judge_model $(JUDGE_MODEL))
 eval_yaml := $(or $(wildcard $(YAML)/eval$(V).yaml),$(YAML)/eval.yaml)
 # A base model that lies in weights/ is looked for in WEIGHTS_DIR.
-MODEL_IN_WEIGHTS = $(if $(filter-out weights,$(WEIGHTS_DIR)),$(shell sed -n 's|^model_name_or_path: *weights/\([^ \#]*\).*|\1|p' $(call stage_yaml,sft)))
+MODEL_IN_WEIGHTS = $(if $(filter-out weights,$(WEIGHTS_DIR)),$(patsubst weights/%,%,$(filter weights/%,$(shell $(PYTHON) -m foundation.recipe_files $(call stage_yaml,sft) model_name_or_path))))
 WEIGHED = $(if $(filter-out weights,$(WEIGHTS_DIR)),--weights_dir $(WEIGHTS_DIR))
 
 base: setup ## the demo's base model: a tiny Qwen3-VL with random weights

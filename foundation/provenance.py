@@ -20,6 +20,7 @@ from typing import Any
 from foundation.errors import OneLineError
 from foundation.machine import MachineError
 from foundation.masking import mask, mask_words
+from foundation.recipe_files import files_of
 from foundation.stage_command import is_true, settings_of
 
 NAME = "run.json"
@@ -146,12 +147,8 @@ def write_run(output_dir: Path, stage: str, seed: int | None, processes: int = 1
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
     if recipe is not None and recipe.is_file():
-        content = recipe.read_bytes()
-        run["recipe"] = {
-            "file": str(recipe),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "text": mask(content.decode()),
-        }
+        own, *extended = [_recipe(path) for path in files_of(recipe)]
+        run["recipe"] = own | ({"extends": extended} if extended else {})
     if run["code"].get("changed_files"):
         patch = mask(_git("diff", "HEAD", "--binary") or "")
         if len(patch) <= _PATCH_LIMIT:
@@ -163,6 +160,11 @@ def write_run(output_dir: Path, stage: str, seed: int | None, processes: int = 1
     content = {"runs": [*earlier, run]}
     _write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return content
+
+
+def _recipe(path: Path) -> dict[str, str]:
+    content = path.read_bytes()
+    return {"file": str(path), "sha256": hashlib.sha256(content).hexdigest(), "text": mask(content.decode())}
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foundation.errors import RecipeError
 from foundation.machine import MachineError
+from foundation.recipe_files import read_yaml
 
 
 def settings_of(command: Sequence[str]) -> dict[str, Any]:
@@ -15,8 +17,6 @@ def settings_of(command: Sequence[str]) -> dict[str, Any]:
     Raises:
         MachineError: the YAML cannot be read.
     """
-    import yaml
-
     settings: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     flags = [index for index, word in enumerate(command) if word.startswith("--")]
@@ -26,12 +26,9 @@ def settings_of(command: Sequence[str]) -> dict[str, Any]:
         value = value or following
         if name == "config":
             try:
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
-            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-                raise MachineError(f"cannot read the recipe {value}: {' '.join(str(error).split())}") from error
-            if not isinstance(content, dict):
-                raise MachineError(f"the recipe {value} must hold a mapping of keys to values")
-            recipe = content | {"config": value}
+                recipe = read_yaml(Path(value)) | {"config": value}
+            except RecipeError as error:
+                raise MachineError(str(error)) from error
         else:
             settings[name] = value
     return recipe | settings

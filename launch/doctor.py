@@ -15,12 +15,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from foundation import machine
+from foundation.errors import RecipeError
 from foundation.machine import MachineError
 from foundation.provenance import REPOSITORY
+from foundation.recipe_files import read_yaml
 from launch.checks.gpus import check_data_disk, check_gpu_packages, check_gpus, check_memory, check_plan
 from launch.checks.packages import check_packages, check_python
 from launch.checks.question import STAGES, TRAINING, Check, Question, yaml_name
@@ -98,20 +101,16 @@ def read_recipe(recipe: str, variant: str = "") -> dict[str, dict[str, Any]]:
     if variant and not any((folder / yaml_name(stage, variant)).is_file() for stage in TRAINING):
         stages = [path.stem for stage in TRAINING for path in sorted(folder.glob(f"{stage}_*.yaml"))]
         raise MachineError(f"recipe {recipe} has no variant {variant!r}; it has {', '.join(stages) or 'none'}")
-    try:
-        import yaml
-    except ImportError:
+    if find_spec("yaml") is None:
         return {}
     recipes = {}
     for stage in STAGES:
         path = folder / yaml_name(stage, variant)
         if path.is_file():
             try:
-                recipes[stage] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError, yaml.YAMLError) as error:
-                raise MachineError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-            if not isinstance(recipes[stage], dict):
-                raise MachineError(f"{path} must hold a mapping of keys to values")
+                recipes[stage] = read_yaml(path)
+            except RecipeError as error:
+                raise MachineError(str(error)) from error
     return recipes
 
 

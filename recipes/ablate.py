@@ -26,12 +26,13 @@ from evaluation.ablation_table import inverse_of, table
 from foundation import signals
 from foundation.errors import RecipeError, read_json, run_command
 from foundation.files import write_json, write_text
+from foundation.recipe_files import read_yaml
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from rewards.chexprompt.judge import OFFLINE, Judge
 from rewards.chexprompt.settings import JudgeSettings
 from settings.ablations import RECIPES, STAGES, Ablation, read_ablation, recipe_file
 from settings.arguments import DataArguments, EvaluationArguments, StageArguments
-from settings.parser import parse_recipe, read_yaml
+from settings.parser import parse_recipe
 from training.progress import announce
 
 STAGE_ARGUMENTS = {

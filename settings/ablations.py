@@ -9,7 +9,7 @@ from typing import Any
 
 from foundation.errors import RecipeError
 from foundation.provenance import REPOSITORY
-from settings.parser import read_yaml
+from foundation.recipe_files import read_yaml
 
 RECIPES = REPOSITORY / "recipes"
 STAGES = ("sft", "rl_step1", "rl_step2")

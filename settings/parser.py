@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from trl import TrlParser
 
 from foundation.errors import RecipeError
+from foundation.recipe_files import read_yaml
 from settings.keys import check_keys
 from settings.values import check_values
 
@@ -46,11 +47,15 @@ def parse_recipe(dataclass_types: tuple[type, ...], arguments: list[str] | None 
     parser.flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     if path:
         parser.where = path
-        _check_yaml(path, {action.dest for action in parser._actions} | {"env"})
+        recipe = read_yaml(Path(path))
+        _set_environment(path, recipe.pop("env", {}))
+        _check_yaml(path, recipe, {action.dest for action in parser._actions})
+        parser.set_defaults_with_config(**recipe)
+        del arguments[(at := arguments.index("--config")) : at + 2]
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            parsed = parser.parse_args_and_config(arguments)
+            parsed = parser.parse_args_into_dataclasses(arguments)
     except RecipeError:
         raise
     except SystemExit as stop:
@@ -93,26 +98,15 @@ def _config_path(arguments: list[str]) -> str | None:
     return arguments[index]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping.
-
-    Raises:
-        RecipeError: no such file, or not a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe file {path}; recipes are in recipes/<name>/") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, digits without end
-        raise RecipeError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold a mapping of keys to values")
-    return content
+def _set_environment(path: str, variables: Any) -> None:
+    """TRL's `env` key: variables of the process."""
+    if not isinstance(variables, dict):
+        raise RecipeError(f"{path}: env is {variables!r}; it maps names of environment variables to values")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
-def _check_yaml(path: str, known: set[str]) -> None:
+def _check_yaml(path: str, content: Mapping[str, Any], known: set[str]) -> None:
     """Name the file and the key of a YAML mistake before any parsing hides it."""
-    content = read_yaml(Path(path))
     if unknown := sorted(str(key) for key in set(content) - known):
         raise RecipeError(
             f"{path}: unknown key(s) {', '.join(unknown)}; see the recipe's comments, or --help, for the names"

@@ -38,8 +38,8 @@ set_stage() {
     FLAGS+=(--weights_dir "$WEIGHTS_DIR")
   elif [[ $WEIGHTS_DIR != weights ]]; then
     local model
-    model=$(sed -n 's|^model_name_or_path: *weights/\([^ #]*\).*|\1|p' "$YAML")
-    if [[ -n $model ]]; then FLAGS+=(--model_name_or_path "$WEIGHTS_DIR/$model"); fi
+    model=$("$PYTHON" -m foundation.recipe_files "$YAML" model_name_or_path)
+    if [[ $model == weights/* ]]; then FLAGS+=(--model_name_or_path "$WEIGHTS_DIR/${model#weights/}"); fi
   fi
   if [[ $OUT != "outputs/$OWN_RUN" ]]; then FLAGS+=(--output_dir "$OUT/$1" ${2:+--model_name_or_path "$OUT/$2"}); fi
 }

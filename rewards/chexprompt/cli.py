@@ -13,10 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
+from foundation.errors import RecipeError
 from foundation.governance import JudgeError
+from foundation.recipe_files import read_yaml
 from rewards.chexprompt import calls
 from rewards.chexprompt.agreement import agreement, print_agreement
 from rewards.chexprompt.cache import FILE_NAME, cache_stats, export_cache, prune_cache
@@ -151,12 +152,9 @@ def settings_of(arguments: argparse.Namespace) -> JudgeSettings:
     values: dict[str, Any] = {"judge_batch_timeout": None}
     if arguments.config is not None:
         try:
-            loaded = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            reason = getattr(error, "strerror", None) or "not YAML"
-            raise JudgeError(f"{arguments.config} cannot be read: {reason}") from error
-        if not isinstance(loaded, dict):
-            raise JudgeError(f"{arguments.config} is not a YAML file with keys")
+            loaded = read_yaml(arguments.config)
+        except RecipeError as error:
+            raise JudgeError(str(error)) from error
         values |= {name: value for name, value in loaded.items() if str(name).startswith("judge_")}
     given = {s.name: getattr(arguments, s.name) for s in fields(JudgeSettings) if hasattr(arguments, s.name)}
     return JudgeSettings.from_mapping(values | given)

@@ -26,6 +26,7 @@ from evaluation.submission import read_description
 from foundation.errors import OneLineError, RecipeError
 from foundation.errors import read_json as read_stage_json
 from foundation.provenance import read_run
+from foundation.recipe_files import read_yaml
 from foundation.stage_command import settings_of
 from foundation.weights_lock import read_lock
 from launch.checks.weights import missing_weights
@@ -42,7 +43,8 @@ from rewards.chexprompt.ratings import read_lines
 from rewards.chexprompt.rubric import load_prompt
 from rewards.metric import MetricError
 from rewards.score import read_pairs
-from settings.parser import _check_yaml, read_yaml
+from settings.arguments import StageArguments
+from settings.parser import parse_recipe
 
 JSON = {"digits": "9" * 5000, "deep": "[" * 100_000, "cut": '{"a": ', "not text": "\udcff"}
 YAML = {"digits": f"a: {'9' * 5000}", "deep": "[" * 1200, "no date": "a: 2024-13-45", "not text": "a: \udcff"}
@@ -83,7 +85,7 @@ GOES_ON: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 READ_YAML: dict[str, Callable[[Path], Any]] = {
     "recipe": read_yaml,
-    "stage": lambda path: _check_yaml(str(path), set()),
+    "stage": lambda path: parse_recipe((StageArguments,), ["--config", str(path)]),
     "start": lambda path: settings_of(["--config", str(path)]),
     "plan": lambda path: architecture_of("of no folder", path.with_name("rl_step1.yaml")),
     "description": read_description,

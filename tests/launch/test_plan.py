@@ -18,6 +18,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from foundation.errors import RecipeError, run_command
 from foundation.machine import format_bytes
+from foundation.recipe_files import read_yaml
 from launch.judges import FRAME_TOKENS, JUDGES
 from launch.plan import main
 from launch.planning.assumed import GPUS, PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target, read_assumptions
@@ -729,9 +730,7 @@ def test_a_judge_that_would_pass_its_limits_is_said_before():
 @pytest.mark.parametrize("stage", ["sft", "rl_step1", "rl_step2"])
 def test_a_variant_of_another_size_differs_in_its_model_and_its_folder_alone(stage, size):
     folder = REPOSITORY / "recipes/unirg_cxr"
-    own, other = (
-        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in (stage, f"{stage}_{size}")
-    )
+    own, other = (read_yaml(folder / f"{name}.yaml") for name in (stage, f"{stage}_{size}"))
     differing = {key for key in own.keys() | other.keys() if own.get(key) != other.get(key)}
     assert differing == {"model_name_or_path", "output_dir"}
     assert other["output_dir"] == own["output_dir"].replace("unirg_cxr", f"unirg_cxr_{size}")

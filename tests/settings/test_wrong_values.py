@@ -13,6 +13,7 @@ from trl import ModelConfig, SFTConfig
 
 from foundation.errors import RecipeError, run_command
 from foundation.governance import JudgeError
+from foundation.recipe_files import read_yaml
 from recipes import evaluate, grpo, sft
 from recipes.grpo import ARGUMENTS
 from rewards.chexprompt.settings import JudgeSettings
@@ -33,7 +34,7 @@ def shipped(kind: str) -> dict[str, Any]:
     """Each key of the kind's recipes, with a value that one of them has, preferably not null."""
     keys: dict[str, Any] = {}
     for path in sorted(REPOSITORY.glob(f"recipes/*/{kind}*.yaml")):
-        for key, value in yaml.safe_load(path.read_text()).items():
+        for key, value in read_yaml(path).items():
             if keys.get(key) is None:
                 keys[key] = value
     return keys
