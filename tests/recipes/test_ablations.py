@@ -178,7 +178,7 @@ def test_normalized_parts_are_trls_normalize_then_sum() -> None:
 
 LORA = {"use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "learning_rate"}
 QLORA = LORA | {"load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "checkpoint_above_tokens"}
-BY_TRANSFORMERS = {"use_vllm"}
+BY_TRANSFORMERS = {"use_vllm", "vllm_gpu_memory_utilization"}
 WHERE = {"output_dir", "model_name_or_path"}
 
 
