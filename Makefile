@@ -40,10 +40,10 @@ YAML    := recipes/$(RECIPE)
 stage_yaml = $(or $(wildcard $(YAML)/$(1)$(V).yaml),$(error $(if $(VARIANT),VARIANT=$(VARIANT) has no $(1) of its own,RECIPE=$(RECIPE) \
              has no $(1)) (no $(YAML)/$(1)$(V).yaml); there are $(sort $(basename $(notdir $(wildcard $(YAML)/sft$(if $(VARIANT),_)*.yaml $(YAML)/rl_step?$(if $(VARIANT),_)*.yaml))))))
 
-# The demo trains with one process a core; a real run with one a GPU (GPUS=8 of each of NODES=1). launch.start checks first.
+# The demo trains with one process a core; a real run with one a GPU (GPUS=8 of each of NODES=1). launch.stage checks first.
 PROCESSES ?= $(if $(filter demo,$(RECIPE)),2,1)
-TRAIN      = $(PYTHON) -m launch.start --processes $(PROCESSES) $(if $(GPUS),--gpus $(GPUS)) $(if $(filter-out 1,$(NODES)),--nodes $(NODES)) \
-             $(if $(PARALLEL),--parallel $(PARALLEL)) --
+TRAIN      = $(STAGE) $(if $(filter-out 1,$(PROCESSES)),--processes $(PROCESSES)) $(if $(GPUS),--gpus $(GPUS)) \
+             $(if $(filter-out 1,$(NODES)),--nodes $(NODES)) $(if $(PARALLEL),--parallel $(PARALLEL))
 
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
@@ -114,55 +114,49 @@ WEIGHED = $(if $(filter-out weights,$(WEIGHTS_DIR)),--weights_dir $(WEIGHTS_DIR)
 
 base: setup ## the demo's base model: a tiny Qwen3-VL with random weights
 ifeq ($(RECIPE),demo)
-	@$(STAGE) --stage base --title "base model: a tiny Qwen3-VL with random weights" --done $(OUT)/base/config.json -- \
-	  $(PYTHON) -m recipes.tiny_model --datasets $(if $(DATASET),$(DATASET),phantom_harbor phantom_summit phantom_prairie) \
+	@$(STAGE) --stage base -- -m recipes.tiny_model --datasets $(if $(DATASET),$(DATASET),phantom_harbor phantom_summit phantom_prairie) \
 	  --data_dir $(DATA) --output_dir $(OUT)/base --seed $(SEED) $(FORCED)
 endif
 
 sft: setup base ## supervised fine-tuning
-	@$(STAGE) --stage sft --title "SFT" --done $(OUT)/sft/result.json -- \
-	  $(TRAIN) -m recipes.sft --config $(call stage_yaml,sft) $(COMMON) $(TRAINED_ON) \
+	@$(strip $(TRAIN) --stage sft -- -m recipes.sft --config $(call stage_yaml,sft) $(COMMON) $(TRAINED_ON) \
 	  $(if $(OTHER),--output_dir $(OUT)/sft $(if $(filter demo,$(RECIPE)),--model_name_or_path $(OUT)/base)) \
-	  $(if $(MODEL_IN_WEIGHTS),--model_name_or_path $(WEIGHTS_DIR)/$(MODEL_IN_WEIGHTS)) $(ARGS)
+	  $(if $(MODEL_IN_WEIGHTS),--model_name_or_path $(WEIGHTS_DIR)/$(MODEL_IN_WEIGHTS))) $(ARGS)
 
 rl-step1: setup ## GRPO on the RadCliQ-weighted reward, then the best checkpoint by 1/RadCliQ-v1
-	@$(STAGE) --stage rl_step1 --title "RL step 1: GRPO on the RadCliQ-weighted reward" --done $(OUT)/rl_step1/result.json -- \
-	  $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(WEIGHED) $(CACHES) $(TRAINED_ON) $(RATED_ON) \
-	  $(if $(OTHER),--output_dir $(OUT)/rl_step1 --model_name_or_path $(OUT)/sft/final) $(ARGS)
+	@$(strip $(TRAIN) --stage rl_step1 -- -m recipes.grpo --config $(call stage_yaml,rl_step1) $(COMMON) $(WEIGHED) $(CACHES) \
+	  $(TRAINED_ON) $(RATED_ON) $(if $(OTHER),--output_dir $(OUT)/rl_step1 --model_name_or_path $(OUT)/sft/final)) $(ARGS)
 	@$(MAKE) --no-print-directory select STAGE_NAME=rl_step1
 
 STAGE_NAME ?= rl_step1
 select: setup ## the best checkpoint of a stage on validation (STAGE_NAME=rl_step1)
 ifeq ($(or $(NODE_RANK),0),0)
-	@$(STAGE) --stage select_$(STAGE_NAME) --title "best checkpoint of $(STAGE_NAME) on validation" --done $(OUT)/$(STAGE_NAME)/selection.json -- \
-	  $(PYTHON) -m recipes.select_checkpoint --config $(eval_yaml) --run $(OUT) --stage $(STAGE_NAME) --data_dir $(DATA) $(WEIGHED) \
-	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)
+	@$(strip $(STAGE) --stage select_$(STAGE_NAME) -- -m recipes.select_checkpoint --config $(eval_yaml) --run $(OUT) \
+	  --stage $(STAGE_NAME) --data_dir $(DATA) $(WEIGHED) $(if $(DATASET),--only_dataset $(DATASET)) $(if $(FORCE),--force true)) $(EVAL_ARGS)
 else
 	@echo "── best checkpoint of $(STAGE_NAME): the first node (NODE_RANK=0) selects it; waiting for $(OUT)/$(STAGE_NAME)/best"
 	@until test -e $(OUT)/$(STAGE_NAME)/best; do sleep 5; done
 endif
 
 # With GPUS the judge runs beside training on the same ones, unless one answers already or JUDGE_URL names one.
-JUDGED = $(if $(GPUS),$(if $(JUDGE_URL)$(filter-out 1,$(NODES)),,$(PYTHON) -m launch.judged --gpus $(GPUS) --log $(OUT)/judge.log --))
+JUDGED = $(if $(GPUS),$(if $(JUDGE_URL)$(filter-out 1,$(NODES)),,--judge $(OUT)/judge.log))
 
 rl-step2: setup ## GRPO with the judge added, KL to the step-1 policy: GPUS=8 starts and stops the judge too [JUDGE_URL=…]
-	@$(STAGE) --stage rl_step2 --title "RL step 2: + CheXprompt judge, KL to the step-1 policy" --done $(OUT)/rl_step2/result.json -- \
-	  $(JUDGED) $(TRAIN) -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(CACHES) $(TRAINED_ON) $(RATED_ON) $(JUDGE) \
-	  $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best) $(ARGS)
+	@$(strip $(TRAIN) $(JUDGED) --stage rl_step2 -- -m recipes.grpo --config $(call stage_yaml,rl_step2) $(COMMON) $(WEIGHED) $(CACHES) \
+	  $(TRAINED_ON) $(RATED_ON) $(JUDGE) $(if $(OTHER),--output_dir $(OUT)/rl_step2 --model_name_or_path $(OUT)/rl_step1/best)) $(ARGS)
 
 MODELS ?=
 SPLIT  ?=
 eval: setup ## generate and score: DATASET=mimic [MODELS="sft rl_step2 name=path"] [SPLIT=test]
-	@$(STAGE) --stage eval --title "evaluation" -- \
-	  $(PYTHON) -m recipes.evaluate --config $(eval_yaml) --run $(OUT) --data_dir $(DATA) $(WEIGHED) $(JUDGE) \
+	@$(strip $(STAGE) --stage eval -- -m recipes.evaluate --config $(eval_yaml) --run $(OUT) --data_dir $(DATA) $(WEIGHED) $(JUDGE) \
 	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(SPLIT),--split $(SPLIT)) \
-	  $(if $(MODELS),--models $(MODELS)) $(if $(FORCE),--force true) $(EVAL_ARGS)
+	  $(if $(MODELS),--models $(MODELS)) $(if $(FORCE),--force true)) $(EVAL_ARGS)
 
 summary: setup ## the run's principal numbers: summary.json
 	@$(PYTHON) -m evaluation summary --outputs $(OUT)
 
 report: setup ## the run's report: report.html, one file that opens offline
-	@$(STAGE) --stage report --title "report" -- $(PYTHON) -m evaluation report --outputs $(OUT)
+	@$(STAGE) --stage report -- -m evaluation report --outputs $(OUT)
 
 # ---- the demo: phantoms, a tiny Qwen3-VL, every stage, one report ----------------------------------------------------
 
@@ -181,7 +175,7 @@ demo-stages: demo-data
 
 demo-data:
 	@$(STAGE) --stage data --title "data: phantom studies of four institutions" --done $(DATA)/phantom_coast/card.json -- \
-	  $(PYTHON) -m data_prep phantom --institution all --seed $(SEED) --out $(DATA) $(FORCED)
+	  -m data_prep phantom --institution all --seed $(SEED) --out $(DATA) $(FORCED)
 
 # ---- more ------------------------------------------------------------------------------------------------------------
 

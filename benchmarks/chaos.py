@@ -118,8 +118,7 @@ class Chaos:
             given |= {"judge_base_url": self.judge_url, "judge_model": JUDGE, "judge_cache_dir": run / "judge"}
             given |= {"judge_max_retries": 40, "judge_backoff": 0.01}
         words = ["-m", module, "--config", f"recipes/demo/{stage}.yaml", *_options(given)]
-        start_words = [sys.executable, "-m", "launch.start", "--processes", "1", "--"]
-        return [sys.executable, "-m", "launch.stage", "--run", str(run), "--stage", stage, "--", *start_words, *words]
+        return [sys.executable, "-m", "launch.stage", "--run", str(run), "--stage", stage, "--", *words]
 
     def start(self, stage: str, run: Path, log: Path, limit: int | None = None) -> subprocess.Popen:
         """Start a stage; with `limit` no file may grow beyond so many bytes, as on a full disk."""

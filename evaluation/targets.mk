@@ -21,13 +21,13 @@ serve: setup ## a page on this machine: drop a film, read its report; and an Ope
 	  $(if $(PORT),--port "$(PORT)") $(ARGS)
 
 counterfactual: setup ## test reports again with one thing changed: does the model look at the film? [MODELS="sft rl_step2"] [ARGS="--studies 60"]
-	@$(STAGE) --stage counterfactual --title "does it look at the film?" -- \
-	  $(PYTHON) -m evaluation counterfactual --outputs $(OUT) $(WEIGHED) $(if $(MODELS),--models $(MODELS)) \
+	@$(STAGE) --stage counterfactual -- \
+	  -m evaluation counterfactual --outputs $(OUT) $(WEIGHED) $(if $(MODELS),--models $(MODELS)) \
 	  $(if $(filter demo,$(RECIPE)),--batch_size 600) $(ARGS)
 
 RIVALS ?= recipes/rivals/rivals.yaml
 .PHONY: rivals
 rivals: setup ## other models over an API, for the same studies, scored alike [RIVALS=mine.yaml] [DATASET=…] [EVAL_ARGS="--rival_studies 100"]
-	@$(STAGE) --stage rivals --title "rivals" -- \
-	  $(PYTHON) -m recipes.rivals --config $(eval_yaml) --run $(OUT) --rivals "$(RIVALS)" --data_dir $(DATA) $(WEIGHED) $(JUDGE) \
+	@$(STAGE) --stage rivals -- \
+	  -m recipes.rivals --config $(eval_yaml) --run $(OUT) --rivals "$(RIVALS)" --data_dir $(DATA) $(WEIGHED) $(JUDGE) \
 	  $(if $(DATASET),--only_dataset $(DATASET)) $(if $(FORCE),--force true) $(EVAL_ARGS)

@@ -30,7 +30,7 @@ from launch.checks.question import STAGES, TRAINING, Check, Question, yaml_name
 from launch.checks.servers import check_generation_server, check_hub, check_judge
 from launch.checks.stages import check_data, check_earlier_stage
 from launch.checks.weights import check_base_model, check_judge_weights, check_metric_weights, check_ratescore
-from launch.start import PARALLEL
+from launch.processes import PARALLEL
 
 
 def check_recipe(question: Question) -> Iterator[Check]:

@@ -1,6 +1,6 @@
 """Run a training command with its judge beside it on the same GPUs: started, checked, and stopped with it.
 
-    python -m launch.judged [--gpus 8] [--log outputs/unirg_cxr/judge.log] -- python -m launch.start … -- -m recipes.grpo …
+    python -m launch.judged [--gpus 8] [--log outputs/unirg_cxr/judge.log] -- python -m launch.stage … -- -m recipes.grpo …
 
 TRL scores a generation before it trains on it, so judge and trainer wait for each other wherever the judge is; on GPUs of its own
 either would stand idle. Beside training it has a part of each GPU's memory (launch/planning/judge.py), and all of them compute
@@ -32,7 +32,7 @@ from foundation.stage_command import settings_of
 from launch.judges import judge_kind
 from launch.planning.assumed import Assumptions
 from launch.planning.judge import SHARE_BESIDE, copies, kind_of_judge
-from launch.start import judge_place, judge_url
+from launch.processes import judge_place, judge_url
 
 SERVER = Path(__file__).resolve().parent / "judge_server.sh"
 START_SECONDS = float(os.environ.get("JUDGE_START_SECONDS", 1800))  # weights are read, and CUDA graphs are made

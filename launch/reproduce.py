@@ -58,9 +58,9 @@ def _full_command(run: dict[str, Any]) -> str:
         if words[:1] != ["-m"]:
             start = ["-m", "launch.torchrun", "--standalone", "--nproc_per_node", str(run["processes"])]
         elif how["cpu"]:
-            start = ["-m", "launch.start", "--processes", str(run["processes"]), "--"]
+            start = ["-m", "launch.stage", "--processes", str(run["processes"]), "--"]
         else:
-            start = ["-m", "launch.start", "--gpus", str(how["per_node"]), "--nodes", str(how["nodes"])]
+            start = ["-m", "launch.stage", "--gpus", str(how["per_node"]), "--nodes", str(how["nodes"])]
             start += [*(["--parallel", how["parallel"]] if how["parallel"] else []), "--"]
         words = [*start, *words]
     return " ".join([".venv/bin/python", *map(shlex.quote, words)])

@@ -157,7 +157,7 @@ def train(
         options += [*weights_options(arguments), *judge_options(arguments)]
     module = "recipes.sft" if stage == "sft" else "recipes.grpo"
     stage_command = ["-m", module, *options, *arguments.options]
-    call([sys.executable, "-m", "launch.start", *launch_options(arguments), "--", *stage_command])
+    call([sys.executable, "-m", "launch.stage", *launch_options(arguments), "--", *stage_command])
 
 
 def common_options(arguments: argparse.Namespace) -> list[str]:
@@ -199,7 +199,7 @@ def evaluated(ablation: Ablation, arguments: argparse.Namespace) -> list[str]:
 
 
 def launch_options(arguments: argparse.Namespace) -> list[str]:
-    """Flags of launch.start: those that were given."""
+    """Flags of launch.stage: those that were given."""
     names = ("processes", "gpus", "nodes", "parallel")
     return [part for name in names if getattr(arguments, name) for part in (f"--{name}", str(getattr(arguments, name)))]
 
@@ -266,7 +266,7 @@ def main() -> None:
     trained.add_argument("--data_dir", default="data")
     trained.add_argument("--weights_dir", default="", help="folder of the metrics' weights; default: the recipe's")
     trained.add_argument("--only_dataset", default="", help="train and evaluate on this data set alone")
-    trained.add_argument("--processes", type=int, help="of a CPU recipe, as launch.start's; so are the next three")
+    trained.add_argument("--processes", type=int, help="of a CPU recipe, as launch.stage's; so are the next three")
     trained.add_argument("--gpus", type=int)
     trained.add_argument("--nodes", type=int)
     trained.add_argument("--parallel")

@@ -13,7 +13,7 @@ from foundation.machine import GIB, MachineError, format_bytes
 from foundation.provenance import REPOSITORY
 from launch.checks.packages import installed
 from launch.checks.question import STAGES, TRAINING, Check, Question, yaml_name
-from launch.start import default_parallel
+from launch.processes import default_parallel
 
 # Disk that a stage needs beside its checkpoints: data sets' prepared images, logs, predictions.
 SPARE_DISK = 5 * GIB

@@ -12,7 +12,7 @@ from foundation import machine
 from foundation.machine import MachineError
 from launch.checks.gpus import _gpus
 from launch.checks.question import Check, Question
-from launch.start import generation_url, judge_place
+from launch.processes import generation_url, judge_place
 
 
 def check_judge(question: Question) -> Iterator[Check]:

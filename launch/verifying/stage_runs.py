@@ -108,7 +108,7 @@ def run_stage(subject: Subject, recipe: Path, kill_after: int | None = None) -> 
     """
     stage = recipe.stem
     module = "recipes.sft" if stage == "sft" else "recipes.grpo"
-    command = [sys.executable, "-m", "launch.start", "--processes", "1"]
+    command = [sys.executable, "-m", "launch.stage", "--processes", "1"]
     command += ["--gpus", str(subject.gpus)] if subject.gpus else []
     command += ["--", "-m", module, "--config", str(recipe)]
     log = subject.out / f"{recipe.parent.name}.log"

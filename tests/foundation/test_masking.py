@@ -110,7 +110,7 @@ COMMANDS = {
     "select": ["-m", "recipes.select_checkpoint", "--config", "recipes/demo/eval.yaml", "--run", "{out}", *JUDGED],
     "score": ["-m", "evaluation", "score", "--predictions", "{out}/p.json", "--out", "{out}", "--judge", JUDGED[1], "--judge_model", "m"],
     "judge": ["-m", "rewards", "judge", "--pairs", "{out}/p.jsonl", "--out", "{out}/r.jsonl", *JUDGED],
-    "start": ["-m", "launch.start", "--dry-run", "--", "-m", "recipes.sft", "--config", "{recipe}", "--hub_token", SECRET],
+    "training": ["-m", "launch.stage", "--dry-run", "--", "-m", "recipes.sft", "--config", "{recipe}", "--hub_token", SECRET],
     "stage": ["-m", "launch.stage", "--run", "{out}", "--stage", "sft", "--", sys.executable, "-m", "recipes.sft", "--hub_token", SECRET],
     "doctor": ["-m", "launch.doctor", "--recipe", "demo", "--judge_base_url", JUDGED[1]],
     "plan": ["-m", "launch.plan", "--recipe", "demo", "--api_key", SECRET],

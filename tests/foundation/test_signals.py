@@ -157,8 +157,8 @@ def test_nothing_is_left_of_a_training_by_two_whichever_level_is_stopped(
         "per_device_train_batch_size": 4,
         "logging_steps": 1,
     }
-    start = [sys.executable, "-m", "launch.start", "--processes", "2", "--", "-m", "recipes.sft"]
-    command = [sys.executable, "-m", "launch.stage", "--run", str(tmp_path), "--stage", "sft", "--", *start]
+    command = [sys.executable, "-m", "launch.stage", "--run", str(tmp_path), "--stage", "sft", "--processes", "2"]
+    command += ["--", "-m", "recipes.sft"]
     mark = os.getpid() * 1000 + number
     log = tmp_path / "log"
     process = subprocess.Popen(

@@ -14,7 +14,8 @@ import pytest
 from trl import ModelConfig, SFTConfig
 
 import foundation.machine
-import launch.start
+import launch.processes
+import launch.stage
 from foundation import provenance
 from foundation.machine import Gpu
 from foundation.provenance import ProvenanceError, read_run, write_run
@@ -44,7 +45,7 @@ def test_a_run_is_written_with_seed_versions_revision_and_recipe(tmp_path, monke
     assert changed_since(tmp_path) == []
     commands = reproduction(tmp_path)
     (line,) = [line for line in commands if "recipes.sft" in line]
-    assert line.startswith(".venv/bin/python -m launch.start --processes 2 -- -m recipes.sft --config")
+    assert line.startswith(".venv/bin/python -m launch.stage --processes 2 -- -m recipes.sft --config")
     assert "export OMP_NUM_THREADS=1" in commands
 
 
@@ -54,7 +55,7 @@ def gpus(monkeypatch):
     for name in ("gpus", "all_gpus"):
         monkeypatch.setattr(foundation.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")] * 8)
     monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 10 * 2**40)
-    monkeypatch.setattr(launch.start, "find_spec", lambda name: "there")
+    monkeypatch.setattr(launch.processes, "find_spec", lambda name: "there")
     for name in ("RANK", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -77,7 +78,7 @@ ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "
 def test_what_is_printed_starts_the_same_processes_on_the_same_settings(
     tmp_path, monkeypatch, capsys, gpus, words, processes, environment, started
 ):
-    """Each printed line is a shell's, and the last command is one that launch.start and the stage's own parser take."""
+    """Each printed line is a shell's, and the last command is one that launch.stage and the stage's own parser take."""
     monkeypatch.chdir(REPOSITORY)
     for name in (*ZERO, "ACCELERATE_USE_FSDP", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -102,10 +103,10 @@ def test_what_is_printed_starts_the_same_processes_on_the_same_settings(
     if started is None:
         assert command[1:] == words
         return
-    assert command[1:3] == ["-m", "launch.start"]
+    assert command[1:3] == ["-m", "launch.stage"]
     monkeypatch.setenv("NODE_RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    assert launch.start.main(["--dry-run", *command[3:]]) == 0
+    assert launch.stage.main(["--dry-run", *command[3:]]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in started)
 

@@ -516,7 +516,7 @@ def uninterrupted_by_two(
 def small_by_two(stage: str, out: Path, model: Path, data: Path) -> list[str]:
     """`small` by two processes, with the same global batch."""
     python, *words = small(stage, out, model, data, per_device_train_batch_size=4)
-    return [python, "-m", "launch.start", "--processes", "2", "--", *words]
+    return [python, "-m", "launch.stage", "--processes", "2", "--", *words]
 
 
 @pytest.mark.slow

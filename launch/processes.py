@@ -1,15 +1,12 @@
-"""Start a training stage on what there is: checked first, then handed over to torchrun.
-
-    python -m launch.start [--gpus 8] [--nodes 1] [--parallel zero3] -- -m recipes.sft --config recipes/…/sft.yaml …
+"""The processes that train a stage: checked against this machine first, then a command for torchrun.
 
 CPU recipes run as one process or, with `--processes`, as torchrun's; one GPU as plain Python; several GPUs as torchrun's
 with the settings of launch/accelerate/<parallel>.yaml. Over several nodes NODE_RANK, MASTER_ADDR and MASTER_PORT come
-from the environment. What cannot work ends in one line (exit status 2) before a model is loaded.
+from the environment. What cannot work is a `MachineError` before a model is loaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -20,7 +17,6 @@ from typing import Any
 from foundation import machine
 from foundation.governance import JudgeError, host_of, is_loopback
 from foundation.machine import MachineError, format_bytes
-from foundation.masking import mask, mask_words
 from foundation.stage_command import is_true, settings_of, whole_number
 from model.architectures import checkpoint_bytes, parameter_count
 
@@ -207,7 +203,7 @@ def default_parallel() -> str:
     return "zero3" if find_spec("deepspeed") else "fsdp2"
 
 
-def build(gpus: int | None, nodes: int, parallel: str | None, processes: int, stage: list[str]) -> list[str]:
+def training_command(gpus: int | None, nodes: int, parallel: str | None, processes: int, stage: list[str]) -> list[str]:
     """The command that runs `stage` (`-m recipes.sft …`), checked against this machine.
 
     Raises:
@@ -238,35 +234,3 @@ def build(gpus: int | None, nodes: int, parallel: str | None, processes: int, st
     command += [*rendezvous(nodes), "--nproc_per_node", str(gpus)]
     print(f"{gpus * nodes} GPUs, {parallel}", flush=True)
     return [*command, *stage]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = machine.OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m launch.start"
-    )
-    parser.add_argument("--gpus", type=int, help="GPUs of this node; default: all")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--parallel", choices=PARALLEL, help="default: zero3 where DeepSpeed is, else fsdp2")
-    parser.add_argument("--processes", type=int, default=1, help="of a CPU recipe")
-    parser.add_argument("--dry-run", action="store_true", help="print the command only")
-    parser.add_argument("stage", nargs=argparse.REMAINDER, help="-- -m recipes.sft --config …")
-    given = parser.parse_args(arguments)
-    stage = given.stage[1:] if given.stage[:1] == ["--"] else given.stage
-    if stage[:1] != ["-m"]:
-        parser.error("give the stage after --, e.g. -- -m recipes.sft --config recipes/demo/sft.yaml")
-    try:
-        for name in ("gpus", "nodes", "processes"):
-            if getattr(given, name) is not None and getattr(given, name) < 1:
-                raise MachineError(f"--{name} {getattr(given, name)}: it must be at least 1")
-        command = build(given.gpus, given.nodes, given.parallel, given.processes, stage)
-    except MachineError as error:
-        print(f"error: {mask(str(error))}", file=sys.stderr)
-        return 2
-    if given.dry_run:
-        print(" ".join(mask_words(command)))
-        return 0
-    os.execv(command[0], command)  # signals reach the launcher itself
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -22,7 +22,7 @@ from trl import ModelConfig, SFTConfig
 import foundation.machine
 from data_prep.__main__ import parser as data_parser
 from foundation.machine import Gpu, MachineError
-from launch import start
+from launch import processes, stage
 from launch.rank import accelerate_environment, distributed_environment
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from recipes.select_checkpoint import SelectionArguments
@@ -46,36 +46,36 @@ def eight_gpus(monkeypatch):
 
 
 def test_a_cpu_recipe_is_plain_python_or_torchrun():
-    assert start.build(None, 1, None, 1, DEMO) == [sys.executable, *DEMO]
-    command = start.build(None, 1, None, 2, DEMO)
+    assert processes.training_command(None, 1, None, 1, DEMO) == [sys.executable, *DEMO]
+    command = processes.training_command(None, 1, None, 2, DEMO)
     assert command[1:6] == ["-m", "launch.torchrun", "--standalone", "--nproc_per_node", "2"]
     assert command[6:] == DEMO
 
 
 def test_several_gpus_are_torchruns_with_the_settings_of_accelerate(eight_gpus, monkeypatch):
-    command = start.build(8, 1, "fsdp2", 1, SFT)
+    command = processes.training_command(8, 1, "fsdp2", 1, SFT)
     assert command[1:4] == ["-m", "launch.torchrun", "--config_file"]
     assert command[4].endswith("launch/accelerate/fsdp2.yaml")
     assert command[5:8] == ["--standalone", "--nproc_per_node", "8"]
     assert command[8:] == SFT
     monkeypatch.setenv("MASTER_PORT", "29511")
-    command = start.build(8, 1, "fsdp2", 1, SFT)
+    command = processes.training_command(8, 1, "fsdp2", 1, SFT)
     assert command[command.index("--master_port") + 1] == "29511"
-    assert start.build(1, 1, None, 1, SFT) == [sys.executable, *SFT]
+    assert processes.training_command(1, 1, None, 1, SFT) == [sys.executable, *SFT]
 
 
 def test_several_nodes_take_their_place_from_the_environment(eight_gpus, monkeypatch):
     with pytest.raises(MachineError, match="NODES=2 needs NODE_RANK"):
-        start.build(8, 2, "fsdp2", 1, SFT)
+        processes.training_command(8, 2, "fsdp2", 1, SFT)
     monkeypatch.setenv("NODE_RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "node0")
-    command = start.build(8, 2, "fsdp2", 1, SFT)
+    command = processes.training_command(8, 2, "fsdp2", 1, SFT)
     for flag, value in (("nnodes", "2"), ("nproc_per_node", "8"), ("node_rank", "1"), ("master_addr", "node0")):
         assert command[command.index(f"--{flag}") + 1] == value
     for rank in ("2", "first"):
         monkeypatch.setenv("NODE_RANK", rank)
         with pytest.raises(MachineError, match="it is a number from 0 to 1"):
-            start.build(8, 2, "fsdp2", 1, SFT)
+            processes.training_command(8, 2, "fsdp2", 1, SFT)
 
 
 WORKER = """
@@ -124,22 +124,24 @@ def test_an_accelerate_configuration_that_is_not_there_is_one_line(tmp_path):
 
 def test_no_gpu_too_few_gpus_and_a_missing_engine_are_one_line(eight_gpus, monkeypatch):
     with pytest.raises(MachineError, match="16 GPUs asked for, 8 here; use GPUS=8"):
-        start.build(16, 1, "fsdp2", 1, SFT)
-    monkeypatch.setattr(start, "find_spec", lambda name: None)
+        processes.training_command(16, 1, "fsdp2", 1, SFT)
+    monkeypatch.setattr(processes, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match=r"needs DeepSpeed: .*requirements-gpu.*PARALLEL=fsdp2"):
-        start.build(8, 1, "zero3", 1, SFT)
-    assert start.default_parallel() == "fsdp2"
+        processes.training_command(8, 1, "zero3", 1, SFT)
+    assert processes.default_parallel() == "fsdp2"
     monkeypatch.setattr(foundation.machine, "gpus", lambda: [])
     with pytest.raises(MachineError, match="none is here; try the CPU demo"):
-        start.build(8, 1, "fsdp2", 1, SFT)
+        processes.training_command(8, 1, "fsdp2", 1, SFT)
 
 
 def test_a_batch_that_does_not_divide_names_a_number_that_does(eight_gpus):
     with pytest.raises(MachineError, match=r"256 rows does not divide by 3 processes .* use GPUS=2"):
-        start.build(3, 1, "fsdp2", 1, SFT)
-    start.build(3, 1, "fsdp2", 1, [*SFT, "--global_batch_size", "384"])
+        processes.training_command(3, 1, "fsdp2", 1, SFT)
+    processes.training_command(3, 1, "fsdp2", 1, [*SFT, "--global_batch_size", "384"])
     with pytest.raises(MachineError, match="4096 rows does not divide by 5 processes"):
-        start.build(5, 1, "fsdp2", 1, [*SFT[:2], "--config", str(REPOSITORY / "recipes/unirg_cxr/rl_step1.yaml")])
+        processes.training_command(
+            5, 1, "fsdp2", 1, [*SFT[:2], "--config", str(REPOSITORY / "recipes/unirg_cxr/rl_step1.yaml")]
+        )
 
 
 @pytest.mark.parametrize(
@@ -155,21 +157,21 @@ def test_a_batch_that_does_not_divide_names_a_number_that_does(eight_gpus):
 )  # fmt: skip
 def test_advice_on_a_batch_is_one_that_works(eight_gpus, monkeypatch, gpus, nodes, words, says, not_said):
     with pytest.raises(MachineError) as refused:
-        start.build(gpus, nodes, "fsdp2", 1, [*SFT, *words])
+        processes.training_command(gpus, nodes, "fsdp2", 1, [*SFT, *words])
     assert says in str(refused.value)
     assert not_said not in str(refused.value)
 
 
 def test_a_cpu_recipe_is_told_of_its_own_variable():
     with pytest.raises(MachineError, match=r"16 rows does not divide by 3 processes .* use PROCESSES=2, or"):
-        start.build(None, 1, None, 3, DEMO)
+        processes.training_command(None, 1, None, 3, DEMO)
 
 
 @pytest.mark.parametrize("content", ["- a\n- list\n", "a: [", b"\xff\xfe\x00"])
 def test_a_recipe_that_is_no_mapping_is_one_line(tmp_path, capsys, content):
     path = tmp_path / "sft.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert start.main(["--", "-m", "recipes.sft", "--config", str(path)]) == 2
+    assert stage.main(["--", "-m", "recipes.sft", "--config", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert str(path) in error
@@ -183,10 +185,10 @@ def test_a_port_in_use_is_one_line(eight_gpus, monkeypatch):
         port = server.getsockname()[1]
         monkeypatch.setenv("MASTER_PORT", str(port))
         with pytest.raises(MachineError, match=rf"port {port} is in use.*MASTER_PORT={port + 1}"):
-            start.build(8, 1, "fsdp2", 1, SFT)
+            processes.training_command(8, 1, "fsdp2", 1, SFT)
     monkeypatch.setenv("MASTER_PORT", "many")
     with pytest.raises(MachineError, match="from 1 to 65535"):
-        start.build(8, 1, "fsdp2", 1, SFT)
+        processes.training_command(8, 1, "fsdp2", 1, SFT)
 
 
 RL_STEP2 = ["-m", "recipes.grpo", "--config", str(REPOSITORY / "recipes/unirg_cxr/rl_step2.yaml")]
@@ -217,28 +219,30 @@ MODELS = b'{"object": "list", "data": [{"id": "Qwen/Qwen3-30B-A3B-Instruct-2507"
 
 def test_a_judge_on_this_machine_needs_gpus_that_do_not_train(eight_gpus):
     with pytest.raises(MachineError) as refused:
-        start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
+        processes.training_command(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
     line = str(refused.value)
     assert "nothing answers at http://127.0.0.1:9/v1" in line
     assert "all GPUs here train" in line
     assert "CUDA_VISIBLE_DEVICES=4,5,6,7 DATA_PARALLEL=4 make judge-server" in line
     assert "CUDA_VISIBLE_DEVICES=0,1,2,3 GPUS=4" in line
     with pytest.raises(MachineError, match="nothing answers") as refused:
-        start.build(4, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
+        processes.training_command(4, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
     assert "all GPUs here train" not in str(refused.value)  # four are free
     with listening(MODELS) as url:
-        start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", f"{url}/v1"])  # it runs somewhere
+        processes.training_command(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", f"{url}/v1"])  # it runs somewhere
     with listening(b"<html>", 404) as url, pytest.raises(MachineError, match=r"is no vLLM server \(HTTP 404"):
-        start.build(4, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", f"{url}/v1"])
-    start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://judge.example/v1"])  # another machine's
-    start.build(8, 1, "fsdp2", 1, [*RL_STEP2, "--weight_chexprompt", "0"])
+        processes.training_command(4, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", f"{url}/v1"])
+    processes.training_command(
+        8, 1, "fsdp2", 1, [*RL_STEP2, "--judge_base_url", "http://judge.example/v1"]
+    )  # another machine's
+    processes.training_command(8, 1, "fsdp2", 1, [*RL_STEP2, "--weight_chexprompt", "0"])
 
 
 def test_one_gpu_cannot_hold_the_judge_too(eight_gpus, monkeypatch):
     for name in ("gpus", "all_gpus"):
         monkeypatch.setattr(foundation.machine, name, lambda: [Gpu("NVIDIA H100", 80 * 10**9, 9.0, "580")])
     with pytest.raises(MachineError, match="the only GPU here trains; name a judge on another machine: JUDGE_URL="):
-        start.build(1, 1, None, 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
+        processes.training_command(1, 1, None, 1, [*RL_STEP2, "--judge_base_url", "http://127.0.0.1:9/v1"])
 
 
 def test_a_generation_server_must_answer_and_its_port_be_free(eight_gpus):
@@ -254,20 +258,22 @@ def test_a_generation_server_must_answer_and_its_port_be_free(eight_gpus):
         probe.bind(("", 0))
         rl += ["--vllm_group_port", str(probe.getsockname()[1])]
     with pytest.raises(MachineError, match=r"nothing answers at http://127.0.0.1:9/v1 .*make vllm-server"):
-        start.build(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", "http://127.0.0.1:9"])
+        processes.training_command(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", "http://127.0.0.1:9"])
     with listening(MODELS) as url, socket.socket() as taken:
-        start.build(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", url])
+        processes.training_command(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", url])
         taken.bind(("", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         with pytest.raises(MachineError, match=rf"port {port} \(vllm_group_port"):
-            start.build(4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", url, "--vllm_group_port", port])
+            processes.training_command(
+                4, 1, "fsdp2", 1, [*rl, "--vllm_server_base_url", url, "--vllm_group_port", port]
+            )
 
 
 def test_a_full_disk_is_one_line_before_training(eight_gpus, monkeypatch):
     monkeypatch.setattr(foundation.machine, "free_disk", lambda path: 30 * 2**30)
     with pytest.raises(MachineError, match=r"has 30\.0 GiB free, a checkpoint and the final model need"):
-        start.build(8, 1, "fsdp2", 1, SFT)
+        processes.training_command(8, 1, "fsdp2", 1, SFT)
 
 
 def test_the_command_line_ends_in_one_line(tmp_path):
@@ -275,7 +281,7 @@ def test_the_command_line_ends_in_one_line(tmp_path):
         [
             sys.executable,
             "-m",
-            "launch.start",
+            "launch.stage",
             "--gpus",
             "8",
             "--",
@@ -289,7 +295,7 @@ def test_the_command_line_ends_in_one_line(tmp_path):
         text=True,
     )
     assert run.returncode == 2
-    assert run.stderr.startswith("error: cannot read the recipe")
+    assert run.stderr.startswith("error: no recipe file")
     assert run.stderr.count("\n") == 1
 
 
@@ -343,6 +349,7 @@ def test_scripts_have_no_site_in_them():
 
 # One line a call: rank, address and port of the first process, then the words, quoted.
 NOTE = """#!/usr/bin/env bash
+[[ $2 != foundation.recipe_files ]] || exec {python} "$@"
 echo "$(printf '%q ' "$SLURM_PROCID" "$MASTER_ADDR" "$MASTER_PORT" "$@")" >> {folder}/called.log
 echo "$SRUN_CPUS_PER_TASK" >> {folder}/cpus.log
 """
@@ -357,9 +364,9 @@ PARSERS = {
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Slurm's programs, and a Python that only notes how it was called."""
+    """Slurm's programs, and a Python that only notes how it was called (but for reading a YAML file)."""
     make_cluster(tmp_path)
-    (tmp_path / "python_that_notes").write_text(NOTE.format(folder=tmp_path))
+    (tmp_path / "python_that_notes").write_text(NOTE.format(folder=tmp_path, python=sys.executable))
     (tmp_path / "python_that_notes").chmod(0o755)
     return tmp_path
 
