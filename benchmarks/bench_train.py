@@ -127,8 +127,8 @@ class Training:
     rollouts: list[int]
 
 
-def one_training(ours: bool, folder: Path, steps: int) -> Training:
-    """Train from the same seed, as the recipe does or by TRL alone."""
+def _settings(folder: Path, steps: int) -> tuple[Any, ...]:
+    """The demo's settings of step 1, as far as TRL alone can have them too."""
     given = {
         "model_name_or_path": folder / "base",
         "data_dir": folder,
@@ -145,9 +145,12 @@ def one_training(ours: bool, folder: Path, steps: int) -> Training:
     }
     recipe = Path(__file__).resolve().parent.parent / "recipes" / "demo" / "rl_step1.yaml"
     options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    data, reward, judge, stage, rollouts, watched, model, training = parse_recipe(
-        ARGUMENTS, ["--config", str(recipe), *options]
-    )
+    return parse_recipe(ARGUMENTS, ["--config", str(recipe), *options])
+
+
+def one_training(ours: bool, folder: Path, steps: int) -> Training:
+    """Train from the same seed, as the recipe does or by TRL alone."""
+    data, reward, judge, stage, rollouts, watched, model, training = _settings(folder, steps)
     set_global_batch(stage, training, rollouts)
     for monitor in MONITORS:  # all at work, none trips on an untrained model
         setattr(watched, monitor.limit, -math.inf if "_min_" in monitor.limit else math.inf)

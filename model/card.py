@@ -74,25 +74,11 @@ def card_text(folder: Path, fingerprint: str) -> str:
         for _, stage in reversed(stages)
         for name in stage.get("datasets", [])
     }
-    metadata = ModelCardData(
-        base_model=repository,
-        base_model_relation="finetune" if repository else None,
-        datasets=[name for name, _ in used] or None,
-        language="en",
-        library_name="transformers",
-        license="other",
-        license_name="that-of-the-base-model-and-of-the-data-sets",
-        pipeline_tag="image-text-to-text",
-        tags=["radiology", "chest-x-ray", "report-generation", "trl"],
-    )
     stage = folder.resolve().parent
     how = [f"{STAGE_NAMES.get(where.name, where.name)} on {', '.join(s['datasets'])}" for where, s in reversed(stages)]
-    shown = ["the current film"]
-    shown += ["indication and comparison"] if settings.get("context", True) else []
-    shown += ["the prior film and report, where there are both"] if settings.get("longitudinal", True) else []
     lines = [
         "---",
-        metadata.to_yaml(),
+        _metadata(repository, [name for name, _ in used]),
         "---",
         "",
         f"# {stage.parent.name} {stage.name}",
@@ -110,11 +96,7 @@ def card_text(folder: Path, fingerprint: str) -> str:
         "",
         "## Prompt",
         "",
-        f"`{{input}}` is {'; '.join(shown)}: the film's place, then ` Indication: … Comparison: …` (an absent one left out), "
-        "then ` Prior image: ` with its place and ` Prior report: …`. Films are grey, at most 512 pixels a side. Which sections "
-        "are written is chosen by the prompt:",
-        "",
-        *[f"- {' and '.join(sections)}: `{template}`" for sections, template in TEMPLATES.items()],
+        *_prompts(settings),
         "",
         "## Use",
         "",
@@ -132,6 +114,35 @@ def card_text(folder: Path, fingerprint: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _metadata(base: str | None, datasets: list[str]) -> str:
+    """The head of the card, which the hub reads: `base` is a model of the hub, or None."""
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        datasets=datasets or None,
+        language="en",
+        library_name="transformers",
+        license="other",
+        license_name="that-of-the-base-model-and-of-the-data-sets",
+        pipeline_tag="image-text-to-text",
+        tags=["radiology", "chest-x-ray", "report-generation", "trl"],
+    ).to_yaml()
+
+
+def _prompts(settings: dict[str, Any]) -> list[str]:
+    """What a prompt of these settings shows, and the template of each choice of sections."""
+    shown = ["the current film"]
+    shown += ["indication and comparison"] if settings.get("context", True) else []
+    shown += ["the prior film and report, where there are both"] if settings.get("longitudinal", True) else []
+    return [
+        f"`{{input}}` is {'; '.join(shown)}: the film's place, then ` Indication: … Comparison: …` (an absent one left out), "
+        "then ` Prior image: ` with its place and ` Prior report: …`. Films are grey, at most 512 pixels a side. Which sections "
+        "are written is chosen by the prompt:",
+        "",
+        *[f"- {' and '.join(sections)}: `{template}`" for sections, template in TEMPLATES.items()],
+    ]
 
 
 def example(code: str, folder: str) -> str:
