@@ -4,7 +4,7 @@
 
 (The guideline of its first round had the three without names; so may they be given.) The answer is the input with `model_prediction` added to each study. The model is the folder in the environment variable
 MODEL_DIR, or `checkpoint/` beside this file (as `python -m evaluation submission` packs it). SECTIONS=findings writes findings
-alone. A killed run goes on where it stopped.
+alone. A killed run resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ grpo_rows: the same with TRL's row for each rollout (share_prompts: false) and t
 sft_full: SFT of all weights of Qwen3-VL-2B, which one GPU holds (the recipe's other settings).
 generate: vLLM writes greedy reports for many studies at once, as evaluation does.
 
-Each part is a process of its own; one that fails is said so, and the others go on (exit status 1). Noise images of
+Each part is a process of its own; one that fails is reported, and the others continue (exit status 1). Noise images of
 512 × 512, every second study with a prior, reports of published lengths. Random weights end no report, so every report is
 cut at `--report_tokens`. Writes benchmarks/gpu.json: a list of entries, of which `make plan` takes its rates.
 """

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("\nstopped; run the same command again to go on where it stopped", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         return 143 if isinstance(error, Ended) else 130
     finally:
         if before is not None:

@@ -180,7 +180,7 @@ def parts_of(folder: Path) -> list[Path]:
 
 
 def begin(out: Path, whole: Path, made_from: Mapping[str, Any], force: bool) -> None:
-    """Make `out` ready: clear what was there under `force`; note what is being made, so that an interrupted run can go on."""
+    """Make `out` ready: clear what was there under `force`; note what is being made, so that an interrupted run can resume."""
     if force and out.exists():
         for part in parts_of(out):
             clear(part, out)
@@ -281,7 +281,7 @@ class Known:
 
 
 def append_images(file: IO[str], rows: Iterable[tuple[str, str, ImageRecord]]) -> None:
-    """Write what became of images (image, source, record) to a journal, for a run that goes on later."""
+    """Write what became of images (image, source, record) to a journal, for a run that resumes later."""
     for image, source, record in rows:
         values = {name: value for name, value in asdict(record).items() if value is not None}
         file.write(json.dumps({"image": image, "source": source, **values}) + "\n")

@@ -61,7 +61,7 @@ def prepare_images(
         workers: processes.
         progress: an object with `update(n)`, as tqdm's.
         known: what an earlier run recorded of an image; it is done where `images.is_done` says so.
-        note: called with what became of some images, so that an interrupted run can go on.
+        note: called with what became of some images, so that an interrupted run can resume.
 
     Returns:
         The images that failed: target → why.

@@ -92,7 +92,7 @@ def prepare(
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Prepare `source` into the folder `out`: tables, images, rejects, card. Interrupted, it goes on where it stopped.
+    """Prepare `source` into the folder `out`: tables, images, rejects, card. Interrupted, it resumes where it stopped.
 
     Args:
         workers: image processes.

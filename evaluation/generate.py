@@ -182,7 +182,7 @@ def _batch_size(settings: GenerationSettings, batch_size: int) -> int:
 def load_finished(
     out: Path, made_by: Mapping[str, Any], force: bool, replace_changed: bool = True
 ) -> dict[str, Any] | None:
-    """`generation.json` where the work is done; None where it is to do or to go on with.
+    """`generation.json` where the work is done; None where there is work left.
 
     Predictions of a model or of data that have changed since (same names, other contents) are made again; a folder that
     was merely moved is the same model.
@@ -371,7 +371,7 @@ def _in_processes(tasks: Sequence[Task], processes: int) -> None:
                 process.kill()
     if failed:
         raise EvaluationError(
-            f"{len(failed)} of {processes} processes failed (their messages are above); run the command again to go on"
+            f"{len(failed)} of {processes} processes failed (their messages are above); run the command again to resume"
         )
 
 

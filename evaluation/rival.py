@@ -90,7 +90,7 @@ def generate_by_server(
         partial = partial_path(out)
         if finished and not partial.is_file():
             raise EvaluationError(
-                f"{out} has {finished['failed_studies']} failed studies and no {partial.name}; --force asks anew"
+                f"{out} has {finished['failed_studies']} failed studies and no {partial.name}; --force asks again"
             )
         drop_cut_line(partial)
         reports = {line["study_id"]: line for line in read_lines(partial) if line.get("model_prediction")}
@@ -103,7 +103,7 @@ def generate_by_server(
         result = _finish(out, studies, reports, failed, made_by, server, time.monotonic() - started)
     if server.stopped:
         raise EvaluationError(
-            f"{own_words(EvaluationError(server.stopped))}; {len(reports)} reports are kept, the same command goes on"
+            f"{own_words(EvaluationError(server.stopped))}; {len(reports)} reports are kept, the same command resumes"
         )
     return result
 

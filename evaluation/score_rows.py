@@ -88,7 +88,7 @@ async def _score_chunks(
         chunk = todo[start : start + CHUNK]
         lines = await _score_chunk(chunk, scorers, truth)
         if scorers.judge is not None and scorers.judge.stopped:
-            raise EvaluationError(f"{scorers.judge.stopped}; run the same command again to go on")
+            raise EvaluationError(f"{scorers.judge.stopped}; run the same command again to resume")
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()

@@ -3,7 +3,7 @@
     python -m evaluation score --predictions P.json --data data/mimic --split test --out DIR --backend real
 
 Any model's file in ReXrank's form can be scored. Scoring goes chunk by chunk: memory does not grow with the number of
-studies, and a killed run goes on where it stopped.
+studies, and a killed run resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class _Cache:
                     if row["made_by"] == self.made_by and parse_label(row["label"]) == row["label"]:
                         self.labels[row["report_sha256"]] = row["label"]
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    continue  # a line that a kill or a disk has cut: its report is asked for again
+                    continue  # a line that a kill or a disk has cut: its report is requested again
 
     def __contains__(self, report: str) -> bool:
         return self._key(report) in self.labels

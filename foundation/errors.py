@@ -103,7 +103,7 @@ def run_command(main: Callable[[], None]) -> None:
         number = stopped[0] if stopped else signal.SIGINT
         if not os.environ.get(PART) and "TORCHELASTIC_RUN_ID" not in os.environ:
             name = signal.Signals(number).name
-            print(f"{name} received; the same command goes on from what is written", file=sys.stderr, flush=True)
+            print(f"{name} received; the same command resumes from what is written", file=sys.stderr, flush=True)
         raise SystemExit(128 + number) from None
     except (OneLineError, OSError) as error:
         # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.

@@ -127,7 +127,7 @@ def write_run(output_dir: Path, stage: str, seed: int | None, processes: int = 1
     Args:
         seed: of all that is drawn at random; None where nothing is.
 
-    To be called by the main process before long work, so that an interrupted run has it too. A run that goes on from
+    To be called by the main process before long work, so that an interrupted run has it too. A run that resumes from
     a checkpoint adds itself to `runs`.
     """
     output_dir.mkdir(parents=True, exist_ok=True)

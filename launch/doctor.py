@@ -2,7 +2,7 @@
 
     python -m launch.doctor [--recipe unirg_cxr] [--stage sft] [--gpus 8] [--json]
 
-Exit status: 0 the stage (without --stage: every stage, earlier stages' models left aside) can run here, 1 it cannot,
+Exit status: 0 the stage (without --stage: every stage, earlier stages' models ignored) can run here, 1 it cannot,
 2 the question was wrong. Nothing is changed and no report is sent anywhere. Standard library at the top: it also runs
 where nothing is installed yet.
 """

@@ -136,7 +136,7 @@ def wait_for_judge(judge: subprocess.Popen, url: str, log: Path) -> None:
         if judge.poll() is not None:
             last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")
             raise MachineError(
-                f"the judge ended before it answered ({last.strip()[:200] or 'no word of why'}); see {log}"
+                f"the judge ended before it answered ({last.strip()[:200] or 'no reason given'}); see {log}"
             )
         if answers(url):
             return

@@ -50,7 +50,7 @@ def modified(path: Path | None) -> int | None:
 
 
 def _earlier(path: Path) -> dict:
-    """What earlier stages noted; a damaged file is kept aside and begun anew: it says how long they took and no more."""
+    """What earlier stages noted; a damaged file is kept aside and started over: it says how long they took and no more."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def _earlier(path: Path) -> dict:
         return content
     kept = path.with_name(f"damaged-{path.name}")
     os.replace(path, kept)
-    print(f"   {path} was damaged; kept as {kept.name} and begun anew", file=sys.stderr)
+    print(f"   {path} was damaged; kept as {kept.name} and started over", file=sys.stderr)
     return {}
 
 

@@ -34,7 +34,7 @@ _WORDS = {True: "ok", False: "DIFFERS", None: "skipped"}
 def verify(subject: Subject, checks: Mapping[str, Check], about: Mapping[str, Any]) -> bool:
     """Run the checks in turn, print each line as it is there, and write the report after each check.
 
-    A check that cannot go on is a line that differs. Returns whether no line does.
+    A check that cannot continue is a line that differs. Returns whether no line does.
     """
     lines: list[Line] = []
     for name, check in checks.items():

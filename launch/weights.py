@@ -3,7 +3,7 @@
     python -m launch.weights [--out weights] [--only metrics] [--mirror https://hub.example.org]
 
 The folder's layout is in rewards/weights.py; the base model lies in `Qwen3-VL-8B-Instruct/` beside it, the judge in a
-folder by its name. Transfers are huggingface_hub's, into a `.part` beside each file, so that the next run goes on where one
+folder by its name. Transfers are huggingface_hub's, into a `.part` beside each file, so that the next run resumes where one
 was stopped. Each file's size and sha256 are checked against what the hub says and written to `weights.lock.json` with the
 repository's commit; later runs fetch that commit, and must find these sums.
 """

@@ -1,4 +1,4 @@
-"""Damage in a checkpoint's files: by headers and sizes before a model is loaded, by a manifest before training goes on."""
+"""Damage in a checkpoint's files: by headers and sizes before a model is loaded, by a manifest before training resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foundation.errors import RecipeError, read_json
 from foundation.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"  # of a checkpoint: its files, their bytes and sha256; written last
-# What a checkpoint holds for training to go on, by transformers, FSDP and DeepSpeed; the model is not among it.
+# What a checkpoint holds to resume training, by transformers, FSDP and DeepSpeed; the model is not among it.
 OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 OTHER_STATE = ("scheduler.pt", "scaler.pt", "rng_state*.pth", "latest", "zero_to_fp32.py", "*.rollouts")
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "model*.bin")
@@ -144,7 +144,7 @@ def checkpoint_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words that name the file; None where it is whole.
 
     Without a manifest (the run was killed while it was made, or is of before there were any) its files' own checks must
-    pass: a safetensors file's size, the checksums inside PyTorch's files, and nothing that training goes on from missing.
+    pass: a safetensors file's size, the checksums inside PyTorch's files, and nothing that training resumes from missing.
     """
     try:
         if (checkpoint / MANIFEST).is_file():

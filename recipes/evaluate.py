@@ -122,7 +122,7 @@ def described(settings: GenerationSettings) -> str:
 
 
 def available_split(data: Path, split: str, validation: str) -> str:
-    """`split`, or, for a data set that has no study in it (said aloud, and recorded with the scores), `validation`."""
+    """`split`, or, for a data set that has no study in it (announced, and recorded with the scores), `validation`."""
     path = data / f"{split}.parquet"
     try:
         empty = path.is_file() and pq.read_metadata(path).num_rows == 0

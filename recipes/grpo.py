@@ -101,7 +101,7 @@ def main() -> None:
         finish_stage(trainer, name, opened.settings, extra)
         if validation is not None and trainer.is_world_process_zero():
             for newest in saved_checkpoints(opened.output_dir)[-1:]:
-                trim_checkpoint(newest)  # nothing goes on from a finished stage
+                trim_checkpoint(newest)  # nothing resumes from a finished stage
         if opened.upload:
             opened.upload.push()
 
@@ -181,7 +181,7 @@ def judge_costs(composite: CompositeReward) -> list[Observer]:
 
 
 def judge_answers(settings: JudgeSettings) -> dict[str, Any]:
-    """What decides the judge's answers: a stage does not go on with another judge, whose reward would be another.
+    """What decides the judge's answers: a stage does not resume with another judge, whose reward would be another.
 
     Raises:
         JudgeError: judge_prompt_file cannot be read.

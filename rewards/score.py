@@ -152,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--labels", action="store_true", help="also F1 of CheXbert labels, in the summary")
     parser.add_argument("--radgraph-model", default="radgraph", help="radgraph (published numbers) or radgraph-xl")
-    parser.add_argument("--cache", type=Path, help="folder to keep the models' results in: an interrupted run goes on")
+    parser.add_argument("--cache", type=Path, help="folder to keep the models' results in: an interrupted run resumes")
     parser.add_argument(
         "--cache-megabytes",
         type=int,

@@ -221,7 +221,7 @@ class StageArguments:
     keep_optimizer_states: int | None = field(
         default=None,
         metadata={
-            "help": "Checkpoints, the newest, that keep what training goes on from; older ones keep their model alone. "
+            "help": "Checkpoints, the newest, that keep what training resumes from; older ones keep their model alone. "
             "Default: all."
         },
     )

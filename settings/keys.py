@@ -108,7 +108,7 @@ REFUSED = {
     "do_eval": _EVALUATED,
     "do_predict": _EVALUATED,
     # running
-    "resume_from_checkpoint": "a stage goes on from its newest checkpoint by itself; FORCE=1 starts again",
+    "resume_from_checkpoint": "a stage resumes from its newest checkpoint by itself; FORCE=1 starts again",
     "restore_callback_states_from_checkpoint": "a resumed stage restores what it needs by itself",
     "auto_find_batch_size": "the batch would no longer be global_batch_size; make plan says what fits",
     "enable_jit_checkpoint": "SIGTERM and SIGUSR1 save a checkpoint already",

@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: which one to go on from, their manifests, and what older ones keep."""
+"""Checkpoints of a stage: which one to resume from, their manifests, and what older ones keep."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from training.processes import in_first_process
 
 
 def start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
-    """The checkpoint to go on from, or None for a fresh start; says which, and notes the settings of the run.
+    """The checkpoint to resume from, or None for a fresh start; says which, and notes the settings of the run.
 
     Raises:
         RecipeError: what is in `output_dir` was begun with other settings, such as another model or other data.
@@ -63,14 +63,14 @@ def _start_or_resume(output_dir: Path, settings: dict[str, Any]) -> str | None:
         return None
     if not _optimizer_state(newest):
         raise RecipeError(
-            f"{newest} holds a model without optimiser state, so training cannot go on from it; FORCE=1 starts it again"
+            f"{newest} holds a model without optimiser state, so training cannot resume from it; FORCE=1 starts it again"
         )
     print(f"{output_dir}: going on from {newest.name}", flush=True)
     return str(newest)
 
 
 def newest_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint to go on from; newer ones that are not whole are said so and put out of the way.
+    """The checkpoint to resume from; newer ones that are not whole are said so and put out of the way.
 
     One whose writing was cut short is removed, one that was damaged later is kept as `damaged-checkpoint-<step>`.
     """
@@ -96,7 +96,7 @@ def _optimizer_state(checkpoint: Path) -> list[Path]:
 class RecordCheckpoints(TrainerCallback):
     """Gives each checkpoint its manifest, by which it counts as whole; then older ones keep their model alone.
 
-    The sums are made while training goes on. The newest `keep` stay as they are (None: all do): a run goes on from the newest.
+    The sums are made while training continues. The newest `keep` stay as they are (None: all do): a run resumes from the newest.
     An 8 B model's checkpoint is 130 GB with its optimiser state and 18 GB without.
     """
 
@@ -147,7 +147,7 @@ class RecordCheckpoints(TrainerCallback):
 def trim_checkpoint(checkpoint: Path) -> None:
     """Remove what only training needs from a checkpoint that has its whole model as safetensors beside it.
 
-    The optimiser state goes first and at once, so that a checkpoint half trimmed is never taken for one to go on from.
+    The optimiser state goes first and at once, so that a checkpoint half trimmed is never taken for one to resume from.
     """
     if not any(checkpoint.glob("*.safetensors")):
         return

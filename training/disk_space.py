@@ -55,7 +55,7 @@ def require_room(output_dir: str, what: str, needed: int) -> None:
         free = int(least)
     if free < needed * MARGIN:
         last = get_last_checkpoint(output_dir)
-        after = f"goes on from {Path(last).name}" if last else "starts anew"
+        after = f"resumes from {Path(last).name}" if last else "starts over"
         raise RecipeError(
             f"{output_dir}: {format_bytes(free)} free, {what} needs about {format_bytes(needed)}; nothing of it was written. "
             f"Make room and run the same command again: it {after}"

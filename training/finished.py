@@ -47,7 +47,7 @@ _IRRELEVANT = (
     "rollouts_logged",
     "monitor_",
 )
-# Settings of the machine: a stage is the same, finished or to go on with, where only these differ. Of the batch its
+# Settings of the machine: a stage is the same, finished or to resume, where only these differ. Of the batch its
 # products are compared (`_batch_products`), not the factors.
 OF_THE_MACHINE = (
     "per_device_",
@@ -73,7 +73,7 @@ OF_THE_MACHINE = (
     "accelerator_config",
     "ddp_",
 )
-OF_THE_LENGTH = ("max_steps",)  # a run that was interrupted may go on for longer; a finished one has its length
+OF_THE_LENGTH = ("max_steps",)  # a run that was interrupted may train for longer; a finished one has its length
 # What a stage writes in its folder, result.json first: all that FORCE=1 removes.
 _OWN = (
     "result.json",

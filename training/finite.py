@@ -1,6 +1,6 @@
 """Numbers that are none: a loss, gradient or weight that is infinite or NaN stops a stage where it occurs.
 
-transformers replaces NaN in its logs by zero and goes on to the end; what it then calls a model holds no number. Here the
+transformers replaces NaN in its logs by zero and runs to the end; what it then calls a model holds no number. Here the
 step is named, the update is not made, and the last good checkpoint stays.
 """
 

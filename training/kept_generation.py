@@ -1,6 +1,6 @@
 """A generation kept with a checkpoint that lies inside it: rollouts, old log-probabilities and scores, without films.
 
-With several updates a generation, a run that goes on from between them would otherwise make, judge and pay for the rollouts
+With several updates a generation, a run that resumes from between them would otherwise make, judge and pay for the rollouts
 again, by a newer policy. Films are read again from the studies' rows.
 """
 

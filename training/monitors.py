@@ -295,7 +295,7 @@ class RolloutMonitors(TrainerCallback):
         self._stopped(state, key, value, limit, f"{what} is {value:.4g}, beyond {key} {limit:g}; {mend}")
 
     def _stopped(self, state: TrainerState, key: str, value: float, limit: float, reason: str) -> None:
-        saved = f"checkpoint-{state.global_step} is saved, and the same command goes on from there"
+        saved = f"checkpoint-{state.global_step} is saved, and the same command resumes from there"
         self.tripped = f"stopped at step {state.global_step}: {reason}; {saved}"
         self._write_stopped(state, key, value, limit)
 
@@ -331,7 +331,7 @@ class RolloutMonitors(TrainerCallback):
         self.tripped = (
             f"stopped at step {state.global_step}: {monitor.what} is {value:.4g}, {side} {monitor.limit} {limit:g}; "
             f"see {shown}; {kept}: mend the cause, or set {monitor.limit} to null or another limit, and the same command "
-            f"{'goes on from there' if state.global_step else 'starts anew'}"
+            f"{'resumes from there' if state.global_step else 'starts over'}"
         )
         if state.is_world_process_zero and self.latest is not None:
             rows = self._flipped() if name == "negation_flips" else monitor.shows(self.latest)

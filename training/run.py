@@ -31,7 +31,7 @@ def run_training(
     """`trainer.train`, with readable progress, from `checkpoint` if there is one; saves first when told to stop.
 
     Args:
-        keep_optimizer_states: how many of the newest checkpoints training could go on from; None for all.
+        keep_optimizer_states: how many of the newest checkpoints training could resume from; None for all.
         callbacks: called after those that every stage has.
 
     Raises:
@@ -52,7 +52,7 @@ def run_training(
     step = trainer.state.global_step
     if on_signal.received and step < trainer.state.max_steps:
         name = signal.Signals(on_signal.received).name
-        announce(f"{stage}: {name} received; checkpoint-{step} saved; the same command goes on from there")
+        announce(f"{stage}: {name} received; checkpoint-{step} saved; the same command resumes from there")
         leave_together()
         raise SystemExit(128 + on_signal.received)
 

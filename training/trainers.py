@@ -248,7 +248,7 @@ class RolloutTrainer(_Resumable, _TokenMeans, TimedParts, SharedPrompts):
         generation_checks: called with the trainer once a generation is scored, before an update uses it.
     """
 
-    _resumed_from: str | None = None  # the checkpoint that this run goes on from
+    _resumed_from: str | None = None  # the checkpoint that this run resumes from
     _buffered_inputs: list[dict[str, Any]] | None = None  # micro-batches of the generation in use
 
     def __init__(self, *others: Any, args: GRPOConfig, **kwargs: Any) -> None:

@@ -111,7 +111,7 @@ class Rating(Protocol):
 class RateCheckpoints(TrainerCallback):
     """Rates each checkpoint once it is saved. To be added before the run starts, in all processes.
 
-    A run that was killed or told to stop before its newest checkpoint was rated does it when it goes on from there.
+    A run that was killed or told to stop before its newest checkpoint was rated does it when it resumes from there.
     """
 
     def __init__(self, trainer: RolloutTrainer, validation: Validation, rating: Rating) -> None:
@@ -132,7 +132,7 @@ class RateCheckpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_training_stop and state.global_step < state.max_steps:
-            return  # told to stop, soon perhaps by force: rated when the run goes on
+            return  # told to stop, soon perhaps by force: rated when the run resumes
         self._rate(state.global_step)
 
     def _records(self) -> list[dict[str, Any]]:

@@ -285,7 +285,7 @@ def add_validation(
     plan.gpu_hours += wall / 3600 * (processes + plan.server_gpus + plan.judge_gpus)
     plan.notes.append(
         f"validation: {plan.saves} × {each:,} greedy reports while training, {hours(wall / 3600)}; afterwards, on one GPU, it "
-        f"would be {hours((wall * processes + loading) / 3600)}, each model loaded anew"
+        f"would be {hours((wall * processes + loading) / 3600)}, each model loaded again"
     )
 
 

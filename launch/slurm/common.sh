@@ -55,7 +55,7 @@ set_master() {
 
 # Run a step so that a preemption costs one optimiser step: Slurm's warning (SIGUSR1, or SIGTERM) reaches the training
 # processes, which save a checkpoint and stop with 128 + the signal; the job then goes back to the queue, and the same
-# command goes on from the checkpoint. A step that was ended so by Slurm itself is one too; not that of a cancelled job.
+# command resumes from the checkpoint. A step that was ended so by Slurm itself is one too; not that of a cancelled job.
 run_and_requeue() {
   local status=0 warned=0 step state
   "$@" & step=$!
@@ -69,9 +69,9 @@ run_and_requeue() {
   state=$(scontrol show job "${SLURM_JOB_ID:?}" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1)
   case ${state:-RUNNING} in
     RUNNING | PREEMPTED | SUSPENDED) ;;
-    *) echo "job $SLURM_JOB_ID is $state, and not requeued; submitted again, it goes on from its checkpoint"; return "$status" ;;
+    *) echo "job $SLURM_JOB_ID is $state, and not requeued; submitted again, it resumes from its checkpoint"; return "$status" ;;
   esac
   echo "requeueing job $SLURM_JOB_ID"
-  scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be requeued; submit it again, it goes on from its checkpoint"
+  scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be requeued; submit it again, it resumes from its checkpoint"
   exit 0
 }

@@ -53,11 +53,11 @@ def _sft(subject: Subject, folder: Path) -> Iterator[Line]:
 
 
 def resumed_line(whole: Done, resumed: Done, was_killed: bool, on_gpu: bool) -> Line:
-    """A run that was killed after its first update, and went on, against one that nothing stopped."""
+    """A run that was killed after its first update and resumed, against one that nothing stopped."""
     check = "sft: kill -9 after the first update, then the same command"
     if resumed.error or not was_killed:
         why = resumed.error or "the run had finished before it could be killed"
-        return Line(check, "it goes on and ends", why, False)
+        return Line(check, "it resumes and ends", why, False)
     same = resumed.result["final_sha256"] == whole.result["final_sha256"]
     losses = [update["loss"] for update in resumed.updates], [update["loss"] for update in whole.updates]
     close = len(losses[0]) == len(losses[1]) and _worst(resumed, whole, ("loss",))[0] < CLOSE["bfloat16"]

@@ -60,7 +60,7 @@ class JudgeCache:
     The file is opened, and made, at the first use. Every method raises `JudgeError` if it cannot be, or cannot be used.
 
     Attributes:
-        damaged: rows that were read and are no judgement; they count as absent, and are asked for again.
+        damaged: rows that were read and are no judgement; they count as absent, and are requested again.
     """
 
     file_name = FILE_NAME
@@ -96,7 +96,7 @@ class JudgeCache:
                     except (ValueError, TypeError, RecursionError):
                         self.damaged += 1
         if self.damaged > before:
-            log.warning("%s: %d damaged answers are asked for again", self.path, self.damaged - before)
+            log.warning("%s: %d damaged answers are requested again", self.path, self.damaged - before)
         return found
 
     def put(

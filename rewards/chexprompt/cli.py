@@ -140,7 +140,7 @@ def command(function: Callable[[argparse.Namespace], None]) -> Callable[[argpars
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
+            print("interrupted; run the same command again to resume", file=sys.stderr)
             sys.exit(130)
 
     return run

@@ -1,7 +1,7 @@
 """One request at a time to an OpenAI-compatible endpoint, many at once: bounded, rate-limited, budgeted, and honest.
 
 `ChatClient.complete` makes a single attempt and either returns the answer or raises `CallError` with a cause. Whether
-to ask again is the caller's decision, since a malformed answer is asked for again just like a failed request.
+to ask again is the caller's decision, since a malformed answer is requested again just like a failed request.
 """
 
 from __future__ import annotations

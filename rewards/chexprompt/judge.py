@@ -408,5 +408,5 @@ class Judge:
             calls.QUOTA: f"the account at {self.base_url} has no quota or credit left; add some, or ask another judge; answers "
             "so far are in the cache",
             calls.BUDGET: f"the judge's budget is reached ({self.spending}); raise judge_budget_calls, judge_budget_tokens "
-            "or judge_budget_dollars to go on; answers so far are in the cache",
+            "or judge_budget_dollars to continue; answers so far are in the cache",
         }.get(cause, f"the judge at {self.base_url} cannot be asked: {cause}")

@@ -46,7 +46,7 @@ class JudgeSettings:
     judge_concurrency: int = _key(64, "Requests in flight at most.")
     judge_timeout: float = _key(60.0, "Seconds for one request.")
     judge_batch_timeout: float | None = _key(900.0, "Seconds for one batch of pairs, retries included; null for none.")
-    judge_max_retries: int = _key(5, "How often a failed or malformed answer is asked for again.")
+    judge_max_retries: int = _key(5, "How often a failed or malformed answer is requested again.")
     judge_backoff: float = _key(0.5, "Seconds before the first retry; doubled each time up to 30, with jitter.")
     judge_requests_per_minute: float | None = _key(None, "Limit on requests a minute; null for none.")
     judge_tokens_per_minute: float | None = _key(None, "Limit on tokens a minute, in and out; null for none.")

@@ -107,7 +107,7 @@ def test_a_command_says_one_line_when_it_is_stopped() -> None:
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
         assert process.returncode == 128 + number
-        assert said == f"{signal.Signals(number).name} received; the same command goes on from what is written\n"
+        assert said == f"{signal.Signals(number).name} received; the same command resumes from what is written\n"
 
 
 def test_what_a_dead_process_does_to_the_others_is_one_line_and_other_errors_keep_their_trace() -> None:

@@ -169,7 +169,7 @@ def test_an_interruption_is_one_line_and_keeps_what_was_paid_for(server, tmp_pat
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert stderr.strip().splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert stderr.strip().splitlines()[-1] == "interrupted; run the same command again to resume"
     assert not (tmp_path / "out.jsonl").exists()
     assert sum(row["answers"] for row in cache_stats(tmp_path / "cache" / FILE_NAME)) >= 22
 

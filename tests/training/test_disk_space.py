@@ -45,7 +45,7 @@ def test_training_stops_before_a_checkpoint_that_would_not_fit(
     assert 1 <= len(saved) < SFT["max_steps"]
     assert all((folder / "trainer_state.json").is_file() for folder in saved), "none is half written"
     assert f"checkpoint-{len(saved) + 1} needs about" in errors[0]
-    assert f"goes on from checkpoint-{len(saved)}" in errors[0]
+    assert f"resumes from checkpoint-{len(saved)}" in errors[0]
     assert not (out / "final").exists()
 
     subprocess.run(["mount", "-o", "remount,size=2g", str(small_disk)], check=True)
@@ -62,7 +62,7 @@ def test_the_limit_is_what_is_needed_and_a_little_more(tmp_path: Path, monkeypat
         if enough:
             require_room(str(tmp_path), "checkpoint-5", 100 * MIB)
         else:
-            with pytest.raises(RecipeError, match=r"105 MiB free, checkpoint-5 needs about 100 MiB.*starts anew"):
+            with pytest.raises(RecipeError, match=r"105 MiB free, checkpoint-5 needs about 100 MiB.*starts over"):
                 require_room(str(tmp_path), "checkpoint-5", 100 * MIB)
 
 

@@ -45,7 +45,7 @@ def test_a_run_whose_reports_do_not_depend_on_the_film_stops(tiny_base: Path, ph
     assert (out / "checkpoint-2").is_dir()
     train(
         out, tiny_base, phantom_data, monitor_min_film_effect=-1, max_steps=3
-    )  # it goes on from there, by another limit
+    )  # it resumes from there, by another limit
     assert [record["step"] for record in json.loads((out / FILE).read_text())["saves"]] == [1, 2, 3]
     history = json.loads((out / "log_history.json").read_text())
     assert 3 in {entry["step"] for entry in history if "monitor/film_effect" in entry}

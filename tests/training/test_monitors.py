@@ -289,7 +289,7 @@ def test_rollouts_of_another_policy_are_not_learned_from(
     checkpoints = sorted(path.name for path in out.glob("checkpoint-*"))
     if wrong == 1:
         assert "nothing was learned from them" in str(told.value)
-        assert "starts anew" in str(told.value)
+        assert "starts over" in str(told.value)
         assert checkpoints == []
         return
     assert "checkpoint-2 is saved" in str(told.value)

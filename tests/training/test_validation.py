@@ -73,7 +73,7 @@ def test_each_checkpoint_is_rated_and_the_best_and_the_newest_stay(stage):
     best = min(means, key=means.get)
     assert {path.name for path in stage.glob("checkpoint-*")} == {f"checkpoint-{best}", "checkpoint-3"}
     assert not list(stage.glob(".removed-*"))
-    assert not list(stage.glob("checkpoint-*/optimizer*"))  # nothing goes on from a finished stage
+    assert not list(stage.glob("checkpoint-*/optimizer*"))  # nothing resumes from a finished stage
 
 
 def test_reports_are_those_of_the_saved_model(stage, phantom_data):
