@@ -11,7 +11,8 @@ import random
 import re
 from collections.abc import Callable
 
-from rewards.offline.graph import PRESENT, report_findings
+from rewards.offline.graph import report_findings
+from rewards.offline.phrases import PRESENT
 
 # A sentence with its white space behind it; a number's own point ends none.
 _SENTENCE = re.compile(r"[^.!?]*(?:\.(?=\d)[^.!?]*)*[.!?]+\s*|[^.!?]+$")

@@ -64,7 +64,8 @@ class _OfflineBackend:
         from rewards.offline.labeler import label_reports
         from rewards.weights import source_fingerprint
 
-        rules = source_fingerprint("rewards.offline.lexicon", "rewards.offline.graph", "rewards.offline.labeler")
+        parts = ("lexicon", "phrases", "graph", "labeler")
+        rules = source_fingerprint(*(f"rewards.offline.{part}" for part in parts))
         return Labeler("chexbert[offline-rules]", "offline-rules", rules, label_reports)
 
 

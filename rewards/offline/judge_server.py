@@ -29,8 +29,9 @@ from foundation.governance import JudgeError
 from rewards.chexprompt.judgement import ERROR_TYPES, Judgement
 from rewards.chexprompt.parse import MAX_COUNT
 from rewards.chexprompt.rubric import FORMATTERS, read_pair_line
-from rewards.offline.graph import ABSENT, report_findings
+from rewards.offline.graph import report_findings
 from rewards.offline.llm_answers import llm_metric_answer
+from rewards.offline.phrases import ABSENT
 
 MODEL = "offline-rules-judge"
 LONGEST_REQUEST = 4_000_000  # bytes
@@ -183,7 +184,7 @@ def _compare_mention(ours: Mention, theirs: Mention, errors: _Count) -> None:
 def rules_version() -> str:
     """Hash of the rules behind the answers: changes whenever an answer may."""
     folder = Path(__file__).parent
-    sources = [folder / name for name in ("judge_server.py", "llm_answers.py", "graph.py", "lexicon.py")]
+    sources = [folder / name for name in ("judge_server.py", "llm_answers.py", "graph.py", "phrases.py", "lexicon.py")]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 

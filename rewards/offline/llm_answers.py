@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 
 from rewards.chexprompt.judgement import Judgement
-from rewards.offline.graph import ABSENT, report_findings
+from rewards.offline.graph import report_findings
+from rewards.offline.phrases import ABSENT
 
 _GREEN = re.compile(r"Reference Report:\s*(.*?)\s*\n\s*\d+\. Candidate Report:\s*(.*?)\s*\n\s*\d+\. ", re.DOTALL)
 _CRIMSON = re.compile(
