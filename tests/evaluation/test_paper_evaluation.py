@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import material
 import pyarrow.parquet as pq
 import pytest
+from stage_runs import run_stage
 
 from data_prep.__main__ import main as data_prep
 from evaluation import generate as generate_module
@@ -77,12 +77,7 @@ def test_make_eval_tests_what_the_paper_tests(data: Path, tiny_base: Path, tmp_p
     line = subprocess.run(command, cwd=REPOSITORY, env=untouched, capture_output=True, text=True, check=True).stdout
     line = line.replace("\\\n", " ")[line.index("recipes.evaluate") :].split()[1:]
     line[line.index("--run") + 1] = str(run)
-    done = subprocess.run(
-        [sys.executable, "-m", "recipes.evaluate", *line, "--max_new_tokens", "8", "--batch_size", "16"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
+    done = run_stage("recipes.evaluate", *line, "--max_new_tokens", "8", "--batch_size", "16")
     assert done.returncode == 0, done.stderr[-2000:]
     shown = {}
     for folder, (sections, longitudinal) in EVALUATIONS.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import material
 import pytest
 from PIL import Image
+from stage_runs import run_stage
 
 from data_prep.__main__ import main as data_prep
 from evaluation.generate import Task, generate
@@ -55,10 +54,10 @@ def test_each_checkpoint_says_what_it_was_trained_on_and_is_shown_nothing_else(
     data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "sft"
-    command = [sys.executable, "-m", "recipes.sft", "--config", "recipes/demo/sft.yaml", "--data_dir", str(data)]
+    command = ["recipes.sft", "--config", "recipes/demo/sft.yaml", "--data_dir", str(data)]
     command += ["--datasets", "mimic", "--dataset_weights", "1", "--model_name_or_path", str(tiny_base)]
     command += ["--output_dir", str(run), "--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    done = run_stage(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert form_of_model(run / "checkpoint-1") == form_of_model(run / "final") == SQUARE
     assert json.loads((run / "result.json").read_text())["settings"]["films"] == {"mode": "stretch", "size": 96}

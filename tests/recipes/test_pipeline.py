@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from stage_runs import MODULES, run_stage
 
 from data_prep.study import read_studies, study_table, write_studies
 
@@ -28,6 +29,8 @@ judge_model: offline-rules-judge
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m …` as a user would, from the repository."""
+    if arguments[0] in MODULES:
+        return run_stage(*arguments)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300

@@ -132,7 +132,7 @@ def row(**changes) -> str:
         (row(), ["--judge-base-url", "offline", "--judge-concurrency", "0"], "judge_concurrency"),
         (row(), ["--judge-base-url", "offline", "--judge-prompt-file", "none.txt"], "none.txt"),
         (row(), ["--judge-base-url", "offline", "--out", "pairs.jsonl"], "another file than the pairs"),
-        (row(), ["--config", "none.yaml"], "none.yaml cannot be read"),
+        (row(), ["--config", "none.yaml"], "no recipe file none.yaml"),
         (row(), ["--judge-base-url", "offline", "--judge-extra-body", "{"], "judge_extra_body"),
     ],
 )

@@ -7,10 +7,10 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from stage_runs import run_stage
 from trl import GRPOConfig, ModelConfig, SFTConfig
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
@@ -191,7 +191,7 @@ def test_user_mistakes_at_the_command_line_are_one_line_and_status_2(tiny_base, 
     if "--data_dir" in command:
         command += ["--model_name_or_path", str(tiny_base)]
     command += ["--output_dir", str(tmp_path / "out")]
-    run = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)
+    run = run_stage(*command)
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr
     assert message in run.stderr.strip().splitlines()[-1]

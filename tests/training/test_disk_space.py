@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stage_runs import run_stage
 from transformers import TrainingArguments
 
 from foundation.errors import RecipeError
-from tests.training.test_resume import SFT, command, start
+from tests.training.test_resume import SFT, command, finish
 from training.disk_space import checkpoint_bytes, folder_bytes, model_bytes, require_room
 
 MIB = 2**20
@@ -35,9 +36,9 @@ def test_training_stops_before_a_checkpoint_that_would_not_fit(
     out = small_disk / "sft"
     arguments = command("recipes.sft", "sft", out, tiny_base, phantom_data, **{**SFT, "save_steps": 1})
     arguments = [*arguments, "--keep_optimizer_states", "20"]
-    process = start(arguments)
-    output, _ = process.communicate()
-    assert process.returncode == 2, output
+    done = run_stage(*arguments[2:])
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "Traceback" not in output
@@ -49,9 +50,7 @@ def test_training_stops_before_a_checkpoint_that_would_not_fit(
     assert not (out / "final").exists()
 
     subprocess.run(["mount", "-o", "remount,size=2g", str(small_disk)], check=True)
-    process = start(arguments)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    output = finish(arguments)
     assert f"going on from checkpoint-{len(saved)}" in output
     assert (out / "result.json").is_file()
 

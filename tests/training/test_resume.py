@@ -21,6 +21,7 @@ import pytest
 import torch
 from rl_runs import REPOSITORY, SMALL, Run, grpo_run, options
 from safetensors.torch import load_file, save_file
+from stage_runs import MODULES, run_stage
 from transformers import Trainer, TrainerState
 from transformers.training_args import ParallelMode
 
@@ -65,6 +66,11 @@ def start(arguments: list[str]) -> subprocess.Popen:
 
 
 def finish(arguments: list[str]) -> str:
+    """Run to the end a `command`, or another that a test gives."""
+    if arguments[1:2] == ["-m"] and arguments[2] in MODULES:
+        done = run_stage(*arguments[2:])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
     process = start(arguments)
     output, _ = process.communicate()
     assert process.returncode == 0, output
