@@ -3,7 +3,7 @@
     python -m launch.judged [--gpus 8] [--log outputs/unirg_cxr/judge.log] -- python -m launch.stage … -- -m recipes.grpo …
 
 TRL scores a generation before it trains on it, so judge and trainer wait for each other wherever the judge is; on GPUs of its own
-either would stand idle. Beside training it has a part of each GPU's memory (launch/planning/judge.py), and all of them compute
+either would stand idle. Beside training it has a part of each GPU's memory (launch/planning/judge_copies.py), and all of them compute
 for whoever is at work. Where a judge already answers at judge_base_url, or it is another machine's, nothing is started.
 
 Whatever ends this process, kill -9 included, ends judge and training: a guard holds a pipe from it, and ends the judge's whole
@@ -31,7 +31,7 @@ from foundation.masking import mask
 from foundation.stage_command import settings_of
 from launch.judges import judge_kind
 from launch.planning.assumed import Assumptions
-from launch.planning.judge import SHARE_BESIDE, copies, kind_of_judge
+from launch.planning.judge_copies import SHARE_BESIDE, copies, kind_of_judge
 from launch.processes import judge_place, judge_url
 
 SERVER = Path(__file__).resolve().parent / "judge_server.sh"

@@ -6,31 +6,16 @@ import math
 from typing import Any
 
 from foundation.governance import host_of, is_loopback
-from launch.judges import ANSWER_TOKENS, BLOCK_TOKENS, FRAME_TOKENS, RUBRIC_TOKENS, JudgeKind, judge_kind
-from launch.planning.assumed import Assumptions, Target
+from launch.judges import ANSWER_TOKENS, BLOCK_TOKENS, FRAME_TOKENS, RUBRIC_TOKENS, JudgeKind
+from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
+from launch.planning.judge_copies import SHARE_BESIDE, copies, kind_of_judge
 from launch.planning.recipe import Sizes
 from launch.planning.text import hours
 from model.memory import serving_memory
 
 JUDGE_MARGIN = 1.5  # of the judge's limits over its planned time
 JUDGE_SHARE = 0.92  # of GPUs of its own that the judge's server takes (launch/judge_server.sh)
-# Of each GPU that also trains: the judge waits while the policy trains and the other way round, and both keep their memory.
-SHARE_BESIDE = 0.15
-
-
-def kind_of_judge(name: str, assume: Assumptions) -> JudgeKind:
-    """The judge's sizes: as launch.judges lists them, else a dense model of the assumed ones."""
-    known = judge_kind(name)
-    return known or JudgeKind(assume.judge_parameters, assume.judge_parameters, assume.judge_cache_bytes)
-
-
-def copies(kind: JudgeKind, gpus: int, memory: float) -> tuple[int, int]:
-    """GPUs that one copy of a judge takes where it has `memory` bytes of each, and how many copies `gpus` hold."""
-    least = next(
-        n for n in (2**power for power in range(20)) if serving_memory(kind.parameters, memory, n)["cache"] > 0
-    )
-    return least, gpus // least
 
 
 def add_judge(plan: StagePlan, size: Sizes, settings: Any, target: Target, processes: int = 1) -> None:
