@@ -55,6 +55,12 @@ def ids_fingerprint(study_ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(study_ids))).encode()).hexdigest()
 
 
+def references_fingerprint(references: Mapping[str, str]) -> str:
+    """SHA-256 of study ids with their references, whatever their order."""
+    lines = sorted(f"{study_id}\0{reference}" for study_id, reference in references.items())
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class StudyError(OneLineError):
     """A study table, or a file that should be one, is not what the schema says. The message says which and how to mend it."""
 

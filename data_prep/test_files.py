@@ -8,7 +8,7 @@ import pandas as pd
 
 from data_prep.rejects import NO_IMAGE, reject_frame
 from data_prep.source import Found, Options, found_frame
-from data_prep.sources.rexrank import notes_on, read_test_files, recorded
+from data_prep.sources.rexrank import notes_on, read_test_files, recorded, sections_of
 from data_prep.study import TEST_REST
 
 # ReXrank has a test file for each of these; without it `test` is the source's own, which no board is of.
@@ -26,7 +26,7 @@ def use_test_files(found: Found, options: Options) -> Found:
     """
     listed = read_test_files(options.rexrank, options.dataset)
     ids = [row["study_id"] for row in listed]
-    record = recorded(options.dataset, ids)
+    record = recorded(options.dataset, sections_of(listed))
     if options.sample:
         listed = listed[:: max(1, len(listed) // options.sample)]
     rows = [row for row in listed if row["image_source"]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,19 +46,22 @@ def test_file_of(data: Path) -> dict[str, Any] | None:
         return None
 
 
-def test_file_of_references(study_ids: Collection[str]) -> dict[str, Any] | None:
+def test_file_of_references(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The same of a file of references: ReXrank's, where its keys and their number are those of one of the boards."""
-    dataset = next((name for pattern, name, _ in KEYS if re.fullmatch(pattern, next(iter(study_ids)))), None)
-    if len(study_ids) not in {row["studies"] for row in read_published() if row["dataset"] == dataset}:
+    dataset = next((name for pattern, name, _ in KEYS if re.fullmatch(pattern, next(iter(entries)))), None)
+    if len(entries) not in {row["studies"] for row in read_published() if row["dataset"] == dataset}:
         return None
-    return recorded(dataset, study_ids)
+    return recorded(
+        dataset, {key: (e.get("section_findings"), e.get("section_impression")) for key, e in entries.items()}
+    )
 
 
 def comparable(result: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Published rows that a scores.json may stand beside, and why there are none where there are none.
 
     The same kind means: references in the form of ReXrank's script (`references.unlike_the_board`), the table's own data
-    set, exactly the studies of ReXrank's test file (by the fingerprint of their ids), the sections of one of ReXrank's
+    set, exactly the studies of ReXrank's test file (by the fingerprint of their ids) and the references that its script makes
+    of them (by their own), the sections of one of ReXrank's
     boards, no priors shown (ReXrank's setup has none) and real backends. A folder's name decides nothing.
     """
     made_by = result["made_by"]
@@ -84,6 +87,12 @@ def comparable(result: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
         return [], "not ReXrank's test: the data was prepared without ReXrank's test file (--rexrank)"
     if listed["study_ids_sha256"] != result["study_ids_sha256"]:
         return [], f"ReXrank's test file lists {listed['studies']:,} studies; these scores are of {result['studies']:,}"
+    wanted = listed.get("references_sha256", {}).get(made_by["sections"])
+    if wanted and wanted != made_by["reference_form"]["sha256"]:
+        return (
+            [],
+            "these references are not, to the byte, those of ReXrank's test file; prepare the data again with --rexrank",
+        )
     if made_by.get("longitudinal"):
         return [], "the model was shown prior studies, which ReXrank's setup has not; see the evaluation without priors"
     return boards, ""
@@ -102,8 +111,15 @@ def not_rexranks_test(result: Mapping[str, Any]) -> bool:
 
 def caution(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """What to say beside published rows where the file that was given is not the board's in full; else empty."""
-    if not rows or result["studies"] == rows[0]["studies"]:
+    if not rows:
         return ""
+    if result["studies"] == rows[0]["studies"]:
+        if "references_sha256" in (result["made_by"].get("test_file") or {}):
+            return ""
+        return (
+            "The data was prepared by an earlier version: its references are in ReXrank's form, and were not compared with "
+            "those of its test file; prepare it again to have them compared."
+        )
     return (
         f"Not the same test: the ReXrank file that was given lists {result['studies']:,} studies, the board's "
         f"{rows[0]['studies']:,}."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_prep.study import references_fingerprint
 from evaluation.predictions import ReferenceForm, reference_text
 from rewards.bleu import bleu2
 
@@ -15,7 +15,6 @@ OTHERS = (ReferenceForm(), ReferenceForm(text="single_spaced"), ReferenceForm(mi
 def described(rows: Sequence[Mapping[str, Any]], sections: str, form: ReferenceForm) -> dict[str, Any]:
     """The form of the references of paired rows (`predictions.pair`), their fingerprint, and for each of OTHERS how many
     references it changes and the mean BLEU-2 of the same candidates (exact, and the metric that it changes most)."""
-    lines = sorted(f"{row['study_id']}\0{row['reference']}" for row in rows)
     others = []
     for other in OTHERS:
         texts = [reference_text(row, sections, other) or "" for row in rows]
@@ -26,7 +25,11 @@ def described(rows: Sequence[Mapping[str, Any]], sections: str, form: ReferenceF
                 "bleu2": sum(bleu2(row["candidate"], text) for text, row in zip(texts, rows, strict=True)) / len(rows),
             }
         )
-    return {**vars(form), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(), "others": others}
+    return {
+        **vars(form),
+        "sha256": references_fingerprint({row["study_id"]: row["reference"] for row in rows}),
+        "others": others,
+    }
 
 
 def unlike_the_board(made_by: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ split (those of a validation file into validation), with ReXrank's own key image
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from data_prep.demographics import age_of, race
 from data_prep.rejects import NO_IMAGE, reject_frame
 from data_prep.sections import RAW
 from data_prep.source import Found, Options, blank_to_none, found_frame, read_json, require_keys
-from data_prep.study import ids_fingerprint
+from data_prep.study import ids_fingerprint, references_fingerprint
 from data_prep.tables import SourceError
 from data_prep.texts import Texts
 
@@ -88,7 +88,7 @@ def read(root: Path, options: Options) -> Found:
     if len(rows) < len(listed):
         found.rejects = reject_frame(pd.DataFrame([row for row in listed if not row["image_source"]]), NO_IMAGE)
     if not any(row["split"] == "validation" for row in listed):
-        found.test_file = recorded(dataset, studies)
+        found.test_file = recorded(dataset, sections_of(listed))
     return found
 
 
@@ -121,6 +121,11 @@ def study_row(study_id: str, study: Mapping[str, Any], dataset: str, split: str)
     }
 
 
+def sections_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Study id → findings and impression as the file has them, of `study_row`s."""
+    return {row["study_id"]: (row[RAW["findings"]], row[RAW["impression"]]) for row in rows}
+
+
 def notes_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What of a file's entries a data card should say."""
     notes = []
@@ -133,9 +138,32 @@ def notes_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-def recorded(dataset: str, study_ids: Collection[str]) -> dict[str, Any]:
-    """A test file as a data card names it: which board's, how many studies, the fingerprint of their ids."""
-    return {"dataset": dataset, "studies": len(study_ids), "study_ids_sha256": ids_fingerprint(study_ids)}
+def recorded(dataset: str, sections: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """A test file as a data card names it: which board's, how many studies, the fingerprints of their ids and of the
+    references that ReXrank's script makes of it, for each of its boards.
+
+    Args:
+        sections: study id → findings and impression as the file has them.
+    """
+    findings = {key: text for key, (text, _) in sections.items() if _printed(text) is not None}
+    both = {
+        key: f"Findings: {_printed(findings) or 'None'} Impression: {_printed(impression) or 'None'}"
+        for key, (findings, impression) in sections.items()
+    }
+    return {
+        "dataset": dataset,
+        "studies": len(sections),
+        "study_ids_sha256": ids_fingerprint(sections),
+        "references_sha256": {
+            "findings": references_fingerprint(findings),
+            "findings_impression": references_fingerprint(both),
+        },
+    }
+
+
+def _printed(text: Any) -> str | None:
+    """A section as ReXrank's script prints it: as it is; None where it is missing or blank."""
+    return text if isinstance(text, str) and text.strip() else None
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:

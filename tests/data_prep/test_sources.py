@@ -17,7 +17,8 @@ from data_prep.check import check_folder
 from data_prep.sources.mimic_cxr import datetimes, views
 from data_prep.sources.rexrank import parse_context
 from data_prep.splits import frame_of
-from data_prep.study import SPLITS, ids_fingerprint
+from data_prep.study import SPLITS, ids_fingerprint, references_fingerprint
+from evaluation.predictions import reference_text, studies_of_data
 
 
 def prepare(dataset: str, source: Path, out: Path, *arguments: object) -> pd.DataFrame:
@@ -188,11 +189,13 @@ def test_mimic_tests_exactly_what_a_rexrank_file_lists(tmp_path: Path) -> None:
     assert studies.loc[its[-1], "prior_image"] == rest.loc[its[-2], "image"]
     assert not set(studies.loc[studies["split"] != "test", "patient_id"]) & set(rest["patient_id"])
     card = json.loads((out / "card.json").read_text())
-    assert card["test_file"] == {
-        "dataset": "mimic",
-        "studies": len(tests),
-        "study_ids_sha256": ids_fingerprint(tests),
-    }
+    kept = {name: card["test_file"][name] for name in ("dataset", "studies", "study_ids_sha256")}
+    assert kept == {"dataset": "mimic", "studies": len(tests), "study_ids_sha256": ids_fingerprint(tests)}
+    # What is scored has the file's references to the byte.
+    for sections, expected in card["test_file"]["references_sha256"].items():
+        rows = studies_of_data(out, "test")
+        scored = {row["study_id"]: reference_text(row, sections) for row in rows if reference_text(row, sections)}
+        assert references_fingerprint(scored) == expected
     assert card["splits"]["test_rest"]["studies"] == len(rest)
     assert "good" in check_folder(out)
 

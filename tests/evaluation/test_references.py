@@ -9,7 +9,8 @@ import pytest
 from evaluation_files import make_studies
 
 from data_prep.sections import parse_report
-from data_prep.study import study_table, write_studies
+from data_prep.sources.rexrank import recorded
+from data_prep.study import ids_fingerprint, study_table, write_studies
 from evaluation.predictions import (
     ReferenceForm,
     pair,
@@ -19,6 +20,7 @@ from evaluation.predictions import (
     studies_of_data,
     studies_of_file,
 )
+from evaluation.published import caution, comparable
 from evaluation.references import described, form_table, unlike_the_board
 from foundation.errors import EvaluationError
 from rewards.bleu import bleu2
@@ -157,3 +159,33 @@ def test_prepared_from_a_rexrank_file_the_references_are_its_sections_to_the_byt
         assert reference_text(study, "findings") == entry["section_findings"]
         wanted = f"Findings: {entry['section_findings']} Impression: {entry['section_impression']}"
         assert reference_text(study, "findings_impression") == wanted
+
+
+@pytest.mark.parametrize("sections", ["findings", "findings_impression"])
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda text: text, True),
+        (lambda text: text.replace("\n", " "), False),  # white space collapsed
+        (lambda text: text.replace("clear", "cleer"), False),
+        (lambda text: text + " ", False),
+    ],
+)
+def test_published_rows_need_the_references_of_the_file_to_the_byte(sections, change, same):
+    file = {"50000001": (RAW, "Normal."), "50000002": ("Clear.\nNo effusion.", float("nan"))}
+    listed = recorded("mimic", file)
+    shown = {key: (change(findings), impression) for key, (findings, impression) in file.items()}
+    rows = []
+    for key, (findings, impression) in shown.items():
+        study = {"study_id": key, "findings": findings, "impression": impression}
+        rows.append({**study, "reference": reference_text(study, sections), "candidate": "Clear."})
+    made_by = {"scorers": {"backend": "real"}, "sections": sections, "test_file": listed, "longitudinal": False}
+    made_by["reference_form"] = described(rows, sections, ReferenceForm())
+    result = {"made_by": made_by, "datasets": ["mimic"], "studies": 2, "study_ids_sha256": ids_fingerprint(file)}
+    found, reason = comparable(result)
+    assert bool(found) is same
+    assert same or "not, to the byte, those of ReXrank's test file" in reason
+    del listed["references_sha256"]  # a card of an earlier version
+    found, _ = comparable(result)
+    assert found
+    assert "not compared" in caution({**result, "studies": found[0]["studies"]}, found)
