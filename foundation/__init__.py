@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 from foundation.governance import keep_off_proxies
+from foundation.signals import tell_interrupts
+
+tell_interrupts()
 
 # Here, because every other package imports this one first: libraries read these variables when they are imported.
 for _line in Path(__file__).with_name("telemetry.env").read_text(encoding="utf-8").splitlines():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.masking import mask
-from foundation.signals import PART, end_with_parent, handled
+from foundation.signals import end_with_parent, handled, quiet_tasks, tell
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -77,6 +77,7 @@ def _stop(number: int, stopped: list[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     stopped.append(number)
+    quiet_tasks()
     raise KeyboardInterrupt
 
 
@@ -101,9 +102,7 @@ def run_command(main: Callable[[], None]) -> None:
             main()
     except KeyboardInterrupt:
         number = stopped[0] if stopped else signal.SIGINT
-        if not os.environ.get(PART) and "TORCHELASTIC_RUN_ID" not in os.environ:
-            name = signal.Signals(number).name
-            print(f"{name} received; the same command resumes from what is written", file=sys.stderr, flush=True)
+        tell(number)
         raise SystemExit(128 + number) from None
     except (OneLineError, OSError) as error:
         # Every process of a distributed run makes the same mistake: the first says it, the others give it time to.

@@ -10,6 +10,7 @@ comes within `TOGETHER` seconds for one.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,6 +34,50 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() == 1 and os.getpid() != 1 and os.environ.get(PART):  # it ended before
             os.kill(os.getpid(), number)
+
+
+def tell(number: int) -> None:
+    """Say that a signal came, unless this is a part of a command whose parent does."""
+    if not os.environ.get(PART) and "TORCHELASTIC_RUN_ID" not in os.environ:
+        name = signal.Signals(number).name
+        print(f"{name} received; the same command resumes from what is written", file=sys.stderr, flush=True)
+
+
+def tell_interrupts() -> None:
+    """Make Ctrl-C of a command of ours one line wherever it comes. Its imports take seconds, in which KeyboardInterrupt is the
+    stack trace of whatever library is being read, or is swallowed by it: there it ends the process at once."""
+    # What -m names is looked for, and its package imported, while the first argument is still "-m".
+    ours = sys.argv and (sys.argv[0] == "-m" or os.path.basename(sys.argv[0]) == "inference.py")
+    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
+        sys.excepthook = _uncaught
+
+
+def quiet_tasks() -> None:
+    """Keep asyncio from reporting the task in which KeyboardInterrupt is raised as one whose exception nobody asked for."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    if frame is None or frame.f_code.co_name == "<module>" or _importing(frame):
+        tell(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    quiet_tasks()
+    raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        tell(signal.SIGINT)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen:

@@ -110,6 +110,56 @@ def test_a_command_says_one_line_when_it_is_stopped() -> None:
         assert said == f"{signal.Signals(number).name} received; the same command resumes from what is written\n"
 
 
+@pytest.mark.parametrize("command", [["-m", "recipes.grpo"], ["-m", "evaluation", "score"], ["inference.py"]])
+def test_an_interrupt_during_the_imports_is_one_line_though_the_library_swallows_it(
+    command: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('reading', flush=True)\nwhile True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass\n"
+    )
+    for name in ("yaml", "pyarrow", "numpy"):  # whichever of them a command reads first
+        (tmp_path / f"{name}.py").write_text("import torch\n")
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert said == "SIGINT received; the same command resumes from what is written\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_task_is_one_line(number: int) -> None:
+    code = """
+import asyncio, time
+from foundation.errors import run_command
+
+async def work():
+    print("runs", flush=True)
+    while True:
+        time.sleep(0.01)  # in the inner task; the outer one receives its exception while the loop is being closed
+
+async def call():
+    await asyncio.wait_for(work(), 60)
+
+run_command(lambda: asyncio.run(call()))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert said == f"{signal.Signals(number).name} received; the same command resumes from what is written\n"
+
+
 def test_what_a_dead_process_does_to_the_others_is_one_line_and_other_errors_keep_their_trace() -> None:
     code = "from foundation.errors import run_command\ndef main():\n    raise RuntimeError({!r})\nrun_command(main)"
     for said, status in (
