@@ -131,9 +131,8 @@ def _grey(stored: np.ndarray, file: Dataset, inverse: bool, smallest: tuple[int,
         low, high = grey_range(stored, valid)  # before shrinking, which spreads a hot pixel over its neighbours
         if padding is not None:
             stored = np.where(padding, stored.dtype.type(np.clip(low, *_limits(stored))), stored)
-        clipped = np.clip(stored, low, high) if stored.min() < low or stored.max() > high else stored
-        small = shrink(clipped, smallest)
-        if small is not clipped and padding is not None:
+        small = shrink(stored, smallest, (low, high) if stored.min() < low or stored.max() > high else None)
+        if small.shape != stored.shape and padding is not None:
             block = stored.shape[0] // small.shape[0]
             rows, columns = (size * block for size in small.shape)
             parts = padding[:rows, :columns].reshape(small.shape[0], block, small.shape[1], block)
