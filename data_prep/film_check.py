@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.dicom import is_dicom, may_be_dicom, parse
 from data_prep.dicom_headers import FILMS, view_word
@@ -36,6 +36,8 @@ def why_no_film(content: bytes) -> str | None:
                 return None
             image.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
             pixels = np.asarray(ImageOps.contain(image.convert("RGB"), (_THUMBNAIL, _THUMBNAIL)), np.float32)
+    except UnidentifiedImageError as error:
+        raise ImageError("no picture in a form that can be read (DICOM, PNG, JPEG)") from error
     except DECODE_ERRORS as error:
         raise ImageError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
     spread = float((pixels.max(axis=2) - pixels.min(axis=2)).mean())

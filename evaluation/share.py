@@ -27,9 +27,9 @@ from settings.evaluations import BASELINES
 
 # What each source's terms say of texts that a model writes from its films. Others count as closed.
 TERMS = {
-    "mimic": "PhysioNet Credentialed Health Data License 1.5.0: what derives from the data goes to credentialed users, by PhysioNet.",
-    "chexpert_plus": "Stanford University Dataset Research Use Agreement: no redistribution, in whole or in part.",
-    "rexgradient": "ReXGradient data use agreement: non-commercial research, no redistribution.",
+    "mimic": "PhysioNet Credentialed Health Data License 1.5.0: access to the data is shared with nobody else; PhysioNet asks that what derives from them be treated as they are (our reading: so are reports that a model wrote of them).",
+    "chexpert_plus": "Stanford University Dataset Research Use Agreement: no copies to others without specific prior written permission.",
+    "rexgradient": "ReXGradient-160K Non-Commercial Data Access and Use Agreement: non-commercial, non-clinical, attribution to Gradient Health; our reading: not passed on.",
     "iu_xray": "CC BY-NC-ND 4.0: reports of a model and study ids, with attribution to Open-i (Indiana University), not for commerce.",
 }
 _PHANTOM = "Phantoms: drawn and written by this project, nobody's data."

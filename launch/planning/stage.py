@@ -252,6 +252,8 @@ def _add_time(plan: StagePlan, stage: Stage) -> None:
             flops["reference log-probabilities"] = flops["old log-probabilities"]
     seconds = {part: total / (target.kind.flops * utilisation) / processes for part, total in flops.items()}
     plan.rests_on = dict.fromkeys(seconds, "measured" if "measured" in plan.hours_by else "assumed")
+    if 0 < stage.checkpointed < 1:
+        plan.rests_on["update"] += ", kept_share assumed"
     if stage.grpo:
         if training.use_vllm and training.vllm_mode == "server":
             plan.server_gpus = 1 if target.server_gpus is None else target.server_gpus
