@@ -298,7 +298,7 @@ def _check_grpo(training: GRPOConfig) -> None:
 
 
 def check_packages(model: ModelConfig, training: TrainingArguments) -> None:
-    """Raise `RecipeError` for what this machine cannot do: packages that are not installed, fp16 without a GPU."""
+    """Raise `RecipeError` for what this machine cannot do: packages that are not installed, fp16 or Liger without a GPU."""
     if training.fp16 and not torch.cuda.is_available():
         raise RecipeError("fp16: true does nothing on a CPU; set bf16: true or leave both out")
     wanted = {}
@@ -313,3 +313,5 @@ def check_packages(model: ModelConfig, training: TrainingArguments) -> None:
     for key, package in wanted.items():
         if find_spec(package) is None:
             raise RecipeError(f"{key} needs a package; pip install {package.replace('_', '-')}, or take it out")
+    if training.use_liger_kernel and (training.use_cpu or not torch.cuda.is_available()):
+        raise RecipeError("use_liger_kernel needs a GPU, for which its kernels are; take it out")

@@ -55,4 +55,4 @@ class Subject:
 
 
 def skipped(check: str, expected: str, why: str) -> Line:
-    return Line(check, expected, f"skipped: {why}", None)
+    return Line(check, expected, why, None)

@@ -147,6 +147,15 @@ def test_what_this_machine_cannot_do_is_one_line(settings: dict, message: str, t
         check_packages(ModelConfig(), training)
 
 
+def test_ligers_kernels_without_a_gpu_are_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(keys, "find_spec", lambda name: "there")
+    training = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    check_packages(ModelConfig(), training)
+    training.use_liger_kernel = True
+    with pytest.raises(RecipeError, match="use_liger_kernel needs a GPU"):
+        check_packages(ModelConfig(), training)
+
+
 @pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
 def test_quantised_training_without_its_package_is_one_line(key: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(keys, "find_spec", lambda name: None)
