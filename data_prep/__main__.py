@@ -189,7 +189,7 @@ def available_cores() -> int:
 
 def shard(text: str):
     """`I/N` as a Shard."""
-    from data_prep.prepare import Shard
+    from data_prep.parts import Shard
 
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):

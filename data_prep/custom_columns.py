@@ -16,6 +16,7 @@ from data_prep.mapping import (
     SPLIT_WORDS,
     TOGETHER,
 )
+from data_prep.parts import Note
 from data_prep.rejects import (
     IMAGE_UNREADABLE,
     NO_PATIENT,
@@ -38,7 +39,7 @@ def meaning_of(cell: str | None, meanings: Mapping[str, str | None]) -> str | No
 
 
 def understand(
-    rows: pd.DataFrame, mapping: Mapping[str, Any], path: Path, notes: list[str]
+    rows: pd.DataFrame, mapping: Mapping[str, Any], path: Path, notes: list[Note]
 ) -> dict[str, dict[str, int]]:
     """Put the columns of words, ages and times of `rows` into the study table's terms; add what a reader must know to `notes`.
 
@@ -85,7 +86,7 @@ def _ages(column: pd.Series) -> pd.Series:
     return column.map({word: age_of(str(word)) for word in column.dropna().unique()}).astype(object)
 
 
-def datetimes(column: pd.Series, mapping: Mapping[str, Any], path: Path, notes: list[str]) -> pd.Series:
+def datetimes(column: pd.Series, mapping: Mapping[str, Any], path: Path, notes: list[Note]) -> pd.Series:
     """Date and time of each row, in UTC where a zone is given (one without a zone as it stands), null where there is none.
 
     Raises:
@@ -132,7 +133,7 @@ def _with_headers(
     images: Path,
     columns: Mapping[str, Sequence[str]],
     options: Options,
-    notes: list[str],
+    notes: list[Note],
 ) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     """A row for each film below `folder` and the table's rows, which have no film, together; and the rejects of films whose
     header cannot be used. What `columns` names is from the table alone."""

@@ -13,6 +13,7 @@ from data_prep.images import (
     load_grey,
     resize,
 )
+from data_prep.parts import said
 from data_prep.prepare import check_options, images_there, read_source, select
 from data_prep.source import Options, fingerprint
 from data_prep.sources import SOURCES
@@ -45,7 +46,7 @@ def dry_run(source: Path, out: Path, options: Options, workers: int, say: Callab
     say(
         f"{done} images tried, {failed} failed; {1000 * each:.0f} ms each: {workers / each:,.0f} a second with {workers} workers"
     )
-    for note in notes:
+    for note in said(notes):
         say(f"note: {note}")
     say(
         f"would write {out}/{{train,validation,test}}.parquet, images/, rejects.parquet, card.json, card.md; wrote nothing"

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data_prep import prepare as preparing
 from data_prep.folder import CARD, altered, changed, parts_of, read_images, write_images
+from data_prep.parts import together
 from data_prep.priors import none
 from data_prep.source import read_json
 from data_prep.study import STUDY_SCHEMA, table_paths
@@ -43,6 +44,12 @@ def merge_shards(folder: Path, force: bool = False) -> None:
             raise SourceError(
                 f"{part}: made from other {' and '.join(differs)} than {parts[0].name}; make it again with --force"
             )
+    try:
+        notes = together([card[preparing.COUNTED] for card in cards])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"{folder}/shards: the parts' cards do not fit together; make them again with --force"
+        ) from error
     images = pa.concat_tables([read_images(part) for part in parts]).sort_by("image")
     if not force and (folder / CARD).is_file() and read_images(folder).equals(images) and not altered(folder):
         print(f"{folder} is already merged; nothing to do (--force merges again)")
@@ -52,6 +59,8 @@ def merge_shards(folder: Path, force: bool = False) -> None:
         [frame for part in parts for path in table_paths(part) for frame in _studies(path, texts)],
         ignore_index=True,
     )
+    if not len(studies):
+        raise SourceError(f"{folder}: no part has a usable study; see the parts' rejects.parquet")
     if (repeated := studies.duplicated("study_id")).any():
         raise SourceError(
             f"{folder}: study {studies['study_id'][repeated].iloc[0]} is in two parts; make them again with --force"
@@ -65,7 +74,7 @@ def merge_shards(folder: Path, force: bool = False) -> None:
             f"{folder}: {len(gone)} image(s) missing or not as their part wrote them, for one {gone[0]}; copy every part's "
             f"images into {folder}/images"
         )
-    about = {key: cards[0][key] for key in preparing.ABOUT}
+    about = {key: cards[0][key] for key in preparing.ABOUT} | {"notes": notes}
     count = about["validation_studies"]
     studies = preparing.set_aside(studies, count, made_from[0]["options"]["seed"], about["notes"])
     write_images(images, folder)
@@ -79,6 +88,8 @@ def _studies(path: Path, texts: Texts) -> Iterator[pd.DataFrame]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH, columns=[n for n in STUDY_SCHEMA.names if n != "prior_report"]):
                 frame = batch.drop_columns(list(KEPT)).to_pandas()
+                # The table holds 32 bits; the shortest number that they write down is the one that they were made from.
+                frame["age"] = [float(str(age)) for age in frame["age"].to_numpy()]
                 yield frame.join(texts.add(batch.select(list(KEPT)).to_pylist()))
     except (pa.ArrowException, OSError) as error:
         raise SourceError(

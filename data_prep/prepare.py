@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from hashlib import sha1
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +38,8 @@ from data_prep.images import (
     ImageRecord,
     ImageSettings,
 )
-from data_prep.priors import link_priors, without_priors
+from data_prep.parts import Counted, Note, Shard, recorded, said
+from data_prep.priors import link_priors, none, without_priors
 from data_prep.rejects import (
     IMAGE_FLAT,
     IMAGE_MISSING,
@@ -67,20 +68,8 @@ ABOUT = (
     "unknown_words",
     "validation_studies",
 )
+COUNTED = "counted_notes"  # in a part's card: the notes with numbers, which `merge` adds up
 IMAGE_REASONS = {MISSING: IMAGE_MISSING, FLAT: IMAGE_FLAT}
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` of `count` (from 1), by patient."""
-
-    index: int = 1
-    count: int = 1
-
-    def holds(self, patients: pd.Series) -> pd.Series:
-        """Whether each patient belongs to this part. Priors stay whole: a patient is in one part."""
-        digests = [int(sha1(str(p).encode()).hexdigest()[:8], 16) % self.count for p in patients]
-        return pd.Series(digests, index=patients.index) == self.index - 1
 
 
 def prepare(
@@ -104,6 +93,7 @@ def prepare(
         SourceError, LeakageError, StudyError: one line that says what is wrong and how to mend it.
     """
     check_options(source, options)
+    options = replace(options, part=shard)
     pa.set_memory_pool(pa.system_memory_pool())  # which gives back what is freed, as Arrow's others do not at once
     module = importlib.import_module(SOURCES[options.dataset])
     whole = out  # images of all shards lie in one folder; a patient is in one shard, so none writes another's
@@ -130,18 +120,18 @@ def prepare(
     studies, rejects, notes = select(found, options)
     found.studies = studies.iloc[:0]  # the selected ones stay; two such tables would be most of the memory
     give_back()
-    there = images_there(studies, found.images)
-    if not there.all():
-        notes.append(
-            f"{int(there.sum()):,} of {len(there):,} key images are in the image folder; the others are rejects."
+    index = found.index
+    there = images_there(studies, found.images, index)
+    notes.append(
+        Counted(
+            "{1:,} of {2:,} key images are in the image folder; the others are rejects.",
+            (int((~there).sum()), int(there.sum()), len(there)),
         )
+    )
     validation = 0 if options.sample else validation_count(found, options)
-    set_aside(studies[there], validation, options.seed, [])  # before hours of work: can it be done?
+    # Before hours of work: can it be done? Which images of other parts are there is not looked up: `merge` sees it.
+    set_aside(studies[there] if index is None else index, validation, options.seed, [])
     total = len(studies) + len(rejects)
-    if shard:
-        studies = studies[shard.holds(studies["patient_id"])].reset_index(drop=True)
-        mine = rejects["patient_id"].fillna(rejects["study_id"])
-        rejects = rejects[shard.holds(mine)].reset_index(drop=True)
     settings = ImageSettings(options.image_size, options.image_mode, options.image_format)
 
     begin(out, whole, made_from, force)
@@ -165,7 +155,7 @@ def prepare(
     kept = ", ".join(
         f"{n:,} {split}" for split in ALL_SPLITS if (n := (studies["split"] == split).sum()) or split in SPLITS
     )
-    if found.test_file and (got := (studies["split"] == "test").sum()) < found.test_file["studies"]:
+    if found.test_file and not shard and (got := (studies["split"] == "test").sum()) < found.test_file["studies"]:
         say(
             f"note: of the ReXrank file's {found.test_file['studies']:,} studies {got:,} could be prepared; rejects.parquet has the others"
         )
@@ -208,6 +198,9 @@ def option_files(options: Options) -> list[Path]:
 def read_source(module: ModuleType, source: Path, options: Options) -> Found:
     """What the source's module finds, with the test set of a ReXrank file where one was given."""
     found = module.read(source, options)
+    if options.part is not None and found.index is None:
+        found.index = found.studies[["patient_id", "split", "image_source"]].reset_index(drop=True)
+        found.studies = options.own(found.studies)
     if options.rexrank:
         return use_test_files(found, options)
     if note := without_test_file(options.dataset):
@@ -215,14 +208,14 @@ def read_source(module: ModuleType, source: Path, options: Options) -> Found:
     return found
 
 
-def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, list[Note]]:
     """The studies to prepare, the rejects, and notes for the card: all the table work that needs no image.
 
     Raises:
         SourceError: a study appears twice, or nothing is left.
         LeakageError: the source's own split has a patient on two sides.
     """
-    studies, rejects, notes = found.studies, [found.rejects], list(found.notes)
+    studies, rejects, notes = options.own(found.studies), [options.own(found.rejects)], list(found.notes)
     studies = compact(studies.sort_values("study_id", kind="stable").reset_index(drop=True))
     studies["dataset"] = options.name or studies["dataset"]
     ids = pd.concat([studies["study_id"], found.rejects["study_id"]])
@@ -239,13 +232,13 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
     studies = without(studies, outside)
 
     check_leakage(studies, options.dataset)
-    if not len(studies):
+    if not len(studies) and options.part is None:
         reasons = pd.concat(rejects)["reason"].value_counts().to_dict()
         raise SourceError(f"{options.dataset}: no usable study in the source; rejected: {reasons}")
     return studies, pd.concat([r for r in rejects if len(r)] or rejects[:1], ignore_index=True), notes
 
 
-def set_aside(studies: pd.DataFrame, count: int, seed: int, notes: list[str]) -> pd.DataFrame:
+def set_aside(studies: pd.DataFrame, count: int, seed: int, notes: list[Note]) -> pd.DataFrame:
     """`studies` that can be used, with `count` training studies, whole patients, for validation; a note says so."""
     if not count or not (studies["split"] == "train").any():
         return studies
@@ -272,20 +265,26 @@ def image_path(study_id: str, suffix: str) -> str:
     return f"images/{digest[:2]}/{safe}.{suffix}"
 
 
-def images_there(studies: pd.DataFrame, images: Path) -> pd.Series:
-    """Whether each key image is in the image folder.
+def images_there(studies: pd.DataFrame, images: Path, index: pd.DataFrame | None = None) -> pd.Series:
+    """Whether each key image is in the image folder. `index`: of a part, all parts' studies.
 
     Raises:
         SourceError: none is: the folder is the wrong one.
     """
     root = os.fspath(images)
+
+    def exists(path: str) -> bool:
+        return os.path.exists(os.path.join(root, path))
+
     with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for a core
-        there = list(pool.map(lambda path: os.path.exists(os.path.join(root, path)), studies["image_source"]))
-    if there and not any(there):
-        raise SourceError(
-            f"{images}: none of {len(there):,} images looked for is there (for one, {studies['image_source'].iloc[0]}); give "
-            "--images DIR"
-        )
+        there = list(pool.map(exists, studies["image_source"]))
+        sought = studies if index is None else index
+        named = [] if index is None or any(there) else [inside(path) for path in none(index["image_source"]) if path]
+        if len(sought) and not any(there) and not any(pool.map(exists, filter(None, named))):
+            raise SourceError(
+                f"{images}: none of {len(sought):,} images looked for is there (for one, {sought['image_source'].iloc[0]}); "
+                "give --images DIR"
+            )
     return pd.Series(there, index=studies.index, dtype=bool)
 
 
@@ -344,12 +343,14 @@ def finish(
     whole: Path,
     made_from: dict,
     found: Found,
-    notes: list[str],
+    notes: list[Note],
     options: Options,
 ) -> None:
     """Link priors and write the folder."""
     link = options.priors if options.priors is not None else found.priors
-    known = (found.title, found.licence, found.credentialed, link, found.test_file, notes, found.unknown_words)
+    known = (found.title, found.licence, found.credentialed, link, found.test_file, said(notes), found.unknown_words)
     about = dict(zip(ABOUT, (*known, validation_count(found, options)), strict=True))
+    if options.part is not None:
+        about[COUNTED] = recorded(notes)
     studies = (link_priors if link else without_priors)(studies.drop(columns="image_source")).drop(columns="order")
     write_tables(studies, found.texts, rejects, out, whole, made_from, about)

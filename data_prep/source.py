@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from data_prep.parts import Note, Shard
 from data_prep.rejects import empty_rejects
 from data_prep.tables import SourceError, one_line, without_surrogates
 from data_prep.texts import BATCH, TEXT_COLUMNS, Texts
@@ -73,6 +74,7 @@ class Options:
         rexrank: ReXrank test files: what they list is `test`, and nothing of their patients is trained on.
         reports, mimic_iv, mapping, assume_first_frontal: see the sources that use them.
         sample: read about so many studies only (dry run); None: all.
+        part: read the reports of this part's patients only; None: of all.
     """
 
     dataset: str
@@ -91,6 +93,18 @@ class Options:
     own_validation: bool = False
     rexrank: tuple[Path, ...] = ()
     sample: int | None = None
+    part: Shard | None = None
+
+    def mine(self, patient: object) -> bool:
+        """Whether the patient's reports are to be read."""
+        return self.part is None or self.part.has(patient)
+
+    def own(self, studies: pd.DataFrame) -> pd.DataFrame:
+        """The rows of `studies` (column patient_id; where that is null, study_id) that belong to this part."""
+        if self.part is None:
+            return studies
+        patients = studies["patient_id"].where(studies["patient_id"].notna(), studies["study_id"])
+        return studies[self.part.holds(patients)].reset_index(drop=True)
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide what is written, as the card records them (no path: they differ by machine)."""
@@ -123,6 +137,7 @@ class Found:
         validation_studies, priors: the source's defaults for the options of the same name.
         dated: study_datetime and order by study id, of every study of the source's index, rejected ones too.
         test_image: path of an image in a ReXrank test file → its path below `images`; None where it has none.
+        index: patient_id, split and image_source of the whole source's studies, where `studies` are a part's.
         test_file: the ReXrank test file whose studies are `test`, as `rexrank.recorded` names it; None: not one.
     """
 
@@ -133,23 +148,27 @@ class Found:
     licence: str
     credentialed: bool
     rejects: pd.DataFrame = field(default_factory=empty_rejects)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     unknown_words: dict[str, dict[str, int]] = field(default_factory=dict)
     validation_studies: int = 0
     priors: bool = True
     dated: pd.DataFrame | None = None
     test_image: Callable[[str], str | None] | None = None
     test_file: dict[str, Any] | None = None
+    index: pd.DataFrame | None = None
 
 
-def found_frame(rows: Iterable[Mapping[str, Any]], dataset: str, texts: Texts) -> pd.DataFrame:
-    """Rows (mappings, sections among their keys; absent keys become null) as a frame with FOUND_COLUMNS; the sections go
-    to `texts`."""
+def found_frame(
+    rows: Iterable[Mapping[str, Any]], dataset: str, texts: Texts, mine: Callable[[object], bool] = lambda patient: True
+) -> pd.DataFrame:
+    """Rows (mappings, sections among their keys; absent keys become null) as a frame with FOUND_COLUMNS; the sections of
+    patients who are `mine` go to `texts`."""
     names = [name for name in FOUND_COLUMNS if name not in TEXT_COLUMNS]
     rows, frames = iter(rows), []
     while (batch := list(islice(rows, BATCH))) or not frames:
+        own = [row if mine(row.get("patient_id")) else None for row in batch]
         frame = pd.DataFrame([{name: row.get(name) for name in names} for row in batch], columns=names, dtype=object)
-        frames.append(compact(frame.assign(dataset=dataset)).join(texts.add(batch)))
+        frames.append(compact(frame.assign(dataset=dataset)).join(texts.add(own)))
     return pd.concat(frames, ignore_index=True)[list(FOUND_COLUMNS)]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from data_prep.parts import Counted, Note
 from data_prep.rejects import NO_IMAGE, reject_frame
 from data_prep.source import Found, Options, found_frame
 from data_prep.sources.rexrank import notes_on, read_test_files, recorded, sections_of
@@ -30,7 +31,7 @@ def use_test_files(found: Found, options: Options) -> Found:
     if options.sample:
         listed = listed[:: max(1, len(listed) // options.sample)]
     rows = [row for row in listed if row["image_source"]]
-    test = found_frame(rows, options.dataset, found.texts)
+    test = found_frame(rows, options.dataset, found.texts, options.mine)
     if found.test_image is not None:
         paths = [found.test_image(path) or path for path in test["image_source"]]
         test["image_source"] = pd.array(paths, dtype="str")
@@ -42,15 +43,22 @@ def use_test_files(found: Found, options: Options) -> Found:
     rejects = [found.rejects[~found.rejects["study_id"].isin(ids)]]
     if without_image := [row for row in listed if not row["image_source"]]:
         rejects.append(reject_frame(pd.DataFrame(without_image), NO_IMAGE))
-    notes = [
-        f"`test` is what the ReXrank file lists, {len(ids):,} studies with its key images and texts; {int(of_test.sum()):,} "
-        f"other studies of its patients and of the source's own test split are `{TEST_REST}`: priors, and used for nothing "
-        "else.",
+    notes: list[Note] = [
+        Counted(
+            f"`test` is what the ReXrank file lists, {len(ids):,} studies with its key images and texts; {{0:,}} "
+            f"other studies of its patients and of the source's own test split are `{TEST_REST}`: priors, and used for "
+            "nothing else.",
+            (int(of_test.sum()),),
+            always=True,
+        ),
         *notes_on(rows),
     ]
+    studies = pd.concat([others, options.own(test)], ignore_index=True)
+    index = found.index if found.index is None else pd.concat([found.index, test[found.index.columns]])
     return replace(
         found,
-        studies=pd.concat([others, test], ignore_index=True),
+        studies=studies,
+        index=index,
         rejects=pd.concat(rejects, ignore_index=True),
         notes=[*found.notes, *notes],
         test_file=record,

@@ -30,9 +30,9 @@ class Texts:
             self._database.execute(f"PRAGMA {setting}")
         self._database.execute(f"CREATE TABLE reports (number INTEGER PRIMARY KEY, {', '.join(KEPT)})")
 
-    def add(self, reports: Iterable[Mapping[str, str | None]]) -> pd.DataFrame:
-        """Keep `reports` (mappings with some of the names of KEPT; other keys are ignored). An absent raw section is its
-        section.
+    def add(self, reports: Iterable[Mapping[str, str | None] | None]) -> pd.DataFrame:
+        """Keep `reports` (mappings with some of the names of KEPT; other keys are ignored; None: another part's, which is not
+        kept and counts no word). An absent raw section is its section.
 
         Returns:
             TEXT_COLUMNS, one row a report, in order.
@@ -44,6 +44,10 @@ class Texts:
 
         def rows() -> Iterator[tuple]:
             for report in reports:
+                if report is None:
+                    for name in TEXT_COLUMNS:
+                        columns[name].append(0)
+                    continue
                 texts = [report.get(name) for name in SECTIONS]
                 # A word for nothing is no training target. (`Comparison: None` says something.)
                 texts = [None if name in RAW and is_nothing(t) else t for name, t in zip(SECTIONS, texts, strict=True)]

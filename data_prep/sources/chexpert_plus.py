@@ -46,6 +46,7 @@ COLUMNS = (
     "race",
     "split",
 )
+PATIENT_AND_STUDY = r"(patient[^/]+)/(study[^/]+)/[^/]+$"  # of path_to_image
 IMAGE_FOLDERS = ("PNG/PNG/", "PNG/", "")
 ORDER_NOTE = (
     "Priors follow patient_report_date_order, which is disputed: one audit finds about 48% of adjacent pairs inverted."
@@ -65,10 +66,10 @@ def read(root: Path, options: Options) -> Found:
     """
     path = find_one(root, TABLE, "the CheXpert Plus table")
     texts = Texts()
-    images = pd.concat([_with_texts(rows, texts) for rows in iterate_csv(path, COLUMNS)], ignore_index=True)
+    images = pd.concat([_with_texts(rows, texts, options) for rows in iterate_csv(path, COLUMNS)], ignore_index=True)
     if unknown := sorted(set(images["split"].dropna()) - set(SPLIT_NAMES)):
         raise SourceError(f"{path}: split {unknown[0]!r}; expected {', '.join(SPLIT_NAMES)}")
-    parts = images["path_to_image"].str.extract(r"(patient[^/]+)/(study[^/]+)/[^/]+$")
+    parts = images["path_to_image"].str.extract(PATIENT_AND_STUDY)
     if parts.isna().any(axis=None):
         row = parts.isna().any(axis=1).idxmax()
         raise SourceError(f"{path}: path_to_image {images['path_to_image'][row]!r} is not …/patientN/studyN/view….jpg")
@@ -120,8 +121,9 @@ def read(root: Path, options: Options) -> Found:
     )
 
 
-def _with_texts(rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
-    """`rows` of the table with the sections moved to `texts`."""
+def _with_texts(rows: pd.DataFrame, texts: Texts, options: Options) -> pd.DataFrame:
+    """`rows` of the table with the sections moved to `texts`, those of the options' part."""
+    patients = rows["path_to_image"].str.extract(PATIENT_AND_STUDY)[0]
     columns = [name for name in rows if name.startswith("section_")]
     sections = pd.DataFrame(
         {name: [text if blank_to_none(text) else None for text in none(rows[name])] for name in columns}, dtype=object
@@ -129,7 +131,9 @@ def _with_texts(rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
     history = sections["section_clinical_history"]
     sections["section_indication"] = history.where(history.notna(), sections["section_history"])
     named = sections.rename(columns=lambda name: name.removeprefix("section_"))
-    return rows.drop(columns=columns).join(texts.add(map(with_raw, named.to_dict("records"))))
+    reports = zip(named.to_dict("records"), patients, strict=True)
+    own = (with_raw(report) if options.mine(patient) else None for report, patient in reports)
+    return rows.drop(columns=columns).join(texts.add(own))
 
 
 def image_paths(paths: pd.Series, root: Path) -> pd.Series:

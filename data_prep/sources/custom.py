@@ -53,6 +53,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ from data_prep.mapping import (
     read_mapping,
     table_form,
 )
+from data_prep.parts import Counted, Note
 from data_prep.priors import none
 from data_prep.rejects import (
     NO_FRONTAL,
@@ -121,13 +123,13 @@ def read(root: Path, options: Options, reports: bool = True) -> Found:
     images = options.images or root
     texts, frames, read = Texts(), [], 0
     for table in iterate_table(path, list(dict.fromkeys(name for names in columns.values() for name in names)), form):
-        frames.append(_with_reports(_raw_rows(table, mapping, path, read), texts, mapping["sections"]))
+        frames.append(_with_reports(_raw_rows(table, mapping, path, read), texts, mapping["sections"], options))
         read += len(table)
         if options.sample and read >= SAMPLED_ROWS:
             break
     rows = pd.concat(frames, ignore_index=True)
     del frames
-    notes: list[str] = []
+    notes: list[Note] = []
     bad: list[pd.DataFrame] = []
     if "dicom" in mapping:
         rows, bad = _with_headers(rows, _dicom_folder(images, mapping), images, columns, options, notes)
@@ -140,8 +142,9 @@ def read(root: Path, options: Options, reports: bool = True) -> Found:
 
     usable = rows["view"].isin(VIEWS) & rows["image"].notna()
     key_rows = rows[usable & ~rows["study_id"].where(usable).duplicated()]
-    studies = _filled(key_rows, rows, notes, joined="dicom" in mapping)
-    rejects = [*bad, *_without_key_image(rows[~rows["study_id"].isin(studies["study_id"])])]
+    rejects = [*bad, *_without_key_image(rows[~rows["study_id"].isin(key_rows["study_id"])])]
+    index = None if options.part is None else _index(key_rows, rows)
+    studies = _filled(options.own(key_rows), options.own(rows), notes, joined="dicom" in mapping)
     if "split" in columns:
         rejects.append(reject_frame(studies[studies["split"].isna()], NOT_IN_SPLIT, "its split cell is blank"))
         studies = studies[studies["split"].notna()].reset_index(drop=True)
@@ -151,7 +154,11 @@ def read(root: Path, options: Options, reports: bool = True) -> Found:
         studies = studies[studies["patient_id"].isin(some)].reset_index(drop=True)
     if "split" not in columns:
         shares = mapping.get("shares", list(SHARES))
-        studies["split"] = random_split(studies["patient_id"], tuple(shares), options.seed)
+        patients = (studies if index is None else index)["patient_id"]
+        split_of = dict(zip(patients, random_split(patients, tuple(shares), options.seed), strict=True))
+        studies["split"] = studies["patient_id"].map(split_of).astype(object)
+        if index is not None:
+            index["split"] = index["patient_id"].map(split_of)
         notes.append(f"Split here by patient, shares {shares}, seed {options.seed}.")
     dated = "study_datetime" in columns or "dicom" in mapping
     if not dated:
@@ -168,7 +175,15 @@ def read(root: Path, options: Options, reports: bool = True) -> Found:
         notes=notes,
         unknown_words=words,
         priors=dated,
+        index=index,
     )
+
+
+def _index(key_rows: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Patient, split and key image of each study of the source (`Found.index`)."""
+    split = rows[rows["split"].notna()].drop_duplicates("study_id").set_index("study_id")["split"]
+    index = key_rows[["patient_id", "image"]].rename(columns={"image": "image_source"})
+    return index.assign(split=key_rows["study_id"].map(split)).reset_index(drop=True)
 
 
 def _raw_rows(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, before: int) -> pd.DataFrame:
@@ -203,13 +218,20 @@ def _raw_rows(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, befor
     return frame
 
 
-def _with_reports(rows: pd.DataFrame, texts: Texts, rules: HeadingRules) -> pd.DataFrame:
-    """`rows` with the reports, cut into sections, moved to `texts`, and a number that tells reports apart."""
+def _with_reports(rows: pd.DataFrame, texts: Texts, rules: HeadingRules, options: Options) -> pd.DataFrame:
+    """`rows` with the reports, cut into sections, moved to `texts`, and a number that tells reports apart. Of other parts'
+    patients none is cut."""
     report_columns = ["report", *SECTIONS]
     # A study's images repeat its report: each text is cut once.
     keys = list(zip(*(none(rows[name]) for name in report_columns), strict=True))
     distinct = list(dict.fromkeys(keys))
-    cut = texts.add(_sections(dict(zip(report_columns, key, strict=True)), rules) for key in distinct)
+    mine = set(distinct)
+    if options.part is not None:
+        own = [patient is None or options.mine(patient.replace(TOGETHER, "_")) for patient in none(rows["patient_id"])]
+        mine = set(compress(keys, own))
+    cut = texts.add(
+        _sections(dict(zip(report_columns, key, strict=True)), rules) if key in mine else None for key in distinct
+    )
     places = {key: number for number, key in enumerate(distinct)}
     at = np.array([places[key] for key in keys], dtype=np.int64)
     cut["report_hash"] = [hash(key) for key in distinct]
@@ -251,19 +273,19 @@ def _one_patient_a_study(rows: pd.DataFrame, path: Path, columns: Mapping[str, S
             rows[name] = rows[name].map(joined).astype("str")
 
 
-def _filled(key_rows: pd.DataFrame, rows: pd.DataFrame, notes: list[str], joined: bool) -> pd.DataFrame:
+def _filled(key_rows: pd.DataFrame, rows: pd.DataFrame, notes: list[Note], joined: bool) -> pd.DataFrame:
     """The key images' rows; what one lacks (report, time, sex, …) from the study's first row that has it. `joined`: reports
     are in rows of their own."""
     studies = key_rows.reset_index(drop=True)
     rows = rows[rows["study_id"].isin(studies["study_id"])]
     said = rows[(rows["findings_words"] > 0) | (rows["impression_words"] > 0)]
     hashes = said[["study_id", "report_hash"]].drop_duplicates()
-    if several := int(
-        hashes["study_id"].duplicated().any() and hashes["study_id"][hashes["study_id"].duplicated()].nunique()
-    ):
-        notes.append(
-            f"{several:,} studies have rows with different reports: the key image's row counts, else the first."
+    several = int(hashes["study_id"][hashes["study_id"].duplicated()].nunique())
+    notes.append(
+        Counted(
+            "{0:,} studies have rows with different reports: the key image's row counts, else the first.", (several,)
         )
+    )
     first = said.drop_duplicates("study_id").set_index("study_id")
     empty = (studies["findings_words"] == 0) & (studies["impression_words"] == 0)
     found = empty & studies["study_id"].isin(first.index)
@@ -271,8 +293,9 @@ def _filled(key_rows: pd.DataFrame, rows: pd.DataFrame, notes: list[str], joined
         own = first.reindex(studies.loc[found, "study_id"])
         for name in TEXT_COLUMNS:
             studies.loc[found, name] = own[name].to_numpy()
-        if not joined:
-            notes.append(f"{int(found.sum()):,} studies have their report in another row than the key image's.")
+    if not joined:
+        elsewhere = int(found.sum())
+        notes.append(Counted("{0:,} studies have their report in another row than the key image's.", (elsewhere,)))
     for name in OF_A_STUDY:
         if studies[name].isna().any():
             known = rows[rows[name].notna()].drop_duplicates("study_id").set_index("study_id")[name]

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -83,19 +84,23 @@ def read(root: Path, options: Options) -> Found:
     """
     path = _reports_path(root)
     notes = []
+    split_of, split_note, rest = _splits(root)
+    others: list[str] = []  # studies of other parts, whose reports are not looked into
     if path.name == "indiana_reports.csv":
         reports, unreadable = _kaggle_reports(path), []
     elif path.name == "annotation.json":
         reports, unreadable = _r2gen_reports(path), []
         notes.append("Reports from R2Gen's annotation.json: lower-cased, not split into sections, all as findings.")
     else:
-        reports, unreadable = _openi_reports(path, options.sample)
+        # The split that is made here is one of the studies whose reports can be used: all have to be read.
+        given = split_of or options.rexrank
+        mine = (lambda uid: options.mine(f"CXR{uid}")) if given else (lambda uid: True)
+        reports, unreadable, others = _openi_reports(path, options.sample, mine)
     views = _views(root)
     if not views and not options.assume_first_frontal:
         raise SourceError(f"{root}: {VIEWS_NEEDED}")
     images_root = options.images or root
     files = _image_files(images_root)
-    split_of, split_note, rest = _splits(root)
     if options.rexrank:
         listed = {
             uid_of(row["study_id"], row["study_id"]): row["study_id"]
@@ -134,14 +139,14 @@ def read(root: Path, options: Options) -> Found:
             ({"study_id": study_id, "patient_id": f"CXR{uid}", "split": split}, REPORT_UNREADABLE, detail, f"{uid}.xml")
         )
     if options.sample is None:
-        seen = {*reports, *(uid for uid, _ in unreadable)}
+        seen = {*reports, *others, *(uid for uid, _ in unreadable)}
         for uid, (study_id, split) in split_of.items():
             if uid not in seen:
                 row = {"study_id": study_id, "patient_id": f"CXR{uid}", "split": split}
                 bad.append((row, REPORT_MISSING, "named by the split file", None))
 
     texts = Texts()
-    studies = found_frame(rows, DATASET, texts)
+    studies = found_frame(rows, DATASET, texts, options.mine)
     if not split_of and len(studies):
         studies["split"] = random_split(studies["patient_id"], R2GEN_SHARES, options.seed)
         notes.append(
@@ -170,17 +175,24 @@ def _reports_path(root: Path) -> Path:
     return path
 
 
-def _openi_reports(path: Path, sample: int | None) -> tuple[dict[str, dict], list[tuple[str, str]]]:
-    """uid → sections and image names, from a folder of XML or an archive of it; and the files that cannot be read."""
+def _openi_reports(
+    path: Path, sample: int | None, mine: Callable[[str], bool]
+) -> tuple[dict[str, dict], list[tuple[str, str]], list[str]]:
+    """uid → sections and image names, from a folder of XML or an archive of it; the files that cannot be read; and the uids
+    that are not `mine`."""
+    documents: Iterator[tuple[str, Callable[[], bytes]]]
     if path.is_dir():
         names = sorted((p for p in path.glob("*.xml") if not hidden(p.name)), key=lambda p: (len(p.name), p.name))
-        documents = ((p.name, p.read_bytes()) for p in names[:sample])
+        documents = ((p.name, p.read_bytes) for p in names[:sample])
     else:
-        documents = ((Path(name).name, content) for name, content in iterate_archive(path, ".xml"))
-    reports, unreadable = {}, []
+        documents = ((Path(name).name, partial(bytes, content)) for name, content in iterate_archive(path, ".xml"))
+    reports, unreadable, others = {}, [], []
     for name, content in documents:
+        if not mine(name.removesuffix(".xml")):
+            others.append(name.removesuffix(".xml"))
+            continue
         try:
-            root = ElementTree.fromstring(content)
+            root = ElementTree.fromstring(content())
         except (ElementTree.ParseError, DefusedXmlException, ValueError) as error:
             unreadable.append((name.removesuffix(".xml"), one_line(error)))
             continue
@@ -193,9 +205,9 @@ def _openi_reports(path: Path, sample: int | None) -> tuple[dict[str, dict], lis
             "study_id": _openi_study_id([e.get("id") or "" for e in root.iter("parentImage")]),
         }
         _add(reports, name.removesuffix(".xml"), report, path)
-    if not reports and not unreadable:
+    if not reports and not unreadable and not others:
         raise SourceError(f"{path}: holds no .xml report")
-    return reports, unreadable
+    return reports, unreadable, others
 
 
 def _kaggle_reports(path: Path) -> dict[str, dict]:

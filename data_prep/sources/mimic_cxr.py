@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
 from data_prep.demographics import races, sexes
+from data_prep.parts import Counted, Note
 from data_prep.rejects import (
     NO_FRONTAL,
     NOT_IN_SPLIT,
@@ -143,16 +145,18 @@ def read(root: Path, options: Options) -> Found:
     studies["image_source"] = below + folder + "/" + studies["dicom_id"] + ".jpg"
 
     texts = Texts()
-    reports, failures = read_reports(_reports_path(root, options), folder + ".txt", studies["study_id"], texts)
+    mine = [options.mine(patient) for patient in studies["patient_id"]]
+    reports, failures = read_reports(_reports_path(root, options), folder + ".txt", studies["study_id"], texts, mine)
     studies = studies.join(reports)
+    index = None if options.part is None else studies[["patient_id", "split", "image_source"]]
     failed = studies["study_id"].map(failures)
     reject(failed.notna() & (failed == REPORT_MISSING), REPORT_MISSING)
     failed = studies["study_id"].map(failures)
     reject(failed.notna(), REPORT_UNREADABLE, failed.dropna().tolist())
 
-    notes = []
-    if undated := int(studies["study_datetime"].isna().sum()):
-        notes.append(f"{undated:,} studies have no readable date and time: no prior, encounter 1.")
+    studies = options.own(studies)
+    undated = int(studies["study_datetime"].isna().sum())
+    notes: list[Note] = [Counted("{0:,} studies have no readable date and time: no prior, encounter 1.", (undated,))]
     if options.mimic_iv:
         studies = add_demographics(studies, options)
         notes.append(
@@ -174,6 +178,7 @@ def read(root: Path, options: Options) -> Found:
         validation_studies=VALIDATION_STUDIES,
         dated=dated,
         # ReXrank's paths begin at `files`: /p10/p10000032/…
+        index=index,
         test_image=lambda path: below + path.lstrip("/"),
     )
 
@@ -232,10 +237,10 @@ def _reports_path(root: Path, options: Options) -> Path:
 
 
 def read_reports(
-    place: Path, names: pd.Series, study_ids: pd.Series, texts: Texts
+    place: Path, names: pd.Series, study_ids: pd.Series, texts: Texts, mine: Sequence[bool]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Where each report's sections lie in `texts`, and the studies whose report failed: study → REPORT_MISSING or why it
-    is unreadable."""
+    is unreadable. Only those that are `mine` are read."""
     failures: dict[str, str] = {}
     archive, members = None, {}
     if place.is_file():
@@ -261,10 +266,16 @@ def read_reports(
         return {}
 
     progress = tqdm(names, desc="mimic reports", unit="report", smoothing=0.05)
-    reports = texts.add(parsed(name, study_id) for name, study_id in zip(progress, study_ids, strict=True))
+    reports = texts.add(
+        parsed(name, study_id) if own else None for name, study_id, own in zip(progress, study_ids, mine, strict=True)
+    )
     if archive is not None:
         archive.close()
-    if len(reports) and len(failures) == len(reports):
+    # A part of a few studies may have no report that is there.
+    elsewhere = not all(mine) and any(
+        name.rsplit("/", 1)[-1] in members if members else (place / name).is_file() for name in names
+    )
+    if failures and len(failures) == sum(mine) and not elsewhere:
         raise SourceError(
             f"{place}: none of {len(reports):,} reports is there (for one, {names.iloc[0]}); give --reports"
         )

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from data_prep.demographics import age_of, sexes
+from data_prep.parts import Counted
 from data_prep.rejects import NO_FRONTAL, NO_IMAGE, NO_PATIENT, VIEW_UNKNOWN, reject_frame
 from data_prep.sections import SECTIONS, with_raw
 from data_prep.source import Found, Options, find_optional, found_frame, iterate_json, require_keys
@@ -66,14 +67,14 @@ def read(root: Path, options: Options) -> Found:
                     **row,
                     "view": view,
                     "image_source": image,
-                    **with_raw({name: entry.get(name.title()) for name in SECTIONS}),
+                    **(with_raw({name: entry.get(name.title()) for name in SECTIONS}) if options.mine(patient) else {}),
                     "study_datetime": entry.get("StudyDate"),
                     "sex": entry.get("PatientSex"),
                     "age": age_of(entry.get("PatientAge")),
                 }
             require_keys(path, keys, EXPECTED, "{train,valid,test}_metadata_view_position.json")
 
-    studies = found_frame(usable(), DATASET, texts)
+    studies = found_frame(usable(), DATASET, texts, options.mine)
     if not len(studies):
         raise SourceError(
             f"{root}: no study has a known frontal view; expected *_metadata_view_position.json in metadata/"
@@ -84,8 +85,10 @@ def read(root: Path, options: Options) -> Found:
     )
     studies["sex"] = sexes(studies["sex"])
     found = Found(studies, texts, options.images or root, TITLE, LICENCE, credentialed=True)
-    undated = int(studies["study_datetime"].isna().sum())
-    found.notes.append(f"Dates without a time of day; {undated:,} studies have none. Race is not given.")
+    undated = int(options.own(studies)["study_datetime"].isna().sum())
+    found.notes.append(
+        Counted("Dates without a time of day; {0:,} studies have none. Race is not given.", (undated,), always=True)
+    )
     if rejected:
         frames = [reject_frame(pd.DataFrame(rows), reason) for reason, rows in rejected.items()]
         found.rejects = pd.concat(frames, ignore_index=True)
