@@ -109,7 +109,7 @@ def test_an_openai_client_gets_the_same_report_whole_and_streamed(server: Report
         ([], 400, "not a JSON object"),
         ({}, 400, "no film"),
         ({"image": "no base64"}, 400, "image is not base64"),
-        ({"image": "aaaa"}, 400, "cannot identify"),
+        ({"image": "aaaa"}, 400, "no picture in a form"),
         ({"image": 3}, 400, "image must be a text"),
         ({"image": "photo"}, 400, "a colour picture"),
         ({"image": "now", "prior_report": PRIOR}, 400, "give both, or neither"),

@@ -147,7 +147,7 @@ def test_photographs_and_empty_films_are_refused(writer: ReportWriter, tmp_path:
         writer.write(Image.new("L", (300, 300), 90))
     grey = Image.fromarray(colour[:, :, 0])
     assert writer.write(grey).report == writer.write(grey.convert("RGB")).report  # grey in three channels is a film
-    with pytest.raises(EvaluationError, match="cannot identify"):
+    with pytest.raises(EvaluationError, match="no picture in a form"):
         writer.write(b"no picture", anyway=True)
     with pytest.raises(FilmRefused, match="almost no contrast"):  # the prior is looked at too
         writer.write(grey, prior=(Image.new("L", (300, 300), 90), "Normal."))
