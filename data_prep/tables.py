@@ -31,7 +31,21 @@ DELIMITERS = (",", ";", "\t", "|")
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 EXPECTED = ".csv, .csv.gz, .tsv, .txt, .jsonl or .parquet"
 # What programs write where there is nothing, as a cell of its own.
-NOTHING = frozenset({"", "nan", "none", "null", "<na>", "n/a", "#n/a", "na", "nat", "nil", "-", "--", ".", "?"})
+NOTHING = frozenset(
+    [
+        *["", "nan", "none", "null", "<na>", "n/a", "#n/a", "na", "nat", "nil", "-", "--", ".", "?"],
+        *[
+            "\\n",
+            "<null>",
+            "(null)",
+            "[null]",
+            "#null!",
+            "<none>",
+            "(none)",
+            "undefined",
+        ],  # of databases and spreadsheets
+    ]
+)
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),

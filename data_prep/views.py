@@ -9,10 +9,10 @@ LATERAL = "lateral"  # stands for every view that is known and not frontal
 
 _WORDS = {
     "PA": "pa, p a, postero anterior, posteroanterior, posterior anterior, pa erect, erect pa, pa upright, upright pa, "
-    "pa standing, chest pa, pa chest, thorax pa, torax pa, rx torax pa",
+    "pa standing, chest pa, pa chest, thorax pa, torax pa, rx torax pa, frontal pa, pa frontal, pa view, cxr pa, pa cxr, chest x ray pa",
     "AP": "ap, a p, antero posterior, anteroposterior, anterior posterior, ap supine, supine ap, ap portable, portable ap, "
     "ap erect, erect ap, ap upright, upright ap, ap semi erect, ap sitting, ap horizontal, ap mobile, mobile ap, chest ap, "
-    "ap chest, thorax ap, torax ap, rx torax ap, portable",
+    "ap chest, thorax ap, torax ap, rx torax ap, portable, frontal ap, ap frontal, ap view, cxr ap, ap cxr, chest x ray ap",
     "frontal": "frontal, front, frontal view, chest frontal, thorax frontal, torax frontal, face, de face, frente",
     LATERAL: "lateral, lat, l, ll, rl, r l, l l, left lateral, right lateral, lateral left, lateral right, llat, rlat, "
     "lateral view, chest lateral, lateral chest, thorax lateral, torax lateral, seitlich, thorax seitlich, perfil, profil, "

@@ -200,7 +200,7 @@ def _raw_rows(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, befor
             for column in columns[name]
         ]
         cells = [
-            None if any(map(is_nothing, row)) else TOGETHER.join(map(str, row)) for row in zip(*parts, strict=True)
+            None if any(map(_says_nothing, row)) else TOGETHER.join(map(str, row)) for row in zip(*parts, strict=True)
         ]
         if name in SEVERAL:
             if None in cells and not (name == "patient_id" and "dicom" in mapping):
@@ -216,6 +216,11 @@ def _raw_rows(table: pd.DataFrame, mapping: Mapping[str, Any], path: Path, befor
                 )
         frame[name] = pd.Series(cells, index=table.index, dtype=object)
     return frame
+
+
+def _says_nothing(cell: object) -> bool:
+    """Whether a cell is blank or a word for nothing, be it with a full stop."""
+    return is_nothing(cell) or (isinstance(cell, str) and is_nothing(cell.strip().rstrip(".")))
 
 
 def _with_reports(rows: pd.DataFrame, texts: Texts, rules: HeadingRules, options: Options) -> pd.DataFrame:

@@ -197,7 +197,7 @@ def test_whole_words_of_sex_race_and_age() -> None:
 
 
 def test_cells_that_say_nothing_are_blank(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ("nan", "None", "N/A", "NULL", "Clear lungs.", "-")
+    words = ("nan", "None", "N/A", "NULL", "Clear lungs.", "-", "None.", r"\N", "(null)", "n/a.")
     assert prepare(source(tmp_path / "s", [row(n, t) for n, t in enumerate(words)]), tmp_path / "o") == 0
     assert studies(tmp_path / "o")["findings"].to_dict() == {"a4": "Clear lungs."}
     assert {r["reason"] for r in rejects(tmp_path / "o").values()} == {"no_report"}
@@ -340,6 +340,8 @@ def test_view_words_in_any_case_and_the_unknown_ones_listed(tmp_path: Path) -> N
         "L": "lateral",
         "LL": "lateral",
         "p.a.": "PA",
+        "Frontal PA": "PA",
+        "AP, frontal": "AP",
         "Perfil": "lateral",
         "COSTAL": "lateral",
         "UNK": None,
