@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -170,20 +170,17 @@ def _sixteen_bit_colour(image: Image.Image, content: bytes) -> np.ndarray | None
             again.load()
             yield from _strips(again)
 
-    grey = np.empty((image.height, image.width), np.float32)
     if raw == "LA;16B":
         pairs = ((part[..., 0], part[..., 1]) for part in decoded("RGBA", "RGBA"))
     else:
         mode = raw.split(";")[0]
         pairs = zip(decoded(mode, f"{mode};16B"), decoded(mode, f"{mode};16L"), strict=True)
-    top = 0
-    for upper, lower in pairs:
+
+    def grey(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
         part = upper.astype(np.float32) * 256 + lower.astype(np.float32)
-        if part.ndim == 3:
-            part = part[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        grey[top : top + len(part)] = part
-        top += len(part)
-    return grey
+        return part if part.ndim == 2 else part[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+    return _joined((grey(*pair) for pair in pairs), image.height)
 
 
 def _strips(image: Image.Image) -> Iterator[np.ndarray]:
@@ -194,13 +191,18 @@ def _strips(image: Image.Image) -> Iterator[np.ndarray]:
 
 def pixels_of(image: Image.Image) -> np.ndarray:
     """The pixels [height, width] of an image of one channel."""
-    pixels, top = None, 0
-    for part in _strips(image):
-        if pixels is None:
-            pixels = np.empty((image.height, image.width), part.dtype)
-        pixels[top : top + len(part)] = part
-        top += len(part)
-    return pixels
+    return _joined(_strips(image), image.height)
+
+
+def _joined(strips: Iterable[np.ndarray], height: int) -> np.ndarray:
+    """Strips [rows, width] as one array [height, width], filled as they come."""
+    top = 0
+    for strip in strips:
+        if not top:
+            whole = np.empty((height, strip.shape[1]), strip.dtype)
+        whole[top : top + len(strip)] = strip
+        top += len(strip)
+    return whole
 
 
 def to_grey(image: Image.Image, settings: ImageSettings | None = None) -> Image.Image:

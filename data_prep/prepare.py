@@ -215,7 +215,7 @@ def select(found: Found, options: Options) -> tuple[pd.DataFrame, pd.DataFrame, 
         SourceError: a study appears twice, or nothing is left.
         LeakageError: the source's own split has a patient on two sides.
     """
-    studies, rejects, notes = options.own(found.studies), [options.own(found.rejects)], list(found.notes)
+    studies, rejects, notes = found.studies, [options.own(found.rejects)], list(found.notes)
     studies = compact(studies.sort_values("study_id", kind="stable").reset_index(drop=True))
     studies["dataset"] = options.name or studies["dataset"]
     ids = pd.concat([studies["study_id"], found.rejects["study_id"]])

@@ -17,7 +17,7 @@ from typing import Any
 
 from data_prep.headings import JOINT, Piece, findings_of, iterate_sections
 from data_prep.sections import RAW, single_spaced
-from data_prep.sources.rexrank import patient_of
+from data_prep.sources.rexrank import MISSING, patient_of, printed_report
 from data_prep.study import STUDY_SCHEMA, read_studies, report_text
 from foundation.errors import EvaluationError, read_record
 from foundation.governance import claimed_source
@@ -42,7 +42,7 @@ class ReferenceForm:
     """
 
     text: str = "raw"
-    missing_section: str = "None"
+    missing_section: str = MISSING
 
     def __post_init__(self) -> None:
         for name, choices in REFERENCE_FORMS.items():
@@ -156,9 +156,7 @@ def reference_text(
     if sections == "findings_impression":
         if not (findings or impression):
             return None
-        # ReXrank's script prints a section as it is, were it the word None itself.
-        printed = {n: t if isinstance(t, str) and t.strip() else form.missing_section for n, t in texts.items()}
-        return f"Findings: {printed['findings']} Impression: {printed['impression']}"
+        return printed_report(texts["findings"], texts["impression"], form.missing_section)
     return report_text(findings, impression) or None
 
 

@@ -60,9 +60,9 @@ def comparable(result: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Published rows that a scores.json may stand beside, and why there are none where there are none.
 
     The same kind means: references in the form of ReXrank's script (`references.unlike_the_board`), the table's own data
-    set, exactly the studies of ReXrank's test file (by the fingerprint of their ids) and the references that its script makes
-    of them (by their own), the sections of one of ReXrank's
-    boards, no priors shown (ReXrank's setup has none) and real backends. A folder's name decides nothing.
+    set, exactly the studies of ReXrank's test file and the references that its script makes of them (both by fingerprint),
+    the sections of one of ReXrank's boards, no priors shown (ReXrank's setup has none) and real backends. A folder's name
+    decides nothing.
     """
     made_by = result["made_by"]
     datasets = result.get("datasets") or ["unknown"]
@@ -110,17 +110,18 @@ def not_rexranks_test(result: Mapping[str, Any]) -> bool:
 
 
 def caution(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """What to say beside published rows where the file that was given is not the board's in full; else empty."""
+    """What to say beside published rows where the file that was given is not the board's in full, or was read by a version
+    that did not fingerprint its references; else empty."""
     if not rows:
         return ""
-    if result["studies"] == rows[0]["studies"]:
-        if "references_sha256" in (result["made_by"].get("test_file") or {}):
-            return ""
+    if result["studies"] != rows[0]["studies"]:
+        return (
+            f"Not the same test: the ReXrank file that was given lists {result['studies']:,} studies, the board's "
+            f"{rows[0]['studies']:,}."
+        )
+    if "references_sha256" not in (result["made_by"].get("test_file") or {}):
         return (
             "The data was prepared by an earlier version: its references are in ReXrank's form, and were not compared with "
             "those of its test file; prepare it again to have them compared."
         )
-    return (
-        f"Not the same test: the ReXrank file that was given lists {result['studies']:,} studies, the board's "
-        f"{rows[0]['studies']:,}."
-    )
+    return ""

@@ -34,6 +34,12 @@ def settings_of(command: Sequence[str]) -> dict[str, Any]:
     return recipe | settings
 
 
+def process_flags(given: Any) -> list[str]:
+    """The flags of `launch.stage` that choose the processes, of those that parsed arguments have."""
+    names = ("processes", "gpus", "nodes", "parallel")
+    return [part for name in names if getattr(given, name) for part in (f"--{name}", str(getattr(given, name)))]
+
+
 def is_true(value: Any) -> bool:
     """YAML's true, or a flag's."""
     return value is True or str(value).lower() in ("true", "1", "yes")

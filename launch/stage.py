@@ -22,6 +22,7 @@ from pathlib import Path
 from foundation import signals
 from foundation.machine import MachineError, OneLineParser
 from foundation.masking import mask, mask_words
+from foundation.stage_command import process_flags
 from launch.processes import PARALLEL, training_command
 
 TRAINING = ("recipes.sft", "recipes.grpo")
@@ -77,12 +78,6 @@ def record(run: Path, stage: str, seconds: float, peak_memory_mib: int) -> None:
         os.replace(temporary, path)
 
 
-def _spread(given: argparse.Namespace) -> list[str]:
-    """The flags by which the processes were chosen, as they were given."""
-    names = ("processes", "gpus", "nodes", "parallel")
-    return [part for name in names if getattr(given, name) for part in (f"--{name}", str(getattr(given, name)))]
-
-
 def command_of(given: argparse.Namespace) -> list[str]:
     """The command that runs what stands after `--`.
 
@@ -100,7 +95,7 @@ def command_of(given: argparse.Namespace) -> list[str]:
     if given.judge is None:
         return training_command(given.gpus, given.nodes or 1, given.parallel, given.processes or 1, words)
     judged = ["--log", str(given.judge), *(["--gpus", str(given.gpus)] if given.gpus else [])]
-    beside = [sys.executable, "-m", "launch.stage", *_spread(given), "--", *words]  # once the judge answers
+    beside = [sys.executable, "-m", "launch.stage", *process_flags(given), "--", *words]  # once the judge answers
     return [sys.executable, "-m", "launch.judged", *judged, "--", *beside]
 
 

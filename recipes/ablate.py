@@ -27,6 +27,7 @@ from foundation import signals
 from foundation.errors import RecipeError, read_json, run_command
 from foundation.files import write_json, write_text
 from foundation.recipe_files import read_yaml
+from foundation.stage_command import process_flags
 from recipes.grpo import ARGUMENTS as GRPO_ARGUMENTS
 from rewards.chexprompt.judge import OFFLINE, Judge
 from rewards.chexprompt.settings import JudgeSettings
@@ -157,7 +158,7 @@ def train(
         options += [*weights_options(arguments), *judge_options(arguments)]
     module = "recipes.sft" if stage == "sft" else "recipes.grpo"
     stage_command = ["-m", module, *options, *arguments.options]
-    call([sys.executable, "-m", "launch.stage", *launch_options(arguments), "--", *stage_command])
+    call([sys.executable, "-m", "launch.stage", *process_flags(arguments), "--", *stage_command])
 
 
 def common_options(arguments: argparse.Namespace) -> list[str]:
@@ -196,12 +197,6 @@ def evaluated(ablation: Ablation, arguments: argparse.Namespace) -> list[str]:
         if changes.get(key) and set(changes.get("datasets", [])) <= there:
             flags += [f"--{key}", *changes[key]]
     return flags
-
-
-def launch_options(arguments: argparse.Namespace) -> list[str]:
-    """Flags of launch.stage: those that were given."""
-    names = ("processes", "gpus", "nodes", "parallel")
-    return [part for name in names if getattr(arguments, name) for part in (f"--{name}", str(getattr(arguments, name)))]
 
 
 def call(command: Sequence[str]) -> None:

@@ -123,7 +123,6 @@ def read(root: Path, options: Options) -> Found:
 
 def _with_texts(rows: pd.DataFrame, texts: Texts, options: Options) -> pd.DataFrame:
     """`rows` of the table with the sections moved to `texts`, those of the options' part."""
-    patients = rows["path_to_image"].str.extract(PATIENT_AND_STUDY)[0]
     columns = [name for name in rows if name.startswith("section_")]
     sections = pd.DataFrame(
         {name: [text if blank_to_none(text) else None for text in none(rows[name])] for name in columns}, dtype=object
@@ -131,9 +130,11 @@ def _with_texts(rows: pd.DataFrame, texts: Texts, options: Options) -> pd.DataFr
     history = sections["section_clinical_history"]
     sections["section_indication"] = history.where(history.notna(), sections["section_history"])
     named = sections.rename(columns=lambda name: name.removeprefix("section_"))
-    reports = zip(named.to_dict("records"), patients, strict=True)
-    own = (with_raw(report) if options.mine(patient) else None for report, patient in reports)
-    return rows.drop(columns=columns).join(texts.add(own))
+    reports = named.to_dict("records")
+    if options.part is not None:
+        patients = rows["path_to_image"].str.extract(PATIENT_AND_STUDY)[0]
+        reports = [report if options.mine(patient) else None for report, patient in zip(reports, patients, strict=True)]
+    return rows.drop(columns=columns).join(texts.add(report and with_raw(report) for report in reports))
 
 
 def image_paths(paths: pd.Series, root: Path) -> pd.Series:

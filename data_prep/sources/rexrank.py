@@ -38,6 +38,7 @@ LICENCES = {
     "iu_xray": ("CC BY-NC-ND 4.0", False),
     "rexgradient": ("ReXGradient data use agreement", True),
 }
+MISSING = "None"  # what ReXrank's script prints of a section that is not there (str of Python's None)
 NEEDED = ("section_findings", "section_impression", "key_image_path")
 VIEW_NAMES = {"antero-posterior": "AP", "postero-anterior": "PA", "ap": "AP", "pa": "PA"}
 CONTEXT = re.compile(
@@ -145,25 +146,27 @@ def recorded(dataset: str, sections: Mapping[str, tuple[Any, Any]]) -> dict[str,
     Args:
         sections: study id → findings and impression as the file has them.
     """
-    findings = {key: text for key, (text, _) in sections.items() if _printed(text) is not None}
-    both = {
-        key: f"Findings: {_printed(findings) or 'None'} Impression: {_printed(impression) or 'None'}"
-        for key, (findings, impression) in sections.items()
+    boards = {
+        "findings": {key: findings for key, (findings, _) in sections.items() if _is_printed(findings)},
+        "findings_impression": {key: printed_report(*both) for key, both in sections.items()},
     }
     return {
         "dataset": dataset,
         "studies": len(sections),
         "study_ids_sha256": ids_fingerprint(sections),
-        "references_sha256": {
-            "findings": references_fingerprint(findings),
-            "findings_impression": references_fingerprint(both),
-        },
+        "references_sha256": {board: references_fingerprint(references) for board, references in boards.items()},
     }
 
 
-def _printed(text: Any) -> str | None:
-    """A section as ReXrank's script prints it: as it is; None where it is missing or blank."""
-    return text if isinstance(text, str) and text.strip() else None
+def printed_report(findings: Any, impression: Any, missing: str = MISSING) -> str:
+    """Both sections as ReXrank's script prints them: as they are, were it the word None itself; `missing` for one that is
+    none or blank."""
+    findings, impression = (text if _is_printed(text) else missing for text in (findings, impression))
+    return f"Findings: {findings} Impression: {impression}"
+
+
+def _is_printed(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:

@@ -100,14 +100,19 @@ def test_a_stage_ends_with_the_make_that_called_it(tmp_path: Path) -> None:
 def test_a_command_says_one_line_when_it_is_stopped() -> None:
     code = "import time\nfrom foundation.errors import run_command\ndef main():\n print('runs', flush=True)\n time.sleep(60)\nrun_command(main)"
     for number in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        process.stdout.readline()
-        process.send_signal(number)
-        _, said = process.communicate(timeout=20)
-        assert process.returncode == 128 + number
-        assert said == f"{signal.Signals(number).name} received; the same command resumes from what is written\n"
+        stops_with_one_line(code, number)
+
+
+def stops_with_one_line(code: str, number: int) -> None:
+    """Run a program, and send it the signal once it has printed a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert said == f"{signal.Signals(number).name} received; the same command resumes from what is written\n"
 
 
 @pytest.mark.parametrize("command", [["-m", "recipes.grpo"], ["-m", "evaluation", "score"], ["inference.py"]])
@@ -150,14 +155,7 @@ async def call():
 
 run_command(lambda: asyncio.run(call()))
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    process.stdout.readline()
-    process.send_signal(number)
-    _, said = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    assert said == f"{signal.Signals(number).name} received; the same command resumes from what is written\n"
+    stops_with_one_line(code, number)
 
 
 def test_what_a_dead_process_does_to_the_others_is_one_line_and_other_errors_keep_their_trace() -> None:
