@@ -39,8 +39,8 @@ class Batch:
         tokens: of a row, images, prompt and report together (with shared prompts: all reports of a study).
         images: of a row.
         image_pixels: a side.
-        repeated: tokens of all rows whose keys and values attention holds besides: a shared prompt's for each of its reports,
-            and those reports' own.
+        repeated: tokens of all rows of which attention holds keys and values, or query and result, besides: keys and values of
+            a shared prompt for each of its reports, and both of the reports' own (training/shared_attention.py).
     """
 
     rows: int

@@ -40,7 +40,7 @@ def main() -> None:
     studies = opened.studies
     checkpoint = start_or_resume(opened.output_dir, opened.settings)
     announce(f"sft: {len(studies):,} studies of {', '.join(data.datasets)}; starting from {model.model_name_or_path}")
-    trainer = build_trainer(data, model, training, studies, stage.pack_studies)
+    trainer = build_trainer(data, model, training, studies, stage.pack_studies, opened.lengths)
     trainer.checkpoint_above_tokens = stage.checkpoint_above_tokens
     run_training(trainer, "sft", checkpoint, stage.keep_optimizer_states)
     finish_stage(trainer, "sft", opened.settings, {"studies": len(studies), "studies_twice_an_epoch": opened.repeated})
@@ -54,8 +54,13 @@ def build_trainer(
     training: SFTConfig,
     studies: Sequence[dict[str, Any]],
     pack_studies: bool = False,
+    lengths: Sequence[int] = (),
 ) -> ReportTrainer:
-    """The trainer of the SFT stage."""
+    """The trainer of the SFT stage.
+
+    Args:
+        lengths: tokens of each study, by which `pack_studies` gives all processes passes of nearly the same length.
+    """
     start = merged_checkpoint(model.model_name_or_path)
     training.model_init_kwargs = model_options(model, training) | {"dtype": weights_dtype(start, model, training)}
     training.remove_unused_columns = False  # rows are made of columns that the trainer does not know
@@ -69,7 +74,7 @@ def build_trainer(
         peft_config=get_peft_config(model),
     )
     if pack_studies:
-        trainer.pack_studies()
+        trainer.pack_studies(lengths)
     if kept := keep_small_steps(trainer, start, model):
         announce(f"sft: {kept}")
     generate_neutrally(trainer.model, processor)  # what is saved decodes greedily, as it is evaluated

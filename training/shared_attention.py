@@ -98,7 +98,8 @@ def _attend(
         studies = zip(*(states[None].split(row.lengths, dim=2) for states in (query, key, value)), strict=True)
         return torch.cat([attend(*study, is_causal=True)[0].transpose(0, 1) for study in studies])
     heads, length, width = query.shape
-    prompt = [states[None, :, : row.prompt] for states in (query, key, value)]
+    # Copies: views would hold all of the row's queries, keys and values for the backward pass.
+    prompt = [states[None, :, : row.prompt].clone() for states in (query, key, value)]
     attended = [attend(*prompt, is_causal=True)[0].transpose(0, 1)]
     if len(row.back):
         own = [states[:, row.tokens].transpose(0, 1) for states in (query, key, value)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Stage:
         settings: all that decides what is learned, as `stage_settings` gives it.
         upload: where its model is pushed to once it is trained; None for nowhere.
         repeated: studies that an epoch has twice, so that its last generation, or batch of all processes, is full.
+        lengths: tokens of each study, its prompt's and its report's.
     """
 
     output_dir: Path
@@ -42,6 +44,7 @@ class Stage:
     settings: dict[str, Any]
     upload: Upload | None = None
     repeated: int = 0
+    lengths: Sequence[int] = ()
 
     @property
     def name(self) -> str:
@@ -83,7 +86,7 @@ def open_stage(
     check_lora_targets(model, getattr(training, "use_vllm", False))
     studies = load_studies(data.datasets, data.data_dir, data.train_split, data.dataset_weights, training.seed)
     data_sha256 = in_first_process(lambda: data_fingerprint(data.datasets, data.data_dir, data.train_split))
-    fit = in_first_process(lambda: _fitting(studies, data, model, training, data_sha256))
+    fit, lengths = in_first_process(lambda: _fitting(studies, data, model, training, data_sha256))
     if len(fit) < len(studies):
         studies = Studies(studies.table.take(fit))
     repeated = check_rows(len(studies), training)
@@ -95,7 +98,7 @@ def open_stage(
         settings["films"] = films.recorded()
     check_report_to(training)
     upload = open_upload(training, studies.sources, model.model_name_or_path, stage.hub_allow_datasets)
-    opened = Stage(Path(training.output_dir), studies, settings, upload, repeated)
+    opened = Stage(Path(training.output_dir), studies, settings, upload, repeated, lengths)
     # A finished stage is only read; one that is to be made is this process's alone until it ends.
     if stage.force or not is_finished(opened.output_dir, settings):
         in_first_process(lambda: hold_folder(opened.output_dir))
@@ -110,14 +113,15 @@ def open_stage(
 
 def _fitting(
     studies: Studies, data: DataArguments, model: ModelConfig, training: SFTConfig | GRPOConfig, data_sha256: str
-) -> list[int]:
-    """Row numbers of the studies whose prompt and report fit; says how long the longest is, and what is left out."""
+) -> tuple[list[int], list[int]]:
+    """Row numbers of the studies whose prompt and report fit, and their tokens; says how long the longest is, and what is left
+    out."""
     processor = load_processor(model.model_name_or_path, revision=model.model_revision)
     folder = Path(training.output_dir).parent / "lengths"
     lengths = counted_once(studies, processor, data.longitudinal, data.context, data_sha256, folder)
     rows, line = fitting(studies.table.column("study_id").to_pylist(), lengths, training)
     print(f"{Path(training.output_dir).name}: {line}", flush=True)
-    return rows
+    return rows, [sum(lengths[row]) for row in rows]
 
 
 def check_rows(studies: int, training: SFTConfig | GRPOConfig) -> int:

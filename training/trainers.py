@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from safetensors import SafetensorError
+from torch.utils.data import RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import GRPOConfig, SFTTrainer
@@ -23,6 +24,7 @@ from trl.trainer.utils import RepeatSampler
 from foundation.errors import RecipeError
 from model.adapter import note_base
 from model.float32_head import float32_head
+from training.balanced_batches import BalancedBatches
 from training.finite import WatchedSteps
 from training.gradients import keep_adapters_in_float32, let_vision_adapters_learn
 from training.kept_activations import kept_activations
@@ -155,6 +157,7 @@ class ReportTrainer(_Resumable, SFTTrainer):
     """
 
     checkpoint_above_tokens: int | None = None
+    _lengths: Sequence[int] = ()  # tokens of each study, where passes are to be of nearly the same length
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -163,8 +166,20 @@ class ReportTrainer(_Resumable, SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, torch.Tensor] = {}  # of tokens, entropy and hits since the last log, by mode
 
-    def pack_studies(self) -> None:
-        """From now on, one row for all studies of a forward pass."""
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        processes = self.accelerator.num_processes
+        if not self._lengths or processes == 1 or not isinstance(sampler, RandomSampler):
+            return sampler
+        sampler.generator = torch.Generator()
+        self.add_callback(_SeedEachEpoch(sampler.generator))
+        passes = processes * self.args.gradient_accumulation_steps
+        return BalancedBatches(sampler, self._lengths, self._train_batch_size, passes)
+
+    def pack_studies(self, lengths: Sequence[int] = ()) -> None:
+        """From now on, one row for all studies of a forward pass; of nearly the same length in all processes' passes where
+        `lengths`, tokens of each study, are given."""
+        self._lengths = lengths
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if is_peft_model(model) else model
         use_shared_attention(model)

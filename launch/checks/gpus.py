@@ -151,7 +151,7 @@ def check_data_disk(question: Question) -> Iterator[Check]:
     if not question.asked(("data",)):
         return
     from launch.planning.assumed import Assumptions
-    from launch.planning.recipe import image_bytes
+    from launch.planning.studies import image_bytes
 
     names = {name for values in question.recipes.values() for name in values.get("datasets") or []}
     absent = sorted(name for name in names if not any((question.data_dir / name).glob("*.parquet")))

@@ -50,9 +50,10 @@ class Assumptions:
     template_tokens: int = 75  # the paper's prompt, with chat markers
     context_tokens: int = 40  # indication and comparison
     report_tokens: int = 140
+    report_spread: float = 0.49  # standard deviation of reports' lengths over their mean (2,357 of IU X-ray: 0.49)
+    rollout_spread: float = 0.15  # the same over the rollouts of one study
     tokens_per_word: float = 1.7  # Qwen's vocabulary on the 294 reports of IU X-ray's validation (1.698)
     training_utilisation: float = 0.2  # share of the data sheet's FLOP/s that training reaches (an H100: 0.19 to 0.22)
-    kept_share: float = 0.8  # of an update's tokens, in forward passes short enough for checkpoint_above_tokens
     prefill_utilisation: float = 0.4
     decode_utilisation: float = (
         0.4  # share of the bandwidth that decoding reaches (benchmarks/gpu.json: an H100's rollouts)

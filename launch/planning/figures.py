@@ -13,6 +13,7 @@ class StagePlan:
         hours: wall time, the judge's included.
         hours_of: of them, each part's.
         rests_on: of each part, whether its rate is `measured` or `assumed`.
+        waiting: hours that processes wait for the longest of their forward passes; not in `hours`.
         gpu_hours: of all GPUs that are held for so long: those that train, a vLLM server's, the judge's.
         judge_hours: wall time of the judge's calls on GPUs of this machine; 0 where it has none here.
         judge_gpus: GPUs of the judge's own, beside those that train; 0 where it shares theirs.
@@ -37,6 +38,7 @@ class StagePlan:
     hours: float = 0
     hours_of: dict[str, float] = field(default_factory=dict)
     rests_on: dict[str, str] = field(default_factory=dict)
+    waiting: float = 0
     hours_by: str = "assumed utilisation"
     judge: str = ""
     judge_calls: int = 0

@@ -10,7 +10,7 @@ from launch.judges import ANSWER_TOKENS, BLOCK_TOKENS, FRAME_TOKENS, RUBRIC_TOKE
 from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
 from launch.planning.judge_copies import SHARE_BESIDE, copies, kind_of_judge
-from launch.planning.recipe import Sizes
+from launch.planning.studies import Sizes
 from launch.planning.text import hours
 from model.memory import serving_memory
 

@@ -1,37 +1,16 @@
-"""A recipe's files as its stages read them, and the sizes of its studies."""
+"""A recipe's files as its stages read them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import RecipeError
 from foundation.provenance import REPOSITORY
 from foundation.stage_command import settings_of
-from launch.planning import assumed
-from launch.planning.assumed import PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target
 from model.architectures import ARCHITECTURES, Architecture, architecture
 from settings.parser import parse_recipe
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Mean sizes of a study, in tokens of the language model.
-
-    Attributes:
-        longest, most_images: prompt and images of a study with prior image and report, where any is shown them.
-    """
-
-    studies: int
-    prompt: float
-    report: float
-    images: float
-    measured: bool
-    longest: float
-    most_images: int
 
 
 def recipe_files(recipe: str) -> list[Path]:
@@ -90,89 +69,6 @@ def with_processes(training: Any, processes: int) -> Any:
     """`training` as it would be among `processes` processes: its world size decides how a batch divides."""
     training.__class__ = type("Planned", (type(training),), {"world_size": processes})
     return training
-
-
-def sizes(
-    datasets: Sequence[str],
-    split: str,
-    longitudinal: bool,
-    target: Target,
-    arch: Architecture,
-    weights: Sequence[float] = (),
-) -> Sizes:
-    """Studies and their mean tokens: counted where the data set is prepared, else published counts and assumptions.
-
-    `weights` are the recipe's `dataset_weights`: how many times each data set's studies are taken.
-
-    Raises:
-        RecipeError: a data set that is neither prepared nor known.
-    """
-    assume = target.assume
-    image = arch.image_tokens(image_pixels(arch, assume))
-    total, prompt, report, images, measured = 0, 0.0, 0.0, 0.0, True
-    longest, most_images = 0.0, 1
-    for name, weight in zip(datasets, weights or [1.0] * len(datasets), strict=True):
-        path = target.data_dir / name / f"{split}.parquet"
-        if path.is_file():
-            n, words, prior_words, context_words, priors = _counted(path)
-            report_tokens, context = words * assume.tokens_per_word, context_words * assume.tokens_per_word
-            prior_tokens = prior_words * assume.tokens_per_word
-        else:
-            published = PUBLISHED_TEST if split == "test" else PUBLISHED_STUDIES
-            if name not in published:
-                phantom = name.startswith("phantom_")
-                command = "make demo-data RECIPE=demo" if phantom else f"make data DATASET={name} SOURCE=/path/to/it"
-                raise RecipeError(
-                    f"{path} is not there, and no published size of {name} is known; prepare it first: {command}"
-                )
-            n, measured, priors = published[name], False, assumed.PUBLISHED_PRIORS[name]
-            report_tokens, context, prior_tokens = assume.report_tokens, assume.context_tokens, assume.report_tokens
-        n = round(n * weight)
-        pair = longitudinal and priors > 0
-        most_images = max(most_images, 1 + pair)
-        longest = max(longest, assume.template_tokens + context + image * (1 + pair) + prior_tokens * pair)
-        shown = (1 + priors) if longitudinal else 1.0
-        total += n
-        report += n * report_tokens
-        images += n * shown
-        prompt += n * (
-            assume.template_tokens + context + image * shown + (priors * prior_tokens if longitudinal else 0)
-        )
-    if not total:
-        raise RecipeError(f"{', '.join(datasets)}: no studies in the split {split}")
-    return Sizes(total, prompt / total, report / total, images / total, measured, longest, most_images)
-
-
-def image_bytes(datasets: Iterable[str], data_dir: Path, assume: Assumptions) -> float:
-    """Bytes of the prepared images of data sets, all splits: a study has one image; those of priors are other studies'."""
-    import pyarrow.parquet as pq
-
-    studies = 0
-    for name in datasets:
-        tables = [data_dir / name / f"{split}.parquet" for split in ("train", "validation", "test")]
-        there = [path for path in tables if path.is_file()]
-        studies += sum(pq.read_metadata(path).num_rows for path in there)
-        if not there:
-            studies += PUBLISHED_STUDIES.get(name, 0) + PUBLISHED_TEST.get(name, 0)
-    return studies * assume.image_bytes
-
-
-def image_pixels(arch: Architecture, assume: Assumptions) -> int:
-    """Pixels a side of an image: as assumed, at most what the model's position embeddings were made for (tiny models)."""
-    return min(assume.image_pixels, math.isqrt(arch.vision_num_position_embeddings) * arch.vision_patch_size)
-
-
-def _counted(path: Path) -> tuple[int, float, float, float, float]:
-    """Studies; mean words of report, of prior report (where there is one) and of context; share with a prior."""
-    import pyarrow.parquet as pq
-
-    columns = ["findings", "impression", "indication", "comparison", "prior_report"]
-    table = pq.read_table(path, columns=columns).to_pydict()
-    n = len(table["findings"])
-    words = {name: sum(len((text or "").split()) for text in table[name]) for name in columns}
-    priors = sum(text is not None for text in table["prior_report"])
-    reports, context = words["findings"] + words["impression"], words["indication"] + words["comparison"]
-    return n, reports / max(n, 1), words["prior_report"] / max(priors, 1), context / max(n, 1), priors / max(n, 1)
 
 
 def first_stage(path: Path) -> Path:

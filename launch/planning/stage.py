@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,16 @@ from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
 from launch.planning.fit import adapter_bytes, add_checkpoints, add_fit, quantised_bytes
 from launch.planning.judge import add_judge
+from launch.planning.passes import Passes, draw_passes
 from launch.planning.recipe import (
-    Sizes,
     architecture_of,
     find,
-    image_pixels,
     parse,
     recipe_files,
     rollouts_of_a_row,
-    sizes,
     with_processes,
 )
+from launch.planning.studies import Sizes, image_pixels, sizes
 from launch.planning.text import hours
 from launch.planning.time import flops_per_token, generation_seconds, training_utilisation
 from model.architectures import Architecture
@@ -89,9 +89,23 @@ class Stage:
         length keep their activations (training/kept_activations.py), else all or none."""
         if not self.training.gradient_checkpointing:
             return 0.0
-        limit = self.keys.checkpoint_above_tokens
-        kept = limit is not None and self.rows_at_once * self.row_tokens <= limit
-        return 1 - self.target.assume.kept_share if kept else 1.0
+        return 1 - self.passes.kept
+
+    @cached_property
+    def passes(self) -> Passes:
+        """The forward passes of an update."""
+        return draw_passes(
+            self.size.drawn,
+            processes=self.processes,
+            passes=self.training.gradient_accumulation_steps,
+            rows=self.rows_at_once,
+            most=self.keys.checkpoint_above_tokens,
+            together=self.together,
+            longest_report=self.training.max_completion_length if self.grpo else math.inf,
+            rollout_spread=self.target.assume.rollout_spread if self.grpo else 0.0,
+            packed=self.keys.pack_studies,
+            by_length=self.together > 1,
+        )
 
 
 def read_stage(path: Path, target: Target) -> tuple[Stage, Sequence[Any]]:
@@ -195,7 +209,8 @@ def _add_memory(plan: StagePlan, stage: Stage) -> str | None:
     )
     if training.gradient_checkpointing and (limit := stage.keys.checkpoint_above_tokens):
         usual = _batch(stage, stage.completion)
-        kept = replace(usual, tokens=limit / usual.rows)
+        longest = _batch(stage, training.max_completion_length if stage.grpo else 2 * stage.size.report)
+        kept = replace(usual, tokens=min(limit / usual.rows, longest.tokens))
         plan.memory["activations"] = max(
             plan.memory["activations"], activation_bytes(arch, kept, bytes_each, checkpointing=False)
         )
@@ -227,7 +242,7 @@ def _batch(stage: Stage, report: float) -> Batch:
         tokens=math.ceil(longest + stage.together * (report + shared)),
         images=stage.size.most_images,
         image_pixels=image_pixels(stage.arch, stage.target.assume),
-        repeated=stage.rows_at_once * stage.together * (longest + report) * shared,
+        repeated=stage.rows_at_once * stage.together * (longest + 2 * report) * shared,
     )
 
 
@@ -252,8 +267,9 @@ def _add_time(plan: StagePlan, stage: Stage) -> None:
             flops["reference log-probabilities"] = flops["old log-probabilities"]
     seconds = {part: total / (target.kind.flops * utilisation) / processes for part, total in flops.items()}
     plan.rests_on = dict.fromkeys(seconds, "measured" if "measured" in plan.hours_by else "assumed")
-    if 0 < stage.checkpointed < 1:
-        plan.rests_on["update"] += ", kept_share assumed"
+    plan.waiting = (stage.passes.longest - 1) * sum(seconds.values()) / 3600
+    if 0 < stage.checkpointed < 1 and not stage.size.measured:
+        plan.rests_on["update"] += ", lengths assumed"
     if stage.grpo:
         if training.use_vllm and training.vllm_mode == "server":
             plan.server_gpus = 1 if target.server_gpus is None else target.server_gpus

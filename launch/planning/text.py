@@ -8,7 +8,7 @@ from dataclasses import asdict
 from foundation.machine import format_bytes
 from launch.planning.assumed import Target
 from launch.planning.figures import StagePlan
-from launch.planning.recipe import image_bytes
+from launch.planning.studies import image_bytes
 
 
 def number(value: float) -> str:
@@ -75,6 +75,8 @@ def _time(plan: StagePlan) -> list[str]:
     if plan.hours_of:
         of = (f"{part} {hours(each)} ({plan.rests_on[part]})" for part, each in plan.hours_of.items())
         lines.append("           " + ", ".join(of))
+    if plan.waiting * 60 >= 1:
+        lines.append(f"           and {hours(plan.waiting)} of waiting for the longest forward pass of all processes")
     return lines
 
 

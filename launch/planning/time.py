@@ -8,7 +8,7 @@ from typing import Any
 from foundation.provenance import REPOSITORY
 from launch.planning.assumed import Assumptions, Target
 from launch.planning.figures import StagePlan
-from launch.planning.recipe import Sizes
+from launch.planning.studies import Sizes
 from model.architectures import Architecture
 from model.memory import generation_memory
 

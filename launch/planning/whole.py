@@ -26,11 +26,13 @@ CHANGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def whole_recipe(plans: Sequence[StagePlan]) -> str:
-    """One line: days and GPU hours of all stages, one after the other."""
+    """One line: days and GPU hours of all stages, one after the other; days with what processes wait for one another."""
     wall, gpu = sum(plan.hours for plan in plans), sum(plan.gpu_hours for plan in plans)
     missing = [plan.stage for plan in plans if plan.judge_calls and plan.judge and plan.hours and not plan.judge_hours]
     whole = all(any(plan.stage.startswith(stage) for plan in plans) for stage in ("sft", "rl_step1", "rl_step2"))
     said = f"{'whole recipe' if whole else 'in all'}: {wall / 24:.1f} days, {gpu:,.0f} GPU hours ({', '.join(plan.stage for plan in plans)})"
+    if (waiting := sum(plan.waiting for plan in plans)) >= 0.01 * wall > 0:
+        said += f"; {(wall + waiting) / 24:.1f} days where processes wait for the longest forward pass of all"
     return said + (f"; without the judge's time in {', '.join(missing)}" if missing else "")
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foundation.errors import RecipeError
 from launch.planning.assumed import read_assumptions
-from launch.planning.recipe import image_pixels
+from launch.planning.studies import image_pixels
 from launch.verifying.gpu_memory import free_gpu
 from launch.verifying.line import Line, Subject, skipped
 from model.architectures import architecture

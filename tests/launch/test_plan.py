@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from rl_runs import options as flags
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from data_prep.prepared import load_studies
 from foundation.errors import RecipeError, run_command
 from foundation.machine import format_bytes
 from foundation.recipe_files import read_yaml
@@ -24,13 +28,16 @@ from launch.plan import main
 from launch.planning.assumed import GPUS, PUBLISHED_STUDIES, PUBLISHED_TEST, Assumptions, Target, read_assumptions
 from launch.planning.budget import budget_table, chosen, options
 from launch.planning.fit import adapter_bytes, quantised_bytes
-from launch.planning.recipe import find, image_bytes, parse, recipe_files
-from launch.planning.stage import plan_recipe, plan_training
+from launch.planning.passes import Passes, draw_passes
+from launch.planning.recipe import find, parse, recipe_files
+from launch.planning.stage import plan_recipe, plan_training, read_stage
+from launch.planning.studies import image_bytes
 from launch.planning.text import table
-from launch.planning.time import flops_per_token, training_utilisation
 from launch.planning.whole import best_change, whole_recipe
 from model.architectures import ARCHITECTURES, Architecture, checkpoint_bytes
 from model.memory import Batch, text_layer_bytes, training_memory, vision_layer_bytes
+from model.processor import load_processor
+from training.lengths import count_tokens
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -198,8 +205,8 @@ def test_the_published_models_have_their_published_sizes():
 
 STEP = """
 import resource, sys, torch
-sys.path.insert(0, "tests")
-from test_launch_plan import small
+sys.path[:0] = ["tests", "tests/launch"]
+from test_plan import small
 from transformers import Qwen3VLForConditionalGeneration
 rows, hidden, mlp, layers = map(int, sys.argv[1:])
 if rows:
@@ -241,6 +248,77 @@ def test_peak_of_training_steps_is_as_planned(rows, hidden, mlp, layers, most):
     assert (states if most == "states" else parts["activations"]) > 0.75 * planned  # so that its fault would show
     print(f"measured {measured / 2**20:.0f} MiB, planned {planned / 2**20:.0f} MiB: {planned / measured - 1:+.1%}")
     assert measured == pytest.approx(planned, rel=0.1)
+
+
+GRPO = """
+import resource
+from recipes import grpo
+grpo.main()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def step_1_of(rollouts: int, base: Path, data: Path, out: Path) -> tuple[int, float, list[str]]:
+    """Resident bytes of a step 1 with so many rollouts a study, their mean tokens, and its settings."""
+    settings = {
+        "model_name_or_path": base,
+        "data_dir": data,
+        "output_dir": out,
+        "datasets": "phantom_prairie_reread",
+        "dataset_weights": 1,
+        "num_generations": rollouts,
+        "per_device_train_batch_size": rollouts,
+        "global_batch_size": 1,
+        "updates_per_generation": 1,
+        "mask_truncated_completions": "false",  # an untrained model ends few of its reports
+        "monitor_max_truncated": 1,
+        "monitor_min_unique": 0,
+        "monitor_max_length_drift": 1e9,
+        "monitor_max_prior_copies": 1,
+        "keep_best": "null",
+        "max_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    }
+    given = flags(settings)
+    command = [sys.executable, "-c", GRPO, "--config", "recipes/demo/rl_step1.yaml", *given]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout[-1000:] + run.stderr[-1000:]
+    log = json.loads((out / "log_history.json").read_text())
+    return int(run.stdout.split()[-1]), max(entry.get("completions/mean_length", 0) for entry in log), given
+
+
+def deeper(base: Path, folder: Path, layers: int) -> Path:
+    """The tiny model with more layers; of two, what is in work while the backward pass runs would be half."""
+    shutil.copytree(base, folder)
+    config = Qwen3VLConfig.from_pretrained(base)
+    config.text_config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_peak_of_an_update_with_many_rollouts_is_as_planned(tiny_base, phantom_data, tmp_path):
+    """A study of 128 rollouts beside one of 16, in whole processes: what they differ by is activations, most of it."""
+    tiny_base = deeper(tiny_base, tmp_path / "base", 6)
+    studies = load_studies(["phantom_prairie_reread"], phantom_data, "train", (), 1)
+    longest = max(prompt for prompt, _ in count_tokens(studies, load_processor(str(tiny_base)), True, True))
+    measured, planned = [], []
+    for rollouts in (16, 128):
+        peak, tokens, given = step_1_of(rollouts, tiny_base, phantom_data, tmp_path / str(rollouts))
+        overrides = (*given, "--max_completion_length", str(round(tokens)))
+        # Prompts as long as this vocabulary makes them; two images of 4 tokens are in the longest.
+        lengths = {"template_tokens": longest - 8, "tokens_per_word": 1e-3}
+        where = target(0, parallel="single", data_dir=phantom_data, overrides=overrides, **lengths)
+        plan = plan_training(REPOSITORY / "recipes/demo/rl_step1.yaml", where)
+        measured.append(peak)
+        planned.append(plan.peak)
+    print(f"measured {measured}, planned {planned}")
+    assert planned[1] - planned[0] == pytest.approx(measured[1] - measured[0], rel=0.15)
+    for peak, plan in zip(measured, planned, strict=True):
+        assert plan == pytest.approx(peak, rel=0.15)
 
 
 # ---- costs ------------------------------------------------------------------------------------------------------------
@@ -394,35 +472,94 @@ def test_the_whole_recipe_is_planned_under_three_days_on_eight_h100s_and_says_on
     assumed = Assumptions()
     assert (assumed.prefill_utilisation, assumed.decode_utilisation, assumed.max_concurrent) == (0.4, 0.4, 256)
     assert "measured" in plans[0].hours_by
-    days = sum(plan.hours for plan in plans) / 24
+    # README.md and launch/README.md give both figures.
+    days, waiting = (sum(getattr(plan, name) for plan in plans) / 24 for name in ("hours", "waiting"))
+    assert (f"{days:.1f}", f"{days + waiting:.1f}") == ("2.9", "3.2")
     assert whole_recipe(plans).startswith(f"whole recipe: {days:.1f} days, ")
-    # Where no forward pass keeps its activations it takes longer: README and launch/README.md give both figures.
-    checkpointed = target(kept_share=1e-4)
-    longer = sum(plan.hours for plan in plan_recipe("unirg_cxr", checkpointed)) / 24
-    assert (f"{days:.1f}", f"{longer:.1f}") == ("2.9", "3.3")
+    assert whole_recipe(plans).endswith("; 3.2 days where processes wait for the longest forward pass of all")
+
+
+def lengths(tokens, reports):
+    return np.stack([np.broadcast_to(tokens, len(reports)), reports], 1).astype(float)
+
+
+def test_passes_of_one_length_are_all_kept_or_none_and_nobody_waits():
+    given = {"processes": 8, "passes": 32, "rows": 1, "together": 16}
+    same = lengths(500, np.full(100, 140))  # 500 + 16 × 140 + 16, of prompt's last tokens
+    assert draw_passes(same, most=2756, **given) == Passes(1.0, 1.0)
+    assert draw_passes(same, most=2755, **given) == Passes(0.0, 1.0)
+    assert draw_passes(same, most=None, **given) == Passes(0.0, 1.0)
+    assert draw_passes(same, most=500 + 16 * 101, longest_report=100, **given).kept == 1.0
+
+
+def test_a_pass_is_kept_where_it_is_short_on_every_process_by_hand():
+    """Half of the studies are long: of one process half of the passes are kept, of two a quarter, so many tokens."""
+    mixed = lengths(0, [100, 300])
+    one = draw_passes(mixed, processes=1, passes=1, rows=1, most=200)
+    assert one.kept == pytest.approx(50 / 200, abs=0.01)
+    assert one.longest == 1.0
+    two = draw_passes(mixed, processes=2, passes=1, rows=1, most=200)
+    assert two.kept == pytest.approx(25 / 200, abs=0.01)
+    assert two.longest == pytest.approx((0.25 * 100 + 0.75 * 300) / 200, abs=0.01)
+
+
+def test_passes_by_length_keep_more_and_wait_less():
+    spread = lengths(500, np.random.default_rng(1).gamma(4, 35, 4096))
+    given = {"processes": 8, "passes": 32, "rows": 1, "together": 16, "most": 3328}
+    at_random, by_length = draw_passes(spread, **given), draw_passes(spread, by_length=True, **given)
+    assert at_random.kept < 0.1 < 0.4 < by_length.kept
+    assert by_length.longest < 1.2 < 1.6 < at_random.longest
+    packed = draw_passes(spread, processes=8, passes=8, rows=4, most=4096, packed=True)
+    assert packed == Passes(1.0, 1.0)
+
+
+def test_lengths_of_prepared_data_are_its_own(phantom_data):
+    """Each study's words, instead of an assumed spread."""
+    where = target(0, parallel="single", data_dir=phantom_data)
+    stage, _ = read_stage(REPOSITORY / "recipes/demo/rl_step1.yaml", where)
+    table = pq.read_table(phantom_data / "phantom_prairie_reread" / "train.parquet").to_pylist()
+    words = {len(f"{row['findings'] or ''} {row['impression'] or ''}".split()) for row in table}
+    assert {round(length / where.assume.tokens_per_word) for length in stage.size.drawn[:, 1]} >= words
+    assert stage.size.drawn.mean(0) == pytest.approx([stage.size.prompt, stage.size.report], rel=0.02)
+    assumed, _ = read_stage(RL_STEP2, target())
+    assert assumed.size.drawn.mean(0) == pytest.approx([assumed.size.prompt, assumed.size.report], rel=0.02)
+    assert assumed.size.drawn[:, 1].std() / assumed.size.drawn[:, 1].mean() == pytest.approx(0.49, rel=0.03)
 
 
 def test_each_part_says_what_its_time_rests_on_and_the_parts_are_the_whole():
     for plan in plan_recipe("unirg_cxr", target()):
         assert plan.hours_of.keys() == plan.rests_on.keys()
         assert sum(plan.hours_of.values()) == pytest.approx(plan.hours)
-        assert set(plan.rests_on.values()) <= {"measured", "measured, kept_share assumed", "assumed"}
-        assert plan.rests_on.get("update", "measured, kept_share assumed") == "measured, kept_share assumed"
+        assert set(plan.rests_on.values()) <= {"measured", "measured, lengths assumed", "assumed"}
+        updates = {"sft": "measured", "rl_step1": "measured, lengths assumed", "rl_step2": "measured, lengths assumed"}
+        assert plan.rests_on.get("update") == updates.get(plan.stage)
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_the_plan_gives_the_seconds_that_bench_gpu_measured(stage):
-    """Arithmetic over the measured rate, turned back into an update of the benchmark's own size."""
-    (entry,) = (
-        entry for entry in json.loads((REPOSITORY / "benchmarks/gpu.json").read_text()) if entry["stage"] == stage
+@pytest.mark.parametrize(
+    ("stage", "file", "seconds", "overrides"),
+    [
+        ("sft", "sft_lora.yaml", "update_seconds", ()),
+        ("grpo", "rl_step1_lora.yaml", "update_only_seconds", ("--share_prompts", "false", "--beta", "0")),
+    ],
+)
+def test_a_stage_of_the_benchmarks_lengths_takes_the_seconds_that_it_measured(stage, file, seconds, overrides):
+    """An optimiser step of the recipe's own size, of studies as long as the benchmark's, on one GPU of its kind."""
+    measured = json.loads((REPOSITORY / "benchmarks/gpu.json").read_text())
+    (entry,) = (entry for entry in measured if entry["stage"] == stage)
+    image = 256
+    where = target(
+        1,
+        parallel="single",
+        context_tokens=40,
+        template_tokens=round(entry["prompt_tokens"] - image - 40),
+        report_tokens=entry["report_tokens"],
+        overrides=("--datasets", "iu_xray", "--checkpoint_above_tokens", "null", *overrides),
     )
-    utilisation, by = training_utilisation(target(), stage)
-    assert "measured" in by
-    flops = flops_per_token(entry["model_parameters"], entry.get("checkpointing", True), 0.0 if entry["lora"] else 1.0)
-    rate = "tokens_per_gpu_second" if stage == "sft" else "update_only_tokens_per_second"
-    seconds = "update_seconds" if stage == "sft" else "update_only_seconds"
-    tokens = entry[rate] * entry[seconds]
-    assert flops * tokens / (989e12 * utilisation) == pytest.approx(entry[seconds], rel=1e-9)
+    plan = plan_training(REPOSITORY / "recipes/unirg_cxr" / file, where)
+    assert "measured" in plan.hours_by
+    rows = 256 * (16 if stage == "grpo" else 1)
+    expected = entry[seconds] * rows / entry["rows_an_update"]
+    assert plan.hours_of["update"] * 3600 / plan.steps == pytest.approx(expected, rel=0.01)
 
 
 def test_forward_passes_that_keep_their_activations_cost_time_or_memory():
@@ -430,7 +567,7 @@ def test_forward_passes_that_keep_their_activations_cost_time_or_memory():
     kept, all_checkpointed = (
         plan_training(sft, target(overrides=("--checkpoint_above_tokens", n))) for n in ("4096", "1")
     )
-    assert kept.hours / all_checkpointed.hours == pytest.approx((6 + 2 * 0.2) / 8)
+    assert kept.hours / all_checkpointed.hours == pytest.approx(6 / 8)  # no pass of usual lengths is above 4,096 tokens
     assert kept.memory["activations"] > 2 * all_checkpointed.memory["activations"]
 
 
@@ -502,7 +639,7 @@ def test_activations_are_those_of_rows_with_two_images(monkeypatch):
     path = REPOSITORY / "recipes/unirg_cxr/sft.yaml"
     plans = []
     for share in (0.9, 0.1):
-        monkeypatch.setattr("launch.planning.assumed.PUBLISHED_PRIORS", dict.fromkeys(PUBLISHED_STUDIES, share))
+        monkeypatch.setattr("launch.planning.studies.PUBLISHED_PRIORS", dict.fromkeys(PUBLISHED_STUDIES, share))
         plans.append(plan_training(path, target()))
     many, few = plans
     assert many.tokens_trained > few.tokens_trained
@@ -672,7 +809,7 @@ def test_checkpoints_that_keep_their_model_alone_are_counted_as_such():
 
 def test_the_checkpoint_that_is_written_before_an_older_one_goes_is_counted():
     parameters = ARCHITECTURES["Qwen3-VL-8B-Instruct"].parameters
-    for flags, more in (
+    for given, more in (
         (("--save_total_limit", "2"), 14 * parameters),
         (("--save_total_limit", "2", "--save_only_model", "true"), 2 * parameters),
         (("--save_total_limit", "null"), 0),
@@ -681,8 +818,8 @@ def test_the_checkpoint_that_is_written_before_an_older_one_goes_is_counted():
             2 * parameters,
         ),  # its states: in `checkpoint_bytes`
     ):
-        (plan,) = plan_recipe("unirg_cxr", target(overrides=("--keep_best", "null", *flags)), ["rl_step1"])
-        assert plan.momentary_bytes == more, flags
+        (plan,) = plan_recipe("unirg_cxr", target(overrides=("--keep_best", "null", *given)), ["rl_step1"])
+        assert plan.momentary_bytes == more, given
 
 
 def test_the_best_and_the_newest_checkpoint_take_little_disk():
