@@ -302,7 +302,7 @@ def rewards(options: argparse.Namespace, compiled: bool = False) -> dict[str, An
     import torch
     from synthetic_reports import grpo_batch, reports
 
-    from benchmarks.bench_rewards import packages_scoring
+    from benchmarks.bench_rewards import models_of, packages_scoring
     from rewards.engine import EngineSettings
     from rewards.registry import load_metrics
 
@@ -316,11 +316,7 @@ def rewards(options: argparse.Namespace, compiled: bool = False) -> dict[str, An
         cases = {"CPU, float32": {"device": "cpu"}} | cases
     for name, given in cases.items():
         metrics = load_metrics(list(WEIGHTS), "real", options.weights, EngineSettings(**given))
-        models = {
-            "radgraph": metrics["radgraph"].annotate.__self__,
-            "sembscore": metrics["sembscore"].vectors.__self__,
-            "bertscore": metrics["bertscore"].model,
-        }
+        models = models_of(metrics)
         # Other texts of the same lengths first: kernels are chosen, and compiled.
         warm = grpo_batch(16, 16, seed=7) if given["device"] == "cuda" else (reports(3, seed=5), reports(3, seed=6))
         for metric in metrics.values():

@@ -1,30 +1,38 @@
-"""Our reward beside RadEval's own TRL reward of the same metrics: same weights, same GRPO-shaped batch, one run.
+"""Our reward beside RadEval's own TRL reward of the same metrics: same weights, same GRPO-shaped batches, one run.
 
-    python -m benchmarks.bench_radeval                # 2 prompts × 16 rollouts, base-size encoders, random weights
+    python -m benchmarks.bench_radeval                # 3 rounds of 2 prompts × 16 rollouts, base-size encoders, random weights
     python -m benchmarks.bench_radeval --weights weights --prompts 16
 
-RadCliQ-v1 is what both make of RadGraph, BERTScore, SembScore and BLEU-2: `radeval.rewards.make_reward_fn("radcliq")` there,
-`rewards.trl.reward_function("radcliq_v1")` here; beside them the composite of step 1. Needs radeval 2.2.1 (an environment of its
-own: `pip install --no-deps radeval==2.2.1 stanza`). Each side runs in a process of its own, on one thread; speed is in pairs a CPU
-second. Nothing of RadEval is changed: its downloads find the weights where they would have put them. Writes benchmarks/radeval.json.
+RadEval's comparable reward is `radeval.rewards.make_reward_fn("radcliq")`: RadGraph-F1, BERTScore, SembScore and BLEU-2 of each
+pair, summed with RadCliQ's coefficients, of which the composite of step 1 has its weights. Beside it stand that composite and
+`rewards.trl.reward_function("radcliq_v1")`. Needs radeval 2.2.1 (an environment of its own:
+`pip install --no-deps radeval==2.2.1 stanza`). Nothing of RadEval is changed: its downloads find the weights where they would
+have put them.
+
+Each side is a process of its own, on one thread, and they take turns: in each round all score the same batch, which no round
+before had, so that no cache helps and other work on the machine meets all of them. Ratios are the median over rounds of CPU
+seconds; on a GPU, where RadEval takes it too, of wall seconds. Writes benchmarks/radeval.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_rewards import ROOT, WEIGHTS, random_weights_folder
+from benchmarks.bench_rewards import ROOT, WEIGHTS, count_flops, matrix_rates, models_of, random_weights_folder
 
 PUBMEDBERT = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
 SIDES = ("radeval", "radcliq_v1", "composite")
@@ -63,39 +71,116 @@ def as_downloaded(weights: Path, folder: Path) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
-def measure(side: str, weights: Path, prompts: int, rollouts: int) -> dict[str, Any]:
-    """Scores, wall and CPU seconds of one pass over the batch, after a warm-up on other reports."""
+def scoring(side: str, weights: Path) -> tuple[Callable[[list[str], list[str]], Any], list[Any]]:
+    """What scores a batch, and our text models that it runs."""
+    if side == "radeval":
+        from rewards.assemble import load_parts
+
+        return load_parts(["radeval:radcliq"])["radeval:radcliq"], []
+    from rewards.registry import load_metrics
+
+    if side == "radcliq_v1":
+        return load_metrics([side], "real", weights)[side], []
+    metrics = load_metrics(list(WEIGHTS), "real", weights)
+    models = list(models_of(metrics).values())
+    for model in models:
+        count_flops(model)
+    return lambda c, r: sum(weight * metrics[name](c, r) for name, weight in WEIGHTS.items()), models
+
+
+def take_turns(side: str, weights: Path, prompts: int, rollouts: int) -> None:
+    """Score a batch for each number on standard input, which is its seed; a line of JSON with scores and seconds for each."""
     import torch
     from synthetic_reports import grpo_batch, reports
 
     torch.set_num_threads(1)
-    candidates, references = grpo_batch(prompts, rollouts)
-    if side == "radeval":
-        from rewards.assemble import load_parts
+    run, models = scoring(side, weights)
+    warm = grpo_batch(prompts, rollouts, seed=999) if torch.cuda.is_available() else (reports(2, 999), reports(2, 998))
+    run(*warm)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        candidates, references = grpo_batch(prompts, rollouts, seed=int(line))
+        for model in models:
+            model.encoder_seconds, model.cpu_seconds, model.flops, model.texts_encoded = 0.0, 0.0, 0.0, 0
+        wall, cpu = time.perf_counter(), time.process_time()
+        scores = run(candidates, references)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        turn = {
+            "pairs": len(candidates),
+            "wall_seconds": wall,
+            "cpu_seconds": cpu,
+            "scores": [float(s) for s in scores],
+        }
+        if models:
+            encoders = sum(model.encoder_seconds for model in models)
+            turn |= {
+                "encoder_seconds": encoders,
+                "encoder_gflop": sum(model.flops for model in models) / 1e9,
+                "texts_encoded": max(model.texts_encoded for model in models),
+                "matrix_gflops": max(matrix_rates()) if not torch.cuda.is_available() else None,
+            }
+        print(json.dumps(turn), flush=True)
 
-        part = load_parts(["radeval:radcliq"])["radeval:radcliq"]
 
-        def run(c: list[str], r: list[str]) -> Any:
-            return part(c, r)
-    elif side == "composite":
-        from rewards.assemble import assemble
+def compare(weights: Path, prompts: int, rollouts: int, rounds: int) -> dict[str, Any]:
+    """All sides' rounds and their ratios.
 
-        composite = assemble(WEIGHTS, weights_dir=weights)
+    Raises:
+        RuntimeError: a side ended early; what it said is on standard error.
+    """
+    import torch
 
-        def run(c: list[str], r: list[str]) -> Any:
-            parts = composite.local_scores(c, r)
-            return sum(weight * parts[composite.full_name(name)] for name, weight in WEIGHTS.items())
-    else:
-        from rewards.registry import load_metrics
+    sys.modules.setdefault("RadEval", __import__("radeval"))  # rewards/radeval.py says why
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as started:
+        environment = os.environ | as_downloaded(weights, Path(temporary)) | {"OMP_NUM_THREADS": "1"}
+        processes = {}
+        for side in SIDES:
+            command = [sys.executable, "-m", "benchmarks.bench_radeval", "--side", side, "--weights", str(weights)]
+            command += ["--prompts", str(prompts), "--rollouts", str(rollouts)]
+            processes[side] = started.enter_context(
+                subprocess.Popen(
+                    command, cwd=temporary, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+            )
+            _answer(processes[side], side)
+        for number in range(rounds):
+            for side in SIDES if number % 2 == 0 else reversed(SIDES):
+                process = processes[side]
+                process.stdin.write(f"{number}\n")
+                process.stdin.flush()
+                turns[side].append(_answer(process, side))
+                print(f"round {number + 1}, {side}: {turns[side][-1]['cpu_seconds']:.2f} CPU s", file=sys.stderr)
+        for process in processes.values():
+            process.stdin.close()
+    unit = "wall_seconds" if torch.cuda.is_available() else "cpu_seconds"
+    ratios = {
+        side: [theirs[unit] / ours[unit] for theirs, ours in zip(turns["radeval"], turns[side], strict=True)]
+        for side in SIDES[1:]
+    }
+    theirs, ours = (np.concatenate([turn.pop("scores") for turn in turns[side]]) for side in SIDES[:2])
+    for turn in turns["composite"]:
+        del turn["scores"]
+    return {
+        "radeval": version("radeval"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "prompts": prompts,
+        "rollouts": rollouts,
+        "rounds": turns,
+        "ratio of": unit,
+        "times as fast, each round": ratios,
+        "times as fast": {side: statistics.median(values) for side, values in ratios.items()},
+        # RadEval weights words by idf over the references of the batch, which the published RadCliQ does not.
+        "RadCliQ-v1, largest difference": float(np.abs(theirs - ours).max()),
+        "RadCliQ-v1, correlation": float(np.corrcoef(theirs, ours)[0, 1]),
+    }
 
-        metric = load_metrics([side], "real", weights)[side]
-        run = metric
-    warm = reports(4, seed=999)
-    run(warm[:2], warm[2:])
-    wall, cpu = time.perf_counter(), time.process_time()
-    scores = run(candidates, references)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"pairs": len(candidates), "wall_seconds": wall, "cpu_seconds": cpu, "scores": [float(s) for s in scores]}
+
+def _answer(process: subprocess.Popen, side: str) -> Any:
+    for line in process.stdout:
+        with contextlib.suppress(json.JSONDecodeError):  # what packages print
+            return json.loads(line)
+    raise RuntimeError(f"{side} ended early, exit status {process.wait()}")
 
 
 def main() -> None:
@@ -103,41 +188,16 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder of make weights (default: random ones of base size)")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "radeval.json")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     weights = (arguments.weights or random_weights_folder("base")).resolve()
     if arguments.side:
-        print(json.dumps(measure(arguments.side, weights, arguments.prompts, arguments.rollouts)))
+        take_turns(arguments.side, weights, arguments.prompts, arguments.rollouts)
         return
-    sys.modules.setdefault("RadEval", __import__("radeval"))  # rewards/radeval.py says why
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        environment = os.environ | as_downloaded(weights, Path(temporary)) | {"OMP_NUM_THREADS": "1"}
-        for side in SIDES:
-            command = [sys.executable, "-m", "benchmarks.bench_radeval", "--side", side, "--weights", str(weights)]
-            command += ["--prompts", str(arguments.prompts), "--rollouts", str(arguments.rollouts)]
-            done = subprocess.run(
-                command, cwd=temporary, env=environment, stdout=subprocess.PIPE, text=True, check=True
-            )
-            results[side] = json.loads(done.stdout.splitlines()[-1])
-    scores = {side: np.array(result.pop("scores")) for side, result in results.items()}
-    for result in results.values():
-        result["pairs_per_cpu_second"] = result["pairs"] / result["cpu_seconds"]
-    content = {
-        "radeval": version("radeval"),
-        "weights": "given" if arguments.weights else "random, base size",
-        "prompts": arguments.prompts,
-        "rollouts": arguments.rollouts,
-        "sides": results,
-        "times as fast": {
-            side: results[side]["pairs_per_cpu_second"] / results["radeval"]["pairs_per_cpu_second"]
-            for side in SIDES[1:]
-        },
-        # RadEval weights words by idf over the references of the batch, which the published RadCliQ does not.
-        "RadCliQ-v1, largest difference": float(np.abs(scores["radeval"] - scores["radcliq_v1"]).max()),
-        "RadCliQ-v1, correlation": float(np.corrcoef(scores["radeval"], scores["radcliq_v1"])[0, 1]),
-    }
+    content = {"weights": "given" if arguments.weights else "random, base size"}
+    content |= compare(weights, arguments.prompts, arguments.rollouts, arguments.rounds)
     arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content, indent=1))
 

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,18 @@ def _ours(
     budget = os.environ.get("TOKENS_PER_BATCH")
     settings = EngineSettings(device="cpu", tokens_per_batch=int(budget) if budget else None)
     metrics = load_metrics(names, "real", weights, settings)
-    models = {
-        "radgraph": lambda: metrics["radgraph"].annotate.__self__,
-        "sembscore": lambda: metrics["sembscore"].vectors.__self__,
-        "bertscore": lambda: metrics["bertscore"].model,
-    }
     composite = CompositeReward({name: WEIGHTS[name] for name in names}, metrics)
-    return (lambda: composite.local_scores(candidates, references)), [models[name]() for name in names]
+    return (lambda: composite.local_scores(candidates, references)), list(models_of(metrics).values())
+
+
+def models_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The text model behind each metric."""
+    models = {
+        "radgraph": lambda metric: metric.annotate.__self__,
+        "sembscore": lambda metric: metric.vectors.__self__,
+        "bertscore": lambda metric: metric.model,
+    }
+    return {name: models[name](metric) for name, metric in metrics.items()}
 
 
 def measure(side: str, part: str, weights: Path, prompts: int, rollouts: int, threads: int) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def measure(side: str, part: str, weights: Path, prompts: int, rollouts: int, th
         for model in models:
             model.values(warm_up)
             model.encoder_seconds, model.flops = 0.0, 0.0
-            _count_flops(model)
+            count_flops(model)
     rates = matrix_rates() if models else []
     wall, cpu = time.perf_counter(), time.process_time()
     run()
@@ -129,7 +134,7 @@ def measure(side: str, part: str, weights: Path, prompts: int, rollouts: int, th
     return result
 
 
-def _count_flops(model: Any) -> None:
+def count_flops(model: Any) -> None:
     """Let `model` count the arithmetic of its forward passes, and their CPU time instead of wall clock."""
     encode = model.encode
 

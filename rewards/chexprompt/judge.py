@@ -271,9 +271,15 @@ class Judge:
         if found is None:
             return JudgeResult(None, cause)
         judgement, answer = found
+        return self.keep(reference, candidate, judgement, answer.prompt_tokens, answer.completion_tokens)
+
+    def keep(
+        self, reference: str, candidate: str, judgement: Judgement, prompt_tokens: int, completion_tokens: int
+    ) -> JudgeResult:
+        """The result of a pair, in the cache before it is returned."""
         if self.cache is not None and self._unkept is None:
             try:
-                self.cache.put(reference, candidate, judgement, answer.prompt_tokens, answer.completion_tokens)
+                self.cache.put(reference, candidate, judgement, prompt_tokens, completion_tokens)
             except JudgeError as error:  # a full disk: calls in flight end, no other is paid for and lost
                 self._unkept = error
                 self.stopped, self._stopped_cause = str(error), calls.CACHE
@@ -313,18 +319,22 @@ class Judge:
         return None, cause
 
     async def _ask(self, reference: str, candidate: str, again: bool) -> Answer:
-        """One attempt at one pair, in the answer format that the endpoint is known to support."""
+        """One attempt at one pair."""
+        return await self.ask(lambda *form: self._body(reference, candidate, *form, again))
+
+    async def ask(self, body: Callable[[str, bool], dict[str, Any]]) -> Answer:
+        """One attempt at one request, in the answer format that the endpoint is known to support; `body` takes that format and
+        whether it is to be constrained to it."""
         answer_format, constrained, longest = self.answer_format, self.constrained, self.settings.judge_max_tokens
         try:
-            body = self._body(reference, candidate, answer_format, constrained, again)
-            answer = await self.chat().complete(body, longest)
+            answer = await self.chat().complete(body(answer_format, constrained), longest)
         except CallError as error:
             # Endpoints without structured output refuse the request (400 or 422). Whether that was the reason shows when
             # the same pair is asked without: for the list in place of JSON, for digits by the prompt's words alone.
             if error.cause != calls.BAD_REQUEST or not constrained or self._constraint_works:
                 raise
             plain = "list" if answer_format == "json" else answer_format
-            answer = await self.chat().complete(self._body(reference, candidate, plain, False, again), longest)
+            answer = await self.chat().complete(body(plain, False), longest)
             if self.constrained:
                 log.warning(
                     "%s does not support %s",

@@ -2,7 +2,7 @@
 
     python -m rewards.offline.judge_server --port 8000
 
-It answers the judge's own prompt (`rewards/chexprompt/rubric.py`), GREEN's and CRIMSON's (`llm_answers.py`) over HTTP on loopback, so that everything but the
+It answers the judge's own prompt (`rewards/chexprompt/rubric.py`), GREEN's, CRIMSON's and RadMatch's (`llm_answers.py`) over HTTP on loopback, so that everything but the
 language model is the real thing. Its model name, `offline-rules-judge`, says what it is in every result.
 """
 
