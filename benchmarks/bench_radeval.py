@@ -84,6 +84,7 @@ def scoring(side: str, weights: Path) -> tuple[Callable[[list[str], list[str]], 
     metrics = load_metrics(list(WEIGHTS), "real", weights)
     models = list(models_of(metrics).values())
     for model in models:
+        model.flops = 0.0
         count_flops(model)
     return lambda c, r: sum(weight * metrics[name](c, r) for name, weight in WEIGHTS.items()), models
 

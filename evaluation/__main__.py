@@ -14,8 +14,11 @@ from typing import Any
 from evaluation import statistics
 from evaluation.commands import add_commands, add_server, generate_at_server
 from foundation.errors import EvaluationError, run_command
+from foundation.governance import JudgeError
 from foundation.locks import folder_lock
 from foundation.masking import mask
+from rewards.registry import LLM_METRIC_NAMES
+from settings.llm_metrics import SETTINGS_HELP, named_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,6 +87,7 @@ def _score(options: argparse.Namespace) -> None:
         _judge_settings(options),
         options.temporal == "judge",
         () if options.metrics else OPTIONAL_METRICS,
+        _llm_metrics(options),
     ) as scorers:
         for file, out in zip(files, outs, strict=True):
             result = score_file(
@@ -114,6 +118,9 @@ def _print_scores(name: str, result: dict[str, Any]) -> None:
         print(f"{count} {problem.replace('_', ' ')}: {', '.join(ids[:5])}{', …' if count > 5 else ''}")
     for cause, count in result["judge_failures"].items():
         print(f"{count} judge calls failed: {cause}; their errors are not counted")
+    for metric, causes in result["metric_failures"].items():
+        for cause, count in causes.items():
+            print(f"{count} reports have no {metric}: {cause}; its mean is over the others")
 
 
 def _file_names(files: Sequence[Path]) -> list[str]:
@@ -184,6 +191,17 @@ def _submission(options: argparse.Namespace) -> None:
         options.model, options.description, options.test_file, options.predictions, options.out, options.force
     )
     print(f"{folder}: complete")
+
+
+def _llm_metrics(options: argparse.Namespace) -> dict[str, Any]:
+    from rewards.chexprompt.settings import JudgeSettings
+    from rewards.llm_metrics import settings_by_metric
+
+    try:
+        judge = JudgeSettings.from_mapping(_judge_settings(options) or {})
+        return settings_by_metric(options.llm_metrics, named_settings(options.llm_metric_settings), judge)
+    except JudgeError as error:
+        raise EvaluationError(" ".join(str(error).split())) from error
 
 
 def _judge_settings(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -313,6 +331,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--judge", default="none", help="none, offline (rule stand-in), or the URL of an OpenAI-compatible server"
     )
+    made.add_argument(
+        "--llm_metrics",
+        nargs="+",
+        default=[],
+        choices=LLM_METRIC_NAMES,
+        help="metrics that a language model is asked for",
+    )
+    made.add_argument("--llm_metric_settings", help=SETTINGS_HELP)
     made.add_argument(
         "--temporal", default="rules", choices=("rules", "judge"), help="what labels change in the references"
     )

@@ -58,6 +58,15 @@ NUMBERS = {
         lower_is_better=True,
     ),
     "ratescore": Number("RaTEScore", "Likeness of medical entities with their types (Zhao et al. 2024)."),
+    "green": Number(
+        "GREEN", "Matched findings over these and significant errors, by a language model (Ostmeier et al. 2024)."
+    ),
+    "crimson": Number(
+        "CRIMSON", "Findings matched and weighted by what they mean for the patient, by a language model (2026)."
+    ),
+    "radmatch": Number(
+        "RadMatch", "1 / (actionable errors + 1), of findings matched one by one by a language model (Raidium 2026)."
+    ),
     "composite": Number("composite reward", "Step 1's reward: 0.370 BERTScore + 0.253 SembScore + 0.377 RadGraph-F1."),
     "errors chexprompt": Number(
         "CheXprompt errors a report",

@@ -18,6 +18,7 @@ from evaluation.graphs import MarkedEntity, marked_graphs
 from evaluation.scorers import COMPOSITE_WEIGHTS, Scorers
 from foundation.errors import EvaluationError
 from foundation.governance import JudgeError
+from rewards.chexprompt.ratings import patient_context
 from rewards.metric import MetricError
 from rewards.radcliq import PARTS
 from rewards.radgraph import RadGraphF1
@@ -69,9 +70,9 @@ async def _score_rows(
         EvaluationError: the judge cannot be used, or has stopped; what is scored so far is kept.
     """
     try:
-        if scorers.judge is not None and todo:
-            scorers.judge.check_sources({source_of(row) for row in todo})
-            await scorers.judge.check()
+        for rater in scorers.asked if todo else ():
+            rater.check_sources({source_of(row) for row in todo})
+            await rater.check()
         await _score_chunks(todo, scorers, truth, file, bar)
     except (JudgeError, MetricError) as error:
         raise EvaluationError(str(error)) from error
@@ -87,8 +88,8 @@ async def _score_chunks(
     for start in range(0, len(todo), CHUNK):
         chunk = todo[start : start + CHUNK]
         lines = await _score_chunk(chunk, scorers, truth)
-        if scorers.judge is not None and scorers.judge.stopped:
-            raise EvaluationError(f"{scorers.judge.stopped}; run the same command again to resume")
+        if stopped := [rater.stopped for rater in scorers.asked if rater.stopped]:
+            raise EvaluationError(f"{stopped[0]}; run the same command again to resume")
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()
@@ -110,17 +111,23 @@ async def _score_chunk(
         graphs = marked_graphs(graph, references + candidates) if isinstance(graph, RadGraphF1) else None
         return values, scorers.labeler.label(references + candidates), graphs
 
-    # Local metrics run in a thread while the judge's calls are in flight.
+    # Local metrics run in a thread while the language models' calls are in flight.
     waiting = [asyncio.to_thread(local)]
+    governed = [source_of(row) for row in rows]
     if scorers.judge is not None:
-        waiting.append(scorers.judge.judge(candidates, references, [source_of(row) for row in rows]))
+        waiting.append(scorers.judge.judge(candidates, references, governed))
+    contexts = [patient_context(row.get("age"), row.get("indication")) for row in rows]
+    for metric in scorers.llm_metrics.values():
+        waiting.append(metric.judge(candidates, references, governed, contexts=contexts))
     (values, labels, graphs), *judged = await asyncio.gather(*waiting)
+    asked = dict(zip(scorers.llm_metrics.values(), judged[len(judged) - len(scorers.llm_metrics) :], strict=True))
+    judged = judged[: len(judged) - len(asked)]
     composite = None
     if name := scorers.composite_name():
         composite = sum(w * values[scorers.metrics[m].name] for m, w in COMPOSITE_WEIGHTS.items())
-    priors, sources = [_has_prior(row) for row in rows], [source_of(row) for row in rows]
+    priors = [_has_prior(row) for row in rows]
     if scorers.temporal_by_judge:
-        categories = await temporal.label_by_judge(references, priors, sources, scorers.judge)
+        categories = await temporal.label_by_judge(references, priors, governed, scorers.judge)
     else:
         categories = [temporal.CATEGORIES[i] for i in temporal.label_by_rules(references, priors)]
     lines = []
@@ -130,6 +137,10 @@ async def _score_chunk(
         line["metrics"] = {metric: round(float(value[i]), 6) for metric, value in values.items()}
         if composite is not None:
             line["metrics"][name] = round(float(composite[i]), 6)
+        for metric, results in asked.items():
+            given = results[i].judgement
+            line["metrics"][metric.name] = None if given is None else round(given.score, 6)
+            line.setdefault("asked", {})[metric.name] = results[i].failure or dict(given.counts)
         line["labels"] = {"reference": labels[i].tolist(), "candidate": labels[len(rows) + i].tolist()}
         if truth is not None:
             line["labels"]["truth"] = np.asarray(truth[row["study_id"]]).tolist()
@@ -168,7 +179,7 @@ def score_lines(
     Raises:
         EvaluationError: a metric cannot score them.
     """
-    local = replace(scorers, judge=None, temporal_by_judge=False)
+    local = replace(scorers, judge=None, temporal_by_judge=False, llm_metrics={})
     try:
         chunks = [
             asyncio.run(_score_chunk(rows[start : start + CHUNK], local, truth)) for start in range(0, len(rows), CHUNK)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from foundation.governance import JudgeError
 from rewards.chexprompt.judge import Judge
 from rewards.chexprompt.settings import JudgeSettings
 from rewards.conditions import Labeler
+from rewards.llm_metrics import LLM_METRICS, LlmMetric
 from rewards.metric import Metric, MetricError
 from rewards.radcliq import PARTS, RadCliQ
 from rewards.registry import load_metrics
@@ -39,6 +40,7 @@ def open_scorers(
     judge: Mapping[str, Any] | None = None,
     temporal_by_judge: bool = False,
     optional: Sequence[str] = (),
+    llm_metrics: Mapping[str, JudgeSettings] | None = None,
 ) -> Iterator[Scorers]:
     """Scorers of one backend, with the judge (and its stand-in server, where asked for) running while they are used.
 
@@ -47,6 +49,7 @@ def open_scorers(
         judge: fields of JudgeSettings, or None for no judge.
         temporal_by_judge: label change in the references by the judge's language model, not by rules.
         optional: metrics to add where they can be had (`OPTIONAL_METRICS`); `Scorers.skipped` says why one cannot.
+        llm_metrics: metrics that a language model is asked for (`rewards.llm_metrics`), with the settings of its client.
 
     Raises:
         EvaluationError: an unknown backend, absent weights, judge settings that do not fit.
@@ -71,11 +74,19 @@ def open_scorers(
             except MetricError as error:
                 skipped[name] = " ".join(str(error).split())
                 print(f"{name} is not scored: {skipped[name]}")
-    if judge is None:
-        yield Scorers(backend, scored, labeler, skipped=skipped)
-        return
-    with load_judge(judge) as opened:
-        yield Scorers(backend, scored, labeler, opened, temporal_by_judge, skipped)
+    with ExitStack() as opened:
+        own = None if judge is None else opened.enter_context(load_judge(judge))
+        asked = {
+            name: opened.enter_context(_load_llm_metric(name, given)) for name, given in (llm_metrics or {}).items()
+        }
+        yield Scorers(backend, scored, labeler, own, temporal_by_judge, skipped, asked)
+
+
+def _load_llm_metric(name: str, settings: JudgeSettings) -> LlmMetric:
+    try:
+        return LLM_METRICS[name].from_settings(settings)
+    except JudgeError as error:
+        raise EvaluationError(f"{name}: {' '.join(str(error).split())}") from error
 
 
 def load_judge(settings: Mapping[str, Any]) -> Judge:
@@ -100,6 +111,14 @@ class Scorers:
     judge: Judge | None = None
     temporal_by_judge: bool = False  # label change by the judge's model, not by rules
     skipped: Mapping[str, str] = field(default_factory=dict)  # optional metrics that are not scored, and why
+    llm_metrics: Mapping[str, LlmMetric] = field(
+        default_factory=dict
+    )  # asked of a language model, which may not answer
+
+    @property
+    def asked(self) -> list[Judge]:
+        """The clients of language models: the judge's, and those of metrics."""
+        return [*([self.judge] if self.judge is not None else []), *self.llm_metrics.values()]
 
     def described(self) -> dict[str, Any]:
         """Names, backends and fingerprints: what makes a number what it is."""
@@ -113,6 +132,16 @@ class Scorers:
                     "higher_is_better": m.higher_is_better,
                 }
                 for m in [*self.metrics.values(), *([self.radcliq] if self.radcliq else [])]
+            }
+            | {
+                m.name: {
+                    "backend": m.model,
+                    "fingerprint": m.fingerprint,
+                    "range": list(m.range),
+                    "higher_is_better": True,
+                    "prompt": m.prompt_version,
+                }
+                for m in self.llm_metrics.values()
             },
             "labels": {"backend": self.labeler.backend, "fingerprint": self.labeler.fingerprint},
             "judge": self.judge

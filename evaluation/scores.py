@@ -28,7 +28,7 @@ class Scores:
     """The numbers of a `scores.jsonl`, as columns over studies; the texts stay in the file.
 
     Attributes:
-        metrics: float64 [n] by full metric name.
+        metrics: float64 [n] by full metric name, NaN where a language model that was asked for one failed.
         labels: classes int8 [n, 14] of `reference` and `candidate`, and 0/1 of `truth` where the data has them.
         significant, insignificant: the judge's counts, float64 [n, 6], NaN where it failed; None without a judge.
     """
@@ -41,6 +41,7 @@ class Scores:
     significant: np.ndarray | None = None
     insignificant: np.ndarray | None = None
     failures: list[str | None] = field(default_factory=list)
+    metric_failures: dict[str, dict[str, int]] = field(default_factory=dict)  # by metric of a language model and cause
 
     FIELDS = (
         "dataset",
@@ -78,7 +79,11 @@ class Scores:
                     for name in cls.FIELDS:
                         scores.fields[name].append(line.get(name))
                     for name, value in line["metrics"].items():
-                        metrics.setdefault(name, []).append(value)
+                        metrics.setdefault(name, []).append(np.nan if value is None else value)
+                    for name, answer in line.get("asked", {}).items():
+                        if isinstance(answer, str):
+                            causes = scores.metric_failures.setdefault(name, {})
+                            causes[answer] = causes.get(answer, 0) + 1
                     for name, value in line["labels"].items():
                         labels.setdefault(name, []).append(value)
                     if "judge" in line:

@@ -144,6 +144,7 @@ def _score(
         "counts": problems.counts(),
         "listed": {name: ids[:_LISTED] for name, ids in vars(problems).items() if ids},
         "judge_failures": scores.judge_failures(),
+        "metric_failures": scores.metric_failures,
         "skipped_metrics": dict(scorers.skipped),
         **summarise(scores, described["scorers"], resamples, seed),
     }

@@ -29,6 +29,7 @@ from model.card import training_stages, write_model_card
 from model.engines import GenerationSettings
 from model.fingerprint import model_fingerprint
 from rewards.chexprompt.settings import JudgeSettings
+from rewards.llm_metrics import settings_by_metric
 from settings.arguments import EvaluationArguments
 from settings.evaluations import evaluation_name, evaluation_named
 from settings.parser import parse_recipe
@@ -154,6 +155,7 @@ def scorers_of(evaluation: EvaluationArguments, judge: JudgeSettings) -> context
         evaluation.metrics,
         asdict(judge) if judge.judge_base_url else None,
         optional=OPTIONAL_METRICS,
+        llm_metrics=settings_by_metric(evaluation.llm_metrics, evaluation.llm_metric_settings, judge),
     )
 
 

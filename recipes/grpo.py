@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from model.adapter import merged_checkpoint
 from model.checkpoint_files import saved_checkpoints
 from model.loading import generate_neutrally, model_options
 from model.processor import end_tokens, load_processor
-from rewards.assemble import load_parts
+from rewards.assemble import load_parts, strictest_settings
 from rewards.chexprompt.judge import OFFLINE, Judge
 from rewards.chexprompt.rubric import load_prompt
 from rewards.chexprompt.settings import JudgeSettings
 from rewards.composite import CompositeReward
 from rewards.engine import EngineSettings
 from rewards.grpo_reward import GrpoReward, Observer
+from rewards.llm_metrics import LLM_METRICS, LlmMetric, settings_by_metric
 from rewards.offline import judge_server
 from rewards.radcliq import PARTS, RadCliQ
 from settings.arguments import DataArguments, MonitorArguments, RewardArguments, RolloutArguments, StageArguments
@@ -65,6 +66,7 @@ def main() -> None:
     if rollouts.share_prompts:
         check_attention(model.attn_implementation)
     judged = judge_answers(judge_settings) if reward.weight_chexprompt else {}
+    judged |= llm_metric_answers(llm_metrics_of(reward, judge_settings))
     validation = Validation.of(data, stage, training)
     if validation is not None:
         check_rated(validation.data, validation.split, validation.settings.sections)
@@ -132,12 +134,13 @@ def build_trainer(
     key = "stop_token_ids" if training.use_vllm else "eos_token_id"
     training.generation_kwargs = {key: ends, **(training.generation_kwargs or {})}
     training.model_init_kwargs = model_options(model, training) | {"dtype": weights_dtype(start, model, training)}
+    strictest = strictest_settings(composite) or judge_settings
     trainer = RolloutTrainer(
         model=start,
         reward_funcs=GrpoReward(
             composite,
-            judge_settings.judge_max_failure_rate,
-            judge_settings.judge_failure_window,
+            strictest.judge_max_failure_rate,
+            strictest.judge_failure_window,
             observers=[monitors.observe, *judge_costs(composite)],
             normalize_groups_of=training.num_generations if reward.reward_normalize_parts else None,
             stop_at_once=False,  # the monitors stop all processes together
@@ -162,32 +165,64 @@ def build_trainer(
 def build_composite(
     reward: RewardArguments, judge_settings: JudgeSettings, sources: set[str], resources: contextlib.ExitStack
 ) -> CompositeReward:
-    """The composite reward of a recipe; its judge is asked once here, and closed with `resources`."""
+    """The composite reward of a recipe; its language models are asked once here, and closed with `resources`."""
     weights = reward.metric_weights
+    raters = {
+        name: resources.enter_context(LLM_METRICS[name].from_settings(settings))
+        for name, settings in llm_metrics_of(reward, judge_settings).items()
+    }
     cached = EngineSettings(cache_dir=reward.score_cache)
     metrics = load_parts(list(weights), reward.reward_backend, Path(reward.weights_dir), cached)
     judge = None
     if reward.weight_chexprompt:
         judge = resources.enter_context(Judge.from_settings(judge_settings))
-        judge.check_sources(sources)
-        asyncio.run(judge.check())
-    return CompositeReward(weights, metrics, judge=judge, judge_weight=reward.weight_chexprompt)
+    for rater in filter(None, (judge, *raters.values())):
+        rater.check_sources(sources)
+        asyncio.run(rater.check())
+    weights |= reward.weight_llm_metrics or {}
+    return CompositeReward(weights, metrics, judge, reward.weight_chexprompt, raters)
+
+
+def llm_metrics_of(reward: RewardArguments, judge: JudgeSettings) -> dict[str, JudgeSettings]:
+    """The settings of each metric of a language model that a reward asks for."""
+    return settings_by_metric(list(reward.weight_llm_metrics or {}), reward.llm_metric_settings, judge)
 
 
 def judge_costs(composite: CompositeReward) -> list[Observer]:
-    """What logs the judge's calls, tokens, share of cached input and money so far (TRL: the mean over processes)."""
-    judge = composite.judge
-    return [lambda _: judge.spending.logged()] if isinstance(judge, Judge) else []
+    """What logs the calls, tokens, share of cached input and money so far (TRL: the mean over processes) of the judge, as
+    `judge/…`, and of each metric of a language model, as `<metric>/…`."""
+
+    def spent(rater: Judge) -> Observer:
+        return lambda _: rater.spending.logged("judge" if rater is composite.judge else rater.metric)
+
+    return [spent(rater) for rater in (composite.judge, *composite.llm_metrics.values()) if isinstance(rater, Judge)]
 
 
-def judge_answers(settings: JudgeSettings) -> dict[str, Any]:
-    """What decides the judge's answers: a stage does not resume with another judge, whose reward would be another.
+def llm_metric_answers(settings: Mapping[str, JudgeSettings]) -> dict[str, Any]:
+    """What decides the answers of the metrics of language models, as `judge_answers`.
 
     Raises:
-        JudgeError: judge_prompt_file cannot be read.
+        JudgeError: a package whose prompt is asked with is not installed.
+    """
+    return {
+        f"{name}_{key.removeprefix('judge_')}": value
+        for name, of_one in settings.items()
+        for key, value in judge_answers(of_one, LLM_METRICS[name]).items()
+    }
+
+
+def judge_answers(settings: JudgeSettings, metric: type[LlmMetric] | None = None) -> dict[str, Any]:
+    """What decides the answers of the judge, or of a metric of a language model: a stage does not resume with another judge,
+    whose reward would be another.
+
+    Raises:
+        JudgeError: judge_prompt_file cannot be read, or a metric's prompt cannot be had.
     """
     try:
-        prompt = load_prompt(settings.judge_prompt_file, settings.judge_answer_format).version
+        if metric is None:
+            prompt = load_prompt(settings.judge_prompt_file, settings.judge_answer_format).version
+        else:
+            prompt = metric.prompt_for(settings.judge_model or "").version
     except ValueError as error:
         raise JudgeError(str(error)) from error
     offline = settings.judge_base_url == OFFLINE
@@ -203,7 +238,7 @@ def judge_answers(settings: JudgeSettings) -> dict[str, Any]:
 
 def describe(composite: CompositeReward) -> str:
     """The reward as a formula of full metric names, stand-ins marked."""
-    terms = [f"{weight:g} × {composite.metrics[name].name}" for name, weight in composite.weights.items() if weight]
+    terms = [f"{weight:g} × {composite.full_name(name)}" for name, weight in composite.weights.items() if weight]
     if composite.judge is not None:
         terms.append(f"{composite.judge_weight:g} × 1/({composite.judge.name} errors + 1)")
     return " + ".join(terms)

@@ -88,7 +88,7 @@ def assemble(
         judge: a `Judge`, its settings, or a mapping of its `judge_` keys (`python -m rewards judge --help`).
         backend, weights_dir, settings: as in `rewards.registry.load_metrics`.
         source: the data set that all reports are from; None where each report says it, or none is known.
-        llm_metrics: `green` or `crimson` by name, each with the settings of its server (`judge_` keys); their weights stand
+        llm_metrics: `green`, `crimson` or `radmatch` by name, each with the settings of its server (`judge_` keys); their weights stand
             in `weights`.
 
     Raises:
@@ -113,8 +113,13 @@ def assemble(
 
 def counting_failures(composite: CompositeReward) -> GrpoReward:
     """`composite` as TRL calls it, which stops where more of its judge's calls fail than the judge's settings allow."""
-    raters = [rater for rater in (composite.judge, *composite.llm_metrics.values()) if isinstance(rater, Judge)]
-    if not raters:
+    strictest = strictest_settings(composite)
+    if strictest is None:
         return GrpoReward(composite)
-    strictest = min((rater.settings for rater in raters), key=lambda settings: settings.judge_max_failure_rate)
     return GrpoReward(composite, strictest.judge_max_failure_rate, strictest.judge_failure_window)
+
+
+def strictest_settings(composite: CompositeReward) -> JudgeSettings | None:
+    """Of its judge and metrics of language models, the settings that allow the fewest failures; None where it has neither."""
+    raters = [rater for rater in (composite.judge, *composite.llm_metrics.values()) if isinstance(rater, Judge)]
+    return min((rater.settings for rater in raters), key=lambda settings: settings.judge_max_failure_rate, default=None)

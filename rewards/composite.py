@@ -105,9 +105,15 @@ class CompositeReward:
         return {metric.name: metric(candidates, references) for metric in self.metrics.values()}
 
     async def score(
-        self, candidates: Sequence[str], references: Sequence[str], sources: Sequence[str]
+        self,
+        candidates: Sequence[str],
+        references: Sequence[str],
+        sources: Sequence[str],
+        contexts: Sequence[Mapping[str, str]] | None = None,
     ) -> CompositeScores:
         """Score n rollouts; the metrics run in a thread while the judge's calls are in flight.
+
+        `contexts`: what is known of each patient (`age`, `indication`), for the metrics of language models that ask for it.
 
         Raises:
             ValueError: lists of unequal length.
@@ -116,8 +122,9 @@ class CompositeReward:
         if len(references) != n or len(sources) != n:
             raise ValueError(f"{n} candidates, {len(references)} references and {len(sources)} sources: lengths differ")
         local = asyncio.to_thread(self.local_scores, candidates, references)
-        raters = [*([] if self.judge is None else [self.judge]), *self.llm_metrics.values()]
-        parts, *answers = await asyncio.gather(local, *(r.judge(candidates, references, sources) for r in raters))
+        asked = [] if self.judge is None else [self.judge.judge(candidates, references, sources)]
+        asked += [r.judge(candidates, references, sources, contexts=contexts) for r in self.llm_metrics.values()]
+        parts, *answers = await asyncio.gather(local, *asked)
         failures = Counter(r.failure or "unknown" for results in answers for r in results if r.judgement is None)
         results = [] if self.judge is None else answers.pop(0)
         judgements = [result.judgement for result in results] or [None] * n

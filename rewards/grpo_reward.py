@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rewards.chexprompt.ratings import patient_context
 from rewards.composite import CompositeReward, CompositeScores, JudgeFailureRateError
 
 logger = logging.getLogger(__name__)
@@ -109,11 +110,17 @@ class GrpoReward:
     ) -> list[float | None]:
         """Rewards of the rollouts; TRL passes the data set's columns repeated once for each rollout.
 
+        Columns `age` (years, or None) and `indication` (text, or None) go to the metrics of language models, where there are any.
+
         Raises:
             JudgeFailureRateError: too many judge calls failed lately (with `stop_at_once`).
         """
         candidates = [completion_text(completion) for completion in completions]
-        scores = await self.composite.score(candidates, reference, source)
+        contexts = None
+        if self.composite.llm_metrics:
+            known = [columns.get(name) or [None] * len(candidates) for name in ("age", "indication")]
+            contexts = [patient_context(*of_one) for of_one in zip(*known, strict=True)]
+        scores = await self.composite.score(candidates, reference, source, contexts)
         failed = [total is None for total in scores.total]
         if log_metric is not None:
             for name, values in scores.parts.items():

@@ -36,6 +36,9 @@ METRICS = (
     "ratescore",
 )
 
+# Asked of a language model, by the judge's client (rewards/llm_metrics, which takes a second to import).
+LLM_METRIC_NAMES = ("green", "crimson", "radmatch")
+
 # Of words alone: the same on every backend, without weights.
 EXACT: dict[str, Callable[[], Metric]] = {"bleu2": Bleu2, "rouge_l": RougeL, "temporal_f1": TemporalF1}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from foundation.errors import RecipeError
 from settings.evaluations import evaluation_named
+from settings.llm_metrics import SETTINGS_HELP, check_names, named_settings, named_weights
 
 REWARD_BACKENDS = ("real", "offline")
 
@@ -71,6 +71,14 @@ class RewardArguments:
             "needs radeval installed."
         },
     )
+    weight_llm_metrics: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Weights of metrics of language models by name, e.g. {"green": 0.2, "crimson": 0.1, "radmatch": 0.1}; each '
+            "needs its package, whose prompt it asks with."
+        },
+    )
+    llm_metric_settings: dict[str, Any] | str | None = field(default=None, metadata={"help": SETTINGS_HELP})
     reward_normalize_parts: bool = field(
         default=False,
         metadata={
@@ -84,8 +92,12 @@ class RewardArguments:
     def __post_init__(self) -> None:
         if self.reward_backend not in REWARD_BACKENDS:
             raise RecipeError(f"reward_backend is {self.reward_backend!r}; choose one of {', '.join(REWARD_BACKENDS)}")
-        self.weight_radeval = _named_weights("weight_radeval", self.weight_radeval)
-        weights = {**self.metric_weights, "chexprompt": self.weight_chexprompt}
+        self.weight_radeval = named_weights("weight_radeval", self.weight_radeval)
+        self.weight_llm_metrics = named_weights("weight_llm_metrics", self.weight_llm_metrics)
+        check_names("weight_llm_metrics", self.weight_llm_metrics or {})
+        self.llm_metric_settings = named_settings(self.llm_metric_settings)
+        llm_weights = {f"llm_metrics ({name})": weight for name, weight in (self.weight_llm_metrics or {}).items()}
+        weights = {**self.metric_weights, "chexprompt": self.weight_chexprompt, **llm_weights}
         if wrong := [name for name, weight in weights.items() if not isfinite(weight)]:
             raise RecipeError(f"weight_{wrong[0]} is {weights[wrong[0]]}; it must be a finite number")
         if not any(weights.values()):
@@ -112,19 +124,6 @@ class RewardArguments:
         weights = {name: getattr(self, f"weight_{name}") for name in (*names, *others)}
         own = {name: weight for name, weight in weights.items() if name in names or weight}
         return own | {f"radeval:{name}": weight for name, weight in (self.weight_radeval or {}).items()}
-
-
-def _named_weights(key: str, value: Any) -> dict[str, float] | None:
-    """Numbers by name: a YAML file's mapping, or the JSON of a flag."""
-    try:
-        weights = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        weights = value
-    if weights is None:
-        return None
-    if not isinstance(weights, dict) or any(type(weight) not in (int, float) for weight in weights.values()):
-        raise RecipeError(f'{key} is {value!r}; it must be numbers by name, such as {{"bleu": 0.1}}')
-    return {str(name): float(weight) for name, weight in weights.items()}
 
 
 @dataclass
@@ -181,6 +180,11 @@ class EvaluationArguments:
         default_factory=lambda: ["bleu2", "bertscore", "sembscore", "radgraph", "radcliq_v1"],
         metadata={"help": "Metrics to score."},
     )
+    llm_metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Metrics of language models to score: green, crimson, radmatch; each needs its package."},
+    )
+    llm_metric_settings: dict[str, Any] | str | None = field(default=None, metadata={"help": SETTINGS_HELP})
     baselines: list[str] = field(
         default_factory=lambda: ["most_frequent", "copy_prior"],
         metadata={"help": "Baselines to score beside the models."},
@@ -199,6 +203,9 @@ class EvaluationArguments:
     force: bool = field(default=False, metadata={"help": "Do finished work again."})
 
     def __post_init__(self) -> None:
+        self.llm_metrics = [] if self.llm_metrics == ["none"] else self.llm_metrics
+        check_names("llm_metrics", self.llm_metrics)
+        self.llm_metric_settings = named_settings(self.llm_metric_settings)
         self.also = [] if self.also == ["none"] else self.also
         for name in self.also:
             try:

@@ -30,6 +30,8 @@ def rollout_dataset(studies: Sequence[dict[str, Any]], longitudinal: bool, conte
             "source": study["dataset"],
             "reference": study_report(study),
             "prior_report": study["prior_report"] if is_longitudinal(study, longitudinal) else None,
+            "age": study.get("age"),
+            "indication": study.get("indication"),
         }
 
     return _lazily(studies, row)

@@ -192,7 +192,7 @@ class RolloutMonitors(TrainerCallback):
 
     def watch_judge(self, reward: GrpoReward) -> None:
         """Stop the run where too many of `reward`'s judge calls fail, over all processes (`judge_max_failure_rate`)."""
-        self.judged = reward if reward.composite.judge is not None else None
+        self.judged = reward if reward.composite.can_fail else None
 
     def observe(self, rollouts: Rollouts) -> dict[str, float]:
         """What the rollouts say, for the log: shares in [0, 1] and the held-out measure."""

@@ -98,12 +98,11 @@ class Spending:
         """Share of the prompts' tokens, in [0, 1], that came from the server's prefix cache; None where it does not say."""
         return self.cached_tokens / self.reported_tokens if self.reported_tokens else None
 
-    def logged(self) -> dict[str, float]:
-        """What a training log shows of it: of this process, so far."""
-        shown = {"judge/calls": self.calls, "judge/tokens_in": self.prompt_tokens}
-        shown |= {"judge/tokens_out": self.completion_tokens, "judge/cached_input": self.cached_share}
-        shown |= {"judge/dollars": self.dollars()}
-        return {name: float(value) for name, value in shown.items() if value is not None}
+    def logged(self, of: str = "judge") -> dict[str, float]:
+        """What a training log shows of it, by names that begin with `of`: of this process, so far."""
+        shown = {"calls": self.calls, "tokens_in": self.prompt_tokens, "tokens_out": self.completion_tokens}
+        shown |= {"cached_input": self.cached_share, "dollars": self.dollars()}
+        return {f"{of}/{name}": float(value) for name, value in shown.items() if value is not None}
 
     def count_cached(self, answer: Answer) -> None:
         """Add what a server says of its prefix cache."""

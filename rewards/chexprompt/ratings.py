@@ -111,6 +111,11 @@ def _context(row: dict[str, Any], where: str) -> dict[str, str]:
         raise JudgeError(f"{where}: 'age' must be a number of years, or null")
     if indication is not None and not isinstance(indication, str):
         raise JudgeError(f"{where}: 'indication' must be a text, or null")
+    return patient_context(age, indication)
+
+
+def patient_context(age: float | None, indication: str | None) -> dict[str, str]:
+    """What is known of a patient, as the metrics of language models take it: years and the reason for the film."""
     return ({} if age is None else {"age": f"{age:g}"}) | ({"indication": indication} if indication else {})
 
 

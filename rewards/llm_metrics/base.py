@@ -69,6 +69,18 @@ class LlmMetric(Judge):
     as_json: ClassVar[bool] = False
     cache_type = ScoreCache
 
+    @staticmethod
+    def prompt_for(model: str) -> MetricPrompt:
+        """The prompt that `model` is asked with.
+
+        Raises:
+            ValueError: its package is not installed, or not as it is known.
+        """
+        raise NotImplementedError
+
+    def load_prompt(self) -> MetricPrompt:
+        return self.prompt_for(self.model)
+
     def __init__(self, settings: JudgeSettings, base_url: str, model: str):
         super().__init__(
             replace(

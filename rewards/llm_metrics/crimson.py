@@ -40,8 +40,9 @@ class Crimson(LlmMetric):
     longest_answer = 8192
     as_json = True
 
-    def load_prompt(self) -> MetricPrompt:
-        return crimson_prompt(self.model != OWN_MODEL)
+    @staticmethod
+    def prompt_for(model: str) -> MetricPrompt:
+        return crimson_prompt(model != OWN_MODEL)
 
     def parse(self, text: str) -> LlmScore:
         from CRIMSON.utils import parse_json_response

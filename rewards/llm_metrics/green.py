@@ -35,7 +35,8 @@ class Green(LlmMetric):
 
     metric = "green"
 
-    def load_prompt(self) -> MetricPrompt:
+    @staticmethod
+    def prompt_for(model: str) -> MetricPrompt:
         return green_prompt()
 
     def parse(self, text: str) -> LlmScore:

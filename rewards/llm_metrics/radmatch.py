@@ -85,7 +85,8 @@ class RadMatch(LlmMetric):
         self._findings: OrderedDict[tuple[str, str], Findings] = OrderedDict()
         self._turns: dict[tuple[str, str], _Turn] = {}
 
-    def load_prompt(self) -> MetricPrompt:
+    @staticmethod
+    def prompt_for(model: str) -> MetricPrompt:
         return radmatch_prompt()
 
     async def _ask_until_answered(self, reference: str, candidate: str) -> JudgeResult:

@@ -15,6 +15,7 @@ _CRIMSON = re.compile(
     r"Reference Findings \(Ground Truth\):\n(.*?)\n\nPredicted Findings \(Candidate\):\n(.*?)\n\n", re.DOTALL
 )
 _RADMATCH = re.compile(r"extract findings from the following radiology report:\n\n(.*)", re.DOTALL)
+_RADMATCH_PAYLOADS = ('{"pred_findings"', '{"series_uuid"', '{"indication"')
 _COMPARISONS = {
     "unchanged": "stable",
     "worse": "worsening",
@@ -39,12 +40,12 @@ def llm_metric_answer(message: str, count: Count) -> str | None:
     """The answer to a prompt of GREEN, CRIMSON or RadMatch; None where the message is none of them."""
     if match := _RADMATCH.search(message):
         return _radmatch_findings(match[1])
-    if message.startswith("{"):
+    if message.startswith(_RADMATCH_PAYLOADS):
         asked = json.loads(message)
-        if "pred_findings" in asked:
-            return _radmatch_matching(asked["pred_findings"], asked["gt_findings"])
         if "pairs" in asked:
             return _radmatch_errors([(pair["pred_finding"], pair["gt_finding"]) for pair in asked["pairs"]])
+        if "pred_findings" in asked:
+            return _radmatch_matching(asked["pred_findings"], asked["gt_findings"])
     for pattern, answer in ((_GREEN, _green), (_CRIMSON, _crimson)):
         if match := pattern.search(message):
             return answer(match[1], match[2], count)
