@@ -5,6 +5,7 @@
 
 rewards: the composite of step 1 over 16 prompts × 16 rollouts (63% unique), base-size encoders, against the packages on
   the same GPU; float32 and bfloat16; how far scores on the GPU are from those on the CPU. rewards_compiled: with torch.compile.
+radeval: RadEval's TRL reward of the same metrics beside ours (bench_radeval.py), 16 × 16; left out where radeval is not installed.
 sft, grpo: the recipes' own stages (recipes/unirg_cxr/*_lora.yaml, rollouts from vLLM in the process), a few updates. GRPO
   has fewer studies an update than the recipe, the same rows at once. Memory: what torch allocated and held at most, and the
   most that nvidia-smi saw in use.
@@ -32,6 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-PARTS = ("rewards", "sft", "sft_rows", "grpo", "grpo_rows", "generate", "sft_full", "rewards_compiled")
+PARTS = ("rewards", "radeval", "sft", "sft_rows", "grpo", "grpo_rows", "generate", "sft_full", "rewards_compiled")
 SIZE, SMALL_SIZE = "Qwen3-VL-8B-Instruct", "Qwen3-VL-2B-Instruct"
 RECIPES = {
     "sft": "sft_lora.yaml",
@@ -367,11 +369,22 @@ def gpu_name() -> str:
     return next((kind for kind in sorted(GPUS, key=len, reverse=True) if kind.split("-")[0] in full.lower()), full)
 
 
+def left_out(part: str) -> str | None:
+    """Why a part is not run here; None where it is."""
+    if part == "radeval" and find_spec("radeval") is None:
+        return "radeval is left out, as it is not installed: pip install --no-deps radeval==2.2.1 stanza"
+    return None
+
+
 def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     from importlib.metadata import version
 
     model = Path(options.model) if options.model else options.folder / SIZE
-    if part.startswith("rewards"):
+    if part == "radeval":
+        from benchmarks.bench_radeval import compare
+
+        entry = compare(Path(options.weights).resolve(), prompts=16, rollouts=16, rounds=3)
+    elif part.startswith("rewards"):
         entry = rewards(options, compiled=part == "rewards_compiled")
     elif part == "generate":
         entry = generate(model, options.folder, options)
@@ -401,7 +414,7 @@ def prepare(options: argparse.Namespace) -> None:
         if not (options.folder / size / "config.json").exists():
             print(f"writing {size} with random weights to {options.folder}", flush=True)
             write_model(size, options.folder / size, options.processor)
-    if options.weights is None and {"rewards", "rewards_compiled", "grpo", "grpo_rows"} & set(options.parts):
+    if options.weights is None and {"rewards", "radeval", "rewards_compiled", "grpo", "grpo_rows"} & set(options.parts):
         options.weights = random_weights_folder("base")
 
 
@@ -437,6 +450,9 @@ def main() -> None:
     prepare(options)
     failed: list[str] = []
     for part in options.parts:
+        if missing := left_out(part):
+            print(f"── {missing}", flush=True)
+            continue
         command = [sys.executable, "-m", "benchmarks.bench_gpu", "--part", part, *_given(options)]
         began = time.monotonic()
         print(f"── {part}", flush=True)

@@ -72,6 +72,7 @@ def composite_reward(
     weights_dir: Path | str | None = None,
     settings: EngineSettings | None = None,
     llm_metrics: Mapping[str, JudgeSettings | Mapping[str, Any]] | None = None,
+    context_columns: Mapping[str, str] | None = None,
 ) -> ColumnsReward:
     """Metrics and judge as one asynchronous reward function: Σ weight · metric + `judge_weight` / (errors + 1).
 
@@ -86,7 +87,8 @@ def composite_reward(
         source_column: the column that says it for each. It decides to which hosts the judge may send a report
             (`python -m rewards judge --help`); where neither is given, a report stays on this machine and listed hosts.
         backend, weights_dir, settings: as in `rewards.registry.load_metrics`.
-        llm_metrics: GREEN and CRIMSON as parts, as in `rewards.assemble.assemble`.
+        llm_metrics: GREEN, CRIMSON and RadMatch as parts, as in `rewards.assemble.assemble`.
+        context_columns: where the data set has what they ask of a patient, `{"age": …, "indication": …}` (years; text).
 
     Raises:
         MetricError, JudgeError, ValueError: as `rewards.assemble.assemble`.
@@ -94,7 +96,9 @@ def composite_reward(
     if source is not None and source_column is not None:
         raise MetricError("give source (one data set for all reports) or source_column, not both")
     composite = assemble(weights, judge, judge_weight, backend, weights_dir, settings, source, llm_metrics)
-    return ColumnsReward(composite, reference_column, source, source_column)
+    if unknown := sorted(set(context_columns or {}) - {"age", "indication"}):
+        raise MetricError(f"context_columns has {', '.join(unknown)}; known: age, indication")
+    return ColumnsReward(composite, reference_column, source, source_column, context_columns or {})
 
 
 class ColumnsReward:
@@ -103,9 +107,15 @@ class ColumnsReward:
     __name__ = "composite"
 
     def __init__(
-        self, composite: CompositeReward, reference_column: str, source: str | None, source_column: str | None
+        self,
+        composite: CompositeReward,
+        reference_column: str,
+        source: str | None,
+        source_column: str | None,
+        context_columns: Mapping[str, str],
     ) -> None:
         self.reference_column, self.source, self.source_column = reference_column, source, source_column
+        self.context_columns = context_columns
         self.reward = counting_failures(composite)
 
     async def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -115,6 +125,10 @@ class ColumnsReward:
         if self.source_column is not None:
             sources = _column(columns, self.source_column, "source_column", n)
         logged = {name: columns[name] for name in ("log_metric", "log_extra") if name in columns}
+        for name, column in self.context_columns.items():
+            if column not in columns:
+                raise MetricError(f"the data set has no column {column!r} (context_columns, {name})")
+            logged[name] = columns[column]
         return await self.reward(completions, references, sources, **logged)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -114,9 +115,11 @@ def _context(row: dict[str, Any], where: str) -> dict[str, str]:
     return patient_context(age, indication)
 
 
-def patient_context(age: float | None, indication: str | None) -> dict[str, str]:
-    """What is known of a patient, as the metrics of language models take it: years and the reason for the film."""
-    return ({} if age is None else {"age": f"{age:g}"}) | ({"indication": indication} if indication else {})
+def patient_context(age: Any, indication: Any) -> dict[str, str]:
+    """What is known of a patient, as the metrics of language models take it: years and the reason for the film. What is no
+    finite number, or no text, is not known."""
+    years = {"age": f"{age:g}"} if type(age) in (int, float) and math.isfinite(age) else {}
+    return years | ({"indication": indication} if isinstance(indication, str) and indication.strip() else {})
 
 
 def read_ratings(path: Path) -> list[Rating]:

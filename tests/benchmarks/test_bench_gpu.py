@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_gpu import DATASET, study_tokens, write_entry
+from benchmarks.bench_gpu import DATASET, PARTS, left_out, study_tokens, write_entry
 from benchmarks.random_qwen import IMAGE_SIZE, qwen_tokenizer, write_model, write_study_folder
 from data_prep.study import read_studies
 from model.prompts import is_longitudinal
@@ -41,6 +42,14 @@ def test_a_result_takes_the_place_of_the_same_part_on_the_same_gpu(tmp_path: Pat
         ("a100", 2),
         ("h100", 1),
     ]
+
+
+def test_radeval_beside_ours_is_left_out_aloud_where_it_is_not_installed() -> None:
+    if importlib.util.find_spec("radeval"):
+        pytest.skip("radeval is installed")
+    told = {part: left_out(part) for part in PARTS}
+    assert "pip install" in told.pop("radeval")
+    assert set(told.values()) == {None}
 
 
 def test_without_a_gpu_it_is_one_line() -> None:

@@ -6,21 +6,19 @@ import asyncio
 import importlib.util
 import json
 import random
-import sys
-import threading
-import types
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from llm_packages import Scripted, stand_in_packages
 
 from foundation.governance import JudgeError
 from rewards.__main__ import main
 from rewards.chexprompt import calls
 from rewards.chexprompt.parse import AnswerError
 from rewards.chexprompt.settings import JudgeSettings
-from rewards.llm_metrics import LLM_METRICS, crimson, green
+from rewards.llm_metrics import LLM_METRICS, crimson
 from rewards.llm_metrics.crimson import Crimson, crimson_prompt, crimson_score
 from rewards.llm_metrics.green import Green, green_prompt, parse_green
 from rewards.metric import MetricError
@@ -130,88 +128,8 @@ def test_an_answer_out_of_crimsons_format_is_no_score(changes: dict) -> None:
 
 
 @pytest.fixture
-def prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for the two packages: the parts of their interfaces that are used, and the layout of their prompts."""
-
-    def make_prompt(text1: str, text2: str, max_len: int = 300) -> str:
-        return f"2. Reference Report:\n    {text1}\n\n    3. Candidate Report:\n    {text2}\n\n    4. Reporting:\n"
-
-    def build_prompt(reference, predicted, patient_context=None, **flags) -> str:
-        context = "".join(f"    {name}: {value}\n" for name, value in (patient_context or {}).items())
-        return (
-            f"{context}\n\nReference Findings (Ground Truth):\n{reference}\n\n"
-            f"Predicted Findings (Candidate):\n{predicted}\n\nTask {flags}"
-        )
-
-    class CRIMSONScore:
-        def _chat_completion(self, prompt: str) -> str:
-            messages = [{"role": "system", "content": "You are an evaluator."}, {"role": "user", "content": prompt}]
-            return self.client.chat.completions.create(model="", messages=messages).choices[0].message.content
-
-    modules = {
-        "CRIMSON": {},
-        "CRIMSON.generate_score": {"CRIMSONScore": CRIMSONScore},
-        "CRIMSON.prompt_parts": {"build_prompt": build_prompt},
-        "CRIMSON.utils": {"parse_json_response": json.loads},
-    }
-    for name, content in modules.items():
-        module = types.ModuleType(name)
-        module.__dict__.update(content)
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(green, "version", lambda _: "2.2.1")
-    monkeypatch.setattr(green, "_one_file", lambda *_: make_prompt)
-    monkeypatch.setattr(crimson, "version", lambda _: "0.2.0")
-    for prompt in (green_prompt, crimson_prompt):
-        prompt.cache_clear()
-    yield
-    for prompt in (green_prompt, crimson_prompt):
-        prompt.cache_clear()
-
-
-class Scripted:
-    """An endpoint that gives its answers in turn and keeps what it was asked."""
-
-    def __init__(self, *answers: str, json_object: bool = True) -> None:
-        self.asked: list[dict] = []
-        endpoint, left = self, list(answers)
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(200, {"data": [{"id": "m"}]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if not json_object and "response_format" in body:
-                    self.reply(400, {"error": {"message": "response_format"}})
-                    return
-                endpoint.asked.append(body)
-                message = {"role": "assistant", "content": left.pop(0) if len(left) > 1 else left[0]}
-                self.reply(200, {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
-
-            def reply(self, status: int, content: dict) -> None:
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __enter__(self) -> Scripted:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-    def settings(self, **changes) -> JudgeSettings:
-        url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        given = {"judge_base_url": url, "judge_model": "m", "judge_cache_dir": None, "judge_backoff": 0.0}
-        return JudgeSettings(**given | changes)
+def prompts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    yield from stand_in_packages(monkeypatch)
 
 
 def ask(metric, candidates=("a",), references=("b",), **more):
@@ -296,6 +214,21 @@ def test_it_is_a_part_of_a_reward_and_its_failure_is_neutral(prompts) -> None:
     assert logged["reward_parts/judge_failed"] == 0.5
     with pytest.raises(MetricError, match="llm_metrics: grey is unknown; known: green, crimson, radmatch"):
         composite_reward({"grey": 1.0}, llm_metrics={"grey": {}})
+
+
+def test_any_trainers_columns_tell_it_of_the_patient(prompts) -> None:
+    with Scripted(json.dumps(crimson_answer())) as endpoint:
+        settings = {n: getattr(endpoint.settings(), n) for n in ("judge_base_url", "judge_model", "judge_cache_dir")}
+        given = {"llm_metrics": {"crimson": settings}, "source": "iu_xray"}
+        reward = composite_reward({"crimson": 1.0}, context_columns={"age": "years", "indication": "why"}, **given)
+        columns = {"reference": ["no edema"] * 2, "years": [61, None], "why": ["Cough.", None]}
+        asyncio.run(reward(completions=["edema", "no edema"], **columns))
+        shown = " ".join(body["messages"][-1]["content"] for body in endpoint.asked)
+        assert shown.count("age: 61") == shown.count("indication: Cough.") == 1
+        with pytest.raises(MetricError, match=r"no column 'years' \(context_columns, age\)"):
+            asyncio.run(reward(completions=["edema"], reference=["no edema"]))
+        with pytest.raises(MetricError, match="context_columns has weight; known: age, indication"):
+            composite_reward({"crimson": 1.0}, context_columns={"weight": "kg"}, **given)
 
 
 def test_the_command_scores_a_file_of_pairs_with_what_is_known_of_the_patient(prompts, tmp_path: Path, capsys) -> None:
