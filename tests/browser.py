@@ -67,9 +67,13 @@ class Browser:
     def open(self, path: Path | str, timeout: float = 60) -> None:
         """Open a file, or a server's URL, and wait until it is complete."""
         url = path.resolve().as_uri() if isinstance(path, Path) else path
+        self.run("window.leaving = true")  # a page that is opened again looks complete until it is left
         self._call("Page.navigate", url=url)
         deadline = time.monotonic() + timeout
-        while self.run("document.readyState") != "complete" or self.run("location.protocol") != f"{url.split(':')[0]}:":
+        arrived = (
+            f"!window.leaving && document.readyState === 'complete' && location.protocol === '{url.split(':')[0]}:'"
+        )
+        while not self.run(arrived):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{path} was not loaded in {timeout} s")
             time.sleep(0.05)
