@@ -81,7 +81,7 @@ def measure(rounds: int = 2) -> dict[str, Any]:
         found: dict[str, list[Any]] = {way: [] for way in ways}
         for turn in range(rounds):
             for way in sorted(ways, reverse=turn % 2 == 1):
-                found[way].append([_one(trainer, batch) for batch in ways[way]])
+                found[way].append([one(trainer, batch) for batch in ways[way]])
     seconds = {way: [sum(of[0] for of in batches) for batches in runs] for way, runs in found.items()}
     pairs = list(zip(found["rows"][0], found["packed"][0], strict=True))
     real = sum(int(batch["attention_mask"].sum()) for batch in batches)
@@ -100,7 +100,7 @@ def measure(rounds: int = 2) -> dict[str, Any]:
     }
 
 
-def _one(trainer: ReportTrainer, batch: dict[str, Any]) -> tuple[float, float, dict[str, torch.Tensor]]:
+def one(trainer: ReportTrainer, batch: dict[str, Any]) -> tuple[float, float, dict[str, torch.Tensor]]:
     """CPU seconds of a forward and backward pass, the loss and the gradients."""
     trainer.model.zero_grad()
 

@@ -30,7 +30,7 @@ def check_folder(folder: Path, sources: Path | None = None) -> str:
         StudyError, LeakageError, SourceError: the first thing that is wrong and, of images, how many.
     """
     if not folder.is_dir():
-        raise StudyError(f"{folder}: no such folder")
+        raise StudyError(f"{folder}: no such folder; {_prepared_beside(folder)}")
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -104,6 +104,14 @@ def _check_prior_reports(studies: pd.DataFrame, folder: Path) -> None:
             raise StudyError(
                 f"{folder}: study {study_id}: prior_report is not its prior's report; prepare the data again"
             )
+
+
+def _prepared_beside(folder: Path) -> str:
+    """What is prepared in the folder's own folder, for one that is not there."""
+    names = sorted(card.parent.name for card in folder.parent.glob("*/card.json"))
+    if names:
+        return f"{folder.parent} has {', '.join(names)}"
+    return f"{folder.parent} has no prepared data set yet (make data DATASET={folder.name} SOURCE=/path/to/it)"
 
 
 def check_images(studies: pd.DataFrame, folder: Path, card: dict) -> int:
