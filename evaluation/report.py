@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from evaluation import statistics
 from evaluation.browser import BROWSER_STUDIES, browser_content
+from evaluation.case_studies import case_studies
 from evaluation.figure_style import save
 from evaluation.material import collect
 from evaluation.provenance import how_it_was_made, lead, notices
@@ -46,6 +47,8 @@ def write_report(
     run = read_run(outputs)
     material = collect(run, summarise_run(outputs, resamples, seed), resamples, seed)
     parts = [*report_parts(material), *side_parts(outputs)]
+    if browser_studies:  # none: a report without texts
+        parts += case_studies(run, material.headline)
     for part in parts:
         if part.figure is not None:
             part.svg = save(part.figure, outputs / "figures", part.id)

@@ -28,6 +28,7 @@ from foundation.provenance import write_run
 from model.card import training_stages, write_model_card
 from model.engines import GenerationSettings
 from model.fingerprint import model_fingerprint
+from rewards.chexprompt.judge import OFFLINE
 from rewards.chexprompt.settings import JudgeSettings
 from rewards.llm_metrics import settings_by_metric
 from settings.arguments import EvaluationArguments
@@ -148,12 +149,14 @@ def evaluated_datasets(evaluation: EvaluationArguments) -> list[str]:
 
 
 def scorers_of(evaluation: EvaluationArguments, judge: JudgeSettings) -> contextlib.AbstractContextManager[Scorers]:
-    """What a recipe's reports are scored with; a judge only where one is named."""
+    """What a recipe's reports are scored with; a judge only where one is named, whose language model then labels change."""
+    by_judge = judge.judge_base_url not in ("", OFFLINE)
     return open_scorers(
         evaluation.reward_backend,
         Path(evaluation.weights_dir),
         evaluation.metrics,
         asdict(judge) if judge.judge_base_url else None,
+        temporal_by_judge=by_judge if evaluation.change_labels == "auto" else evaluation.change_labels == "judge",
         optional=OPTIONAL_METRICS,
         llm_metrics=settings_by_metric(evaluation.llm_metrics, evaluation.llm_metric_settings, judge),
     )

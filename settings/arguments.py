@@ -14,6 +14,7 @@ from settings.evaluations import evaluation_named
 from settings.llm_metrics import SETTINGS_HELP, check_names, named_settings, named_weights
 
 REWARD_BACKENDS = ("real", "offline")
+CHANGE_LABELS = ("auto", "rules", "judge")
 
 
 @dataclass
@@ -185,6 +186,13 @@ class EvaluationArguments:
         metadata={"help": "Metrics of language models to score: green, crimson, radmatch; each needs its package."},
     )
     llm_metric_settings: dict[str, Any] | str | None = field(default=None, metadata={"help": SETTINGS_HELP})
+    change_labels: str = field(
+        default="auto",
+        metadata={
+            "help": "What labels change in the references: rules, judge (its language model; the paper has GPT-5), or auto: the judge "
+            "where judge_base_url names one, else rules. Results say which."
+        },
+    )
     baselines: list[str] = field(
         default_factory=lambda: ["most_frequent", "copy_prior"],
         metadata={"help": "Baselines to score beside the models."},
@@ -206,6 +214,8 @@ class EvaluationArguments:
         self.llm_metrics = [] if self.llm_metrics == ["none"] else self.llm_metrics
         check_names("llm_metrics", self.llm_metrics)
         self.llm_metric_settings = named_settings(self.llm_metric_settings)
+        if self.change_labels not in CHANGE_LABELS:
+            raise RecipeError(f"change_labels is {self.change_labels!r}; choose one of {', '.join(CHANGE_LABELS)}")
         self.also = [] if self.also == ["none"] else self.also
         for name in self.also:
             try:

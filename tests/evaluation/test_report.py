@@ -24,6 +24,7 @@ from evaluation.report import write_report
 from evaluation.run_folder import read_run
 from evaluation.scorers import open_scorers
 from evaluation.scoring import score_file
+from rewards.chexprompt.judgement import ERROR_TYPES
 from rewards.conditions import CONDITIONS
 from rewards.offline.graph import entity_places, report_graph
 from rewards.radcliq import radcliq_v1
@@ -119,7 +120,10 @@ def test_one_file_with_every_section_and_nothing_to_load(run):
         "error-counts",
         "conditions",
     }
-    assert wanted | {"encounters", "temporal", "subgroups", "institutions", "other", "made", "browser"} <= sections
+    assert (
+        wanted | {"cases", "encounters", "temporal", "subgroups", "institutions", "other", "made", "browser"}
+        <= sections
+    )
     identities = [attributes["id"] for tag, attributes in page.tags if "id" in attributes and tag in HTML]
     assert len(identities) == len(set(identities))
     assert sum(tag == "svg" for tag, _ in page.tags) == 12
@@ -141,6 +145,38 @@ def test_one_file_with_every_section_and_nothing_to_load(run):
     for figure in ("metrics", "training", "subgroups"):
         assert Image.open(run / "figures" / f"{figure}.png").size[0] > 300
         assert (run / "figures" / f"{figure}.svg").read_text().startswith("<?xml")
+
+
+def test_case_studies_are_chosen_by_the_stated_rules(run):
+    """Of the last trained model, rl_step1, on the data set that is pooled."""
+    lines = [json.loads(line) for line in (run / "eval/phantom_seen/rl_step1/scores.jsonl").read_text().splitlines()]
+    errors = {line["study_id"]: sum(line["judge"]["significant"] + line["judge"]["insignificant"]) for line in lines}
+    text = Page((run / "report.html").read_text()).text
+    cases = text[text.rindex("Case studies") :]
+    found = re.findall(
+        r"(Best|In the middle|Worst|[\w ]+, best|[\w ]+, in the middle): (\S+) of phantom_seen, ([\w ]+)", cases
+    )
+    chosen = {rule: study for rule, study, _ in found}
+    assert errors[chosen["Best"]] == min(errors.values())
+    assert errors[chosen["Worst"]] == max(errors.values()) > 0
+    assert errors[chosen["In the middle"]] == sorted(errors.values())[len(errors) // 2]
+    by_change = [(rule, change) for rule, _, change in found if ", " in rule]
+    assert by_change
+    assert all(rule.lower().startswith(change) for rule, change in by_change)
+    worst = cases[cases.index("Worst: ") :]
+    line = next(line for line in lines if line["study_id"] == chosen["Worst"])
+    assert line["reference"] in worst
+    assert line["candidate"] in worst
+    named = [name.replace("_", " ") for name, n in zip(ERROR_TYPES, line["judge"]["significant"], strict=True) if n]
+    assert all(name in worst for name in named)
+
+
+def test_a_report_without_studies_has_no_cases_either(run, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "small")
+    path = write_report(copied, resamples=100, browser_studies=0)
+    page = Page(path.read_text())
+    assert not {"cases", "browser"} & {attributes.get("id") for tag, attributes in page.tags if tag == "section"}
+    assert "The heart is enlarged." not in page.text
 
 
 def test_unusual_predictions_are_shown(run):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data_prep.study import study_table, write_studies
-from foundation.errors import RecipeError
+from foundation.errors import EvaluationError, RecipeError
 from foundation.governance import JudgeError
-from recipes.evaluate import available_split, resolve_models
+from recipes.evaluate import available_split, resolve_models, scorers_of
 from recipes.select_checkpoint import count_errors, open_judge, start_of
 from rewards.chexprompt.judge import JudgeResult
 from rewards.chexprompt.judgement import Judgement
@@ -86,3 +86,32 @@ def test_errors_need_a_judge_and_the_model_that_training_started_from(tmp_path):
         start_of(tmp_path)
     (tmp_path / "settings.json").write_text('{"model_name_or_path": "outputs/demo/rl_step1/best"}')
     assert start_of(tmp_path) == Path("outputs/demo/rl_step1/best")
+
+
+@pytest.mark.parametrize(
+    ("change_labels", "judge_base_url", "by_judge"),
+    [
+        ("auto", "", False),
+        ("auto", "offline", False),  # a stand-in, which reads no sentence
+        ("auto", "http://127.0.0.1:9/v1", True),
+        ("rules", "http://127.0.0.1:9/v1", False),
+        ("judge", "http://127.0.0.1:9/v1", True),
+    ],
+)
+def test_change_is_labelled_by_the_judge_where_there_is_one(change_labels, judge_base_url, by_judge):
+    settings = EvaluationArguments(reward_backend="offline", change_labels=change_labels)
+    judge = JudgeSettings(judge_base_url=judge_base_url, judge_model="m")
+    with scorers_of(settings, judge) as scorers:
+        assert scorers.temporal_by_judge == by_judge
+        assert scorers.described()["temporal"]["backend"] == ("m" if by_judge else "offline-rules")
+
+
+def test_change_labels_by_a_judge_that_is_not_there_are_refused():
+    settings = EvaluationArguments(reward_backend="offline", change_labels="judge")
+    with (
+        pytest.raises(EvaluationError, match="need a language model"),
+        scorers_of(settings, JudgeSettings(judge_base_url="")),
+    ):
+        pass
+    with pytest.raises(RecipeError, match="change_labels is 'gpt'; choose one of auto, rules, judge"):
+        EvaluationArguments(change_labels="gpt")
