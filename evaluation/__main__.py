@@ -36,10 +36,8 @@ def _generate(options: argparse.Namespace) -> None:
     from model.engines import GenerationSettings
 
     engine = "auto" if options.engine == "server" else options.engine
-    settings = GenerationSettings(
-        **{f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings) if f.name != "engine"},
-        engine=engine,
-    )
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationSettings) if f.name != "engine"}
+    settings = GenerationSettings(**{name: value for name, value in given.items() if value is not None}, engine=engine)
     if options.batch_size < 1:
         raise EvaluationError(f"--batch_size is {options.batch_size}; it must be at least 1")
     task = Task(
@@ -281,7 +279,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--sections", default=BOARD, choices=SECTIONS, help="which sections are asked for")
     made.add_argument("--longitudinal", type=_yes_or_no, default=True, help="show the prior image and report")
     made.add_argument("--context", type=_yes_or_no, default=True, help="show indication and comparison")
-    made.add_argument("--max_new_tokens", type=int, default=512)
+    made.add_argument(
+        "--max_new_tokens", type=int, help="default: 512; of engine server 1024, as other models may think first"
+    )
     made.add_argument(
         "--engine", default="auto", choices=(*ENGINES, "server"), help="server: somebody else's, by --base-url"
     )

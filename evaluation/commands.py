@@ -245,7 +245,8 @@ def generate_at_server(options: argparse.Namespace, settings: Any) -> None:
     if options.shard or options.processes:
         raise EvaluationError("--shard and --processes are for models that run here; a server is asked by one process")
     given = {n.removeprefix("server_"): v for n, v in vars(options).items() if n.startswith("server_")}
-    given.setdefault("max_tokens", max(options.max_new_tokens, 1024))
+    if options.max_new_tokens:
+        given.setdefault("max_tokens", options.max_new_tokens)
     rival = Rival(options.base_url, options.model, options.prompt, given)
     made = generate_by_server(
         rival, options.data, options.split, options.out, settings, options.max_studies, options.force

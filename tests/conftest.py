@@ -58,6 +58,22 @@ def tiny_base(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
+def untied_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with an output layer of its own, as the 8B model has: vLLM for CPU reloads no tied one."""
+    import torch
+
+    from model.loading import load_model_and_processor
+
+    model, processor = load_model_and_processor(str(tiny_base), torch.float32)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    folder = tmp_path_factory.mktemp("untied") / "base"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def step_1(tiny_base: Path, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory):
     """A short GRPO run of the demo's step 1 (`rl_runs.Run`): four updates, checkpoints 2 and 4. Read-only."""
     from rl_runs import grpo_run

@@ -189,7 +189,7 @@ class ChatClient:
                 if seconds > LONG_WAIT and self._not_before < time.monotonic():
                     log.warning("%s asks to wait for %.0f seconds (status %d)", self._client.base_url, seconds, status)
                 self._not_before = max(self._not_before, time.monotonic() + seconds)
-            code, fields = _refusal(error.response, body)
+            code, fields, too_long = _refusal(error.response, body)
             if status == 402 or code in QUOTA_CODES:
                 raise CallError(QUOTA, again=False, status=status) from None
             if status in (401, 403):
@@ -203,6 +203,7 @@ class ChatClient:
             # A redirect is not followed; asking again would not change it.
             detail = f"status {status}" + (f", code {code}" if code else "")
             detail += f"; the server names {', '.join(fields)}" if fields else ""
+            detail += "; prompt and judge_max_tokens together are longer than the model's context" if too_long else ""
             cause = BAD_REQUEST if status >= 400 else BAD_RESPONSE
             raise CallError(cause, again=False, status=status, detail=detail) from None
         except openai.OpenAIError:
@@ -249,20 +250,21 @@ def _text(reply: dict[str, Any]) -> str:
     return text or ""
 
 
-def _refusal(response: httpx2.Response, body: Mapping[str, Any] | None) -> tuple[str, list[str]]:
-    """The code that an error response has, and which fields of the request it names. Its other words are not told: they may
-    repeat a report."""
+def _refusal(response: httpx2.Response, body: Mapping[str, Any] | None) -> tuple[str, list[str], bool]:
+    """The code that an error response has, which fields of the request it names, and whether it speaks of the model's context
+    length. Its other words are not told: they may repeat a report."""
     try:
         text = response.text
         answer = json.loads(text)
     except (ValueError, RecursionError):
-        return "", []
+        return "", [], False
     error = answer.get("error", answer) if isinstance(answer, dict) else {}
     codes = [error.get(key) for key in ("code", "type")] if isinstance(error, dict) else []
     named = [code.lower() for code in codes if isinstance(code, str) and re.fullmatch(r"[A-Za-z_]{1,40}", code)]
     code = next((code for code in named if code in QUOTA_CODES), named[0] if named else "")
-    fields = [key for key in body or {} if re.search(rf"(?<![\w]){re.escape(key)}(?!\w)", text) and key != "messages"]
-    return code, fields
+    # "This model's maximum …" names no field.
+    fields = [key for key in body or {} if re.search(rf"(?<!\w){re.escape(key)}(?![\w'’])", text) and key != "messages"]
+    return code, fields, bool(re.search(r"\b(?:context length|max_model_len)\b", text, re.IGNORECASE))
 
 
 def _usage(reply: dict[str, Any]) -> tuple[int, int] | None:

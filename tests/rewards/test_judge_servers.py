@@ -107,6 +107,25 @@ def test_other_reasons_are_told_by_what_they_mean(server, caplog, reason, failur
     assert ("brand_new" in caplog.text) == (reason == "brand_new")
 
 
+def test_a_request_longer_than_the_models_context_says_so(server):
+    """vLLM's words; "this model's" names no field."""
+    told = {
+        "error": {
+            "message": "This model's maximum context length is 1024 tokens. However, you requested 1024 output tokens and your "
+            "prompt contains at least 1 input tokens. Please reduce the length of the input prompt.",
+            "type": "BadRequestError",
+            "param": "input_tokens",
+            "code": 400,
+        }
+    }
+    server.answer = lambda body: (400, told)
+    _, judge = ask(server)
+    (reason,) = judge.reasons
+    assert reason == (
+        "request refused: status 400, code badrequesterror; prompt and judge_max_tokens together are longer than the model's context"
+    )
+
+
 def test_a_refused_field_is_named_with_the_status_and_no_text_of_the_report(server, caplog):
     told = {"detail": [{"loc": ["body", "max_completion_tokens"], "msg": "Extra inputs: cand0 is not permitted"}]}
     server.answer = lambda body: (422, told) if "max_completion_tokens" in body else reply(GOOD)

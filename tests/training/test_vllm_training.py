@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from rl_runs import REPOSITORY, SMALL, options
 from vllm_cpu import (
     ENVIRONMENT,
@@ -31,7 +30,6 @@ from vllm_cpu import (
 
 from data_prep.sources.phantom import prepare
 from model.fingerprint import model_fingerprint
-from model.loading import load_model_and_processor
 
 pytestmark = pytest.mark.slow
 LIMIT = 0.02  # between what is right and the least that is wrong; the recipes' is 0.1, for bfloat16
@@ -52,18 +50,6 @@ def few_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four training studies: each is seen again after two updates, as its cached image embedding would be."""
     folder = tmp_path_factory.mktemp("few")
     prepare(folder / "phantom_prairie", "prairie", seed=5, studies={"train": 4, "validation": 4, "test": 4})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def untied_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with an output layer of its own, as the 8B model has: vLLM for CPU reloads no tied one."""
-    model, processor = load_model_and_processor(str(tiny_base), torch.float32)
-    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    folder = tmp_path_factory.mktemp("untied") / "base"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
     return folder
 
 
