@@ -47,6 +47,7 @@ from training.stage import open_stage
 from training.trainers import RolloutTrainer, keep_rows_out_of_logs
 from training.validation import Greedy, RateCheckpoints, Validation
 from training.vllm_guards import check_server_host, check_vllm, forbid_image_tokens
+from training.vllm_native_adapters import check_native_adapters
 
 ARGUMENTS = (
     DataArguments,
@@ -63,6 +64,8 @@ ARGUMENTS = (
 def main() -> None:
     data, reward, judge_settings, stage, rollouts, watched, model, training = parse_recipe(ARGUMENTS)
     check_vllm(training)
+    if rollouts.vllm_native_adapters:
+        check_native_adapters(model, training)
     if rollouts.share_prompts:
         check_attention(model.attn_implementation)
     judged = judge_answers(judge_settings) if reward.weight_chexprompt else {}
@@ -150,6 +153,7 @@ def build_trainer(
         processing_class=processor,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
+        native_adapters=rollouts.vllm_native_adapters,
     )
     trainer.eos_token_ids = ends
     if kept := keep_small_steps(trainer, start, model):

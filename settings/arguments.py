@@ -315,7 +315,13 @@ class RolloutArguments:
             "(vllm_mode: server)."
         },
     )
-
+    vllm_native_adapters: bool = field(
+        default=False,
+        metadata={
+            "help": "LoRA with colocated vLLM: it holds the base once and gets the adapter alone at each sync, instead of all weights "
+            "merged. Not with sleep mode, ZeRO-3 or FSDP2."
+        },
+    )
     share_prompts: bool = field(
         default=True,
         metadata={

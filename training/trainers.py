@@ -7,6 +7,7 @@ And a checkpoint is marked whole once every process has written its part.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from training.small_steps import mark_dtype
 from training.step_times import READ, TimedParts
 from training.vllm_adapter_sync import send_merged_copies
 from training.vllm_guards import mend_vllm
+from training.vllm_native_adapters import room_for_adapters, send_adapters
 
 
 class _SeedEachEpoch(TrainerCallback):
@@ -266,16 +268,17 @@ class RolloutTrainer(_Resumable, _TokenMeans, TimedParts, SharedPrompts):
     _resumed_from: str | None = None  # the checkpoint that this run resumes from
     _buffered_inputs: list[dict[str, Any]] | None = None  # micro-batches of the generation in use
 
-    def __init__(self, *others: Any, args: GRPOConfig, **kwargs: Any) -> None:
+    def __init__(self, *others: Any, args: GRPOConfig, native_adapters: bool = False, **kwargs: Any) -> None:
         in_float32, args.cast_lm_head_to_fp32 = args.cast_lm_head_to_fp32, False
-        super().__init__(*others, args=args, **kwargs)
+        with room_for_adapters(kwargs["peft_config"].r) if native_adapters else contextlib.nullcontext():
+            super().__init__(*others, args=args, **kwargs)
         if in_float32:
             float32_head(self.model, self.temperature, ("log_probs", "entropy"))
             if self.ref_model is not None:
                 float32_head(self.ref_model, self.temperature, ("log_probs",))
         self.generation_checks: list[Callable[[RolloutTrainer], None]] = []
         if self.use_vllm:
-            send_merged_copies(self.vllm_generation)
+            (send_adapters if native_adapters else send_merged_copies)(self.vllm_generation)
             mend_vllm(self)
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:

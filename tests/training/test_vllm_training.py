@@ -121,6 +121,22 @@ def test_colocated_vllm_trains_on_rollouts_of_the_policy(
     check_trained(run, out, untied_base)
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["vllms_adapter", "merged_copies"])
+def test_rollouts_are_of_the_policy_with_its_adapter(
+    python: Path, untied_base: Path, few_studies: Path, tmp_path: Path, native: bool
+) -> None:
+    """By vLLM's own adapter, and by all weights sent: the sampler is as near to the trainer either way."""
+    out = tmp_path / "rl_step1"
+    lora = {
+        "use_peft": "true",
+        "lora_r": 8,
+        "lora_target_modules": ["q_proj", "k_proj", "v_proj", "gate_proj", "down_proj"],
+    }
+    lora |= {"vllm_mode": "colocate", "vllm_enable_sleep_mode": "false", "vllm_native_adapters": str(native).lower()}
+    run = train(python, "none", out, untied_base, few_studies, monitor_max_logp_difference=LIMIT, **lora)
+    check_trained(run, out, untied_base)
+
+
 def test_image_tokens_expanded_twice_stop_the_first_update(
     python: Path, untied_base: Path, few_studies: Path, tmp_path: Path
 ) -> None:
