@@ -59,7 +59,7 @@ def _over_seeds(runs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) ->
     differences = [_differences(summary) for summary in summaries]
     pairs = [pair for pair in differences[0] if all(pair in other for other in differences)]
     keys = [key for key in COLUMNS if any(key in differences[0][pair] for pair in pairs)]
-    shared = len({json.dumps([s["datasets"], next(iter(s["stages"].values()))["n"]]) for s in summaries}) == 1
+    shared = _share_studies(runs, summaries)
     joint = _jointly(runs, pairs) if shared else {}
     rows = []
     for pair in pairs:
@@ -74,6 +74,20 @@ def _over_seeds(runs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) ->
     of_studies = "the test studies, which the seeds share" if shared else "each seed's own test studies"
     note = f"Intervals over the seeds (Student's t, {len(summaries) - 1} degrees of freedom) and {of_studies}."
     return "\n\n".join(("**all seeds**", note, _table([heading, *(COLUMNS[key][0] for key in keys)], rows)))
+
+
+def _share_studies(runs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the seeds were scored on the same studies: by their ids; by data sets and counts where scores aren't at hand."""
+    if len({json.dumps([s["datasets"], next(iter(s["stages"].values()))["n"]]) for s in summaries}) > 1:
+        return False
+    if not all((run / "eval").is_dir() for run in runs):
+        return True
+    studies = set()
+    for run in map(read_run, runs):
+        common = run.common(run.models, run.pooled)
+        scores = next(iter(common.scores.values()))
+        studies.add(frozenset(zip(scores.fields["dataset"], scores.study_id, strict=True)))
+    return len(studies) == 1
 
 
 def _mean_difference(

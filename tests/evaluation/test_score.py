@@ -517,6 +517,11 @@ def test_several_seeds_in_one_table_with_their_comparisons(data, tmp_path):
     assert mean == pytest.approx(step["difference"], abs=1e-3)
     assert high - low == pytest.approx(step["high"] - step["low"], rel=0.15)  # 200 resamples there
     assert f"; {mean:+.3f}, {mean:+.3f} |" in row
+    assert "the test studies, which the seeds share" in "\n".join(lines)
+    # As many studies of the same data set, but others, as each seed of the demo draws its own.
+    for path in runs[1].rglob("scores.jsonl"):
+        path.write_text(path.read_text().replace('"study_id": "', '"study_id": "other_'))
+    assert "each seed's own test studies" in command("seeds", *runs).stdout
 
 
 @pytest.mark.parametrize("shared", [True, False])
