@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # `make test` has a worker a core (pytest-xdist), alone pytest has two cores to itself.
@@ -71,6 +73,20 @@ def untied_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(untied_base: Path, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after 150 steps of SFT: it ends its reports, and is sure enough of its words that rounding decides none.
+    Takes a minute: for slow tests."""
+    out = tmp_path_factory.mktemp("trained") / "sft"
+    given = ["--model_name_or_path", untied_base, "--data_dir", phantom_data, "--datasets", "phantom_prairie"]
+    given += ["--dataset_weights", 1, "--output_dir", out, "--max_steps", 150, "--save_strategy", "no"]
+    command = [sys.executable, "-m", "recipes.sft", "--config", "recipes/demo/sft.yaml", *map(str, given)]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stdout[-1000:] + run.stderr[-3000:]
+    return out / "final"
 
 
 @pytest.fixture(scope="session")

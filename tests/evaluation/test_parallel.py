@@ -127,13 +127,21 @@ def test_a_part_beyond_the_last_is_one_clear_line(tiny_base, data, tmp_path, cap
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.fixture(scope="module")
+def alone_trained(trained, data, tmp_path_factory) -> dict[str, dict]:
+    """One process's predictions by a model for which the other studies of a batch decide no word."""
+    out = tmp_path_factory.mktemp("alone")
+    generate(Task(str(trained), data, "test", out, SETTINGS, batch_size=4))
+    return predictions(out)
+
+
 @pytest.mark.slow
-def test_two_processes_split_the_studies_and_go_on_after_a_kill(tiny_base, data, alone, tmp_path):
-    line = command(sys.executable, tiny_base, data, tmp_path, "--processes", "2", "--batch_size", "2")
+def test_two_processes_split_the_studies_and_go_on_after_a_kill(trained, data, alone_trained, tmp_path):
+    line = command(sys.executable, trained, data, tmp_path, "--processes", "2", "--batch_size", "2")
     kill_after(line, {}, tmp_path, lines=6)
     assert 6 <= sum(len(read_lines(file)) for file in partials(tmp_path)) < 40
     subprocess.run(line, cwd=REPOSITORY, check=True)
-    assert predictions(tmp_path) == alone
+    assert predictions(tmp_path) == alone_trained
 
 
 @pytest.mark.slow
@@ -166,20 +174,22 @@ def vllm_python(tmp_path_factory) -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_vllm_writes_what_transformers_writes_and_goes_on_after_a_kill(tiny_base, data, alone, tmp_path, vllm_python):
+def test_vllm_writes_what_transformers_writes_and_goes_on_after_a_kill(
+    trained, data, alone_trained, tmp_path, vllm_python
+):
     python, variables = vllm_python
-    line = command(python, tiny_base, data, tmp_path, "--engine", "vllm", "--batch_size", "1")
+    line = command(python, trained, data, tmp_path, "--engine", "vllm", "--batch_size", "1")
     kill_after(line, variables, tmp_path, lines=1)
     finished = read_lines(partial_path(tmp_path))
     assert 0 < len(finished) < 40
     subprocess.run(line, cwd=REPOSITORY, env={**os.environ, **variables}, check=True)
     made = predictions(tmp_path)
-    assert list(made) == list(alone)
+    assert list(made) == list(alone_trained)
     assert all(made[row["study_id"]]["model_prediction"] == row["model_prediction"] for row in finished)
-    same = sum(made[key] == alone[key] for key in alone)
-    print(f"{same} of {len(alone)} reports of vLLM are transformers' word for word")
-    # An untrained model's likeliest tokens are nearly tied here and there, and other kernels add in another order.
-    assert same >= 0.9 * len(alone)
+    same = sum(made[key] == alone_trained[key] for key in alone_trained)
+    print(f"{same} of {len(alone_trained)} reports of vLLM are transformers' word for word")
+    # Other kernels add in another order, and these films are not those that it was trained on.
+    assert same >= 0.9 * len(alone_trained)
 
 
 def command(python: str, model: Path, data: Path, out: Path, *more: str) -> list[str]:
