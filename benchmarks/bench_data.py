@@ -40,6 +40,7 @@ import pandas as pd
 import psutil
 from PIL import Image
 
+from benchmarks.keep import keep
 from data_prep.__main__ import available_cores
 from data_prep.image_pool import _prepare_chunk, prepare_images
 from data_prep.images import ImageJob, ImageSettings, load_grey, resize, target_size
@@ -70,7 +71,7 @@ def main() -> None:
         for which in [options.which] if options.which else ["images", "memory", "tables"]:
             results[which] = BENCHES[which](Path(name) / which, options)
             print(f"{which}: {json.dumps(results[which])}", file=sys.stderr)
-    print(json.dumps({"cores": available_cores(), **results}, indent=1))
+    keep("data", {"cores": available_cores(), **results})
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import time
 import zlib
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 from benchmarks.bench_data import FILM, _median_with_interval, film
+from benchmarks.keep import keep
 from data_prep.grey import grey_range, to_8_bits
 from data_prep.images import ImageSettings, encode_film, scaled_film
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
-    print(json.dumps({"kinds": kinds(given.repeats), "deep PNG": deep_png(given.repeats)}, indent=1))
+    keep("films", {"kinds": kinds(given.repeats), "deep PNG": deep_png(given.repeats)})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ names in the archive of reports.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bench_data import make_mimic_index
+from benchmarks.keep import keep
 from data_prep.parts import Shard
 from data_prep.prepare import read_source
 from data_prep.source import Options
@@ -52,7 +52,7 @@ def main() -> None:
         "one run": round(float(np.median(before)), 1),
         "ratio": round(sum(now) / sum(before), 3),
     }
-    print(json.dumps(result, indent=1))
+    keep("parts", result)
 
 
 if __name__ == "__main__":

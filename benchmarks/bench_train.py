@@ -45,6 +45,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from benchmarks import packed_studies, shared_prompts
+from benchmarks.keep import HERE, keep
 from data_prep.prepared import load_studies
 from data_prep.sources.phantom import prepare
 from model.processor import load_processor
@@ -280,7 +281,10 @@ def main() -> None:
             result["step"] = compare(folder, arguments.steps, arguments.minutes)
         if "overlap" in arguments.parts:
             result["overlap"] = overlap(folder, arguments.judge_delay)
-    print(json.dumps(result, indent=1))
+    keep("train", {part: figures for part, figures in result.items() if part in ("step", "overlap")})
+    for part in set(result) - {"step", "overlap"}:  # of a file each
+        (HERE / f"{part}.json").write_text(json.dumps(result[part], indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(result[part], indent=1))
 
 
 if __name__ == "__main__":

@@ -55,12 +55,13 @@ def stand_in_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         prompt.cache_clear()
 
 
-class Scripted:
-    """An endpoint that gives its answers in turn and keeps what it was asked."""
+class Endpoint:
+    """An OpenAI-compatible endpoint whose answers a subclass makes; keeps what it was asked. Without `formats` it knows no
+    response_format."""
 
-    def __init__(self, *answers: str, json_object: bool = True) -> None:
+    def __init__(self, formats: bool = True) -> None:
         self.asked: list[dict] = []
-        endpoint, left = self, list(answers)
+        endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -68,12 +69,11 @@ class Scripted:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if not json_object and "response_format" in body:
+                if not formats and "response_format" in body:
                     self.reply(400, {"error": {"message": "response_format"}})
                     return
                 endpoint.asked.append(body)
-                message = {"role": "assistant", "content": left.pop(0) if len(left) > 1 else left[0]}
-                self.reply(200, {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
+                self.reply(200, endpoint.completion(body))
 
             def reply(self, status: int, content: dict) -> None:
                 data = json.dumps(content).encode()
@@ -88,14 +88,30 @@ class Scripted:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def __enter__(self) -> Scripted:
+    def __enter__(self) -> Endpoint:
         return self
 
     def __exit__(self, *_) -> None:
         self.server.shutdown()
         self.server.server_close()
 
+    def completion(self, body: dict) -> dict:
+        raise NotImplementedError
+
     def settings(self, **changes) -> JudgeSettings:
         url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         given = {"judge_base_url": url, "judge_model": "m", "judge_cache_dir": None, "judge_backoff": 0.0}
         return JudgeSettings(**given | changes)
+
+
+class Scripted(Endpoint):
+    """An endpoint that gives its answers in turn and keeps what it was asked."""
+
+    def __init__(self, *answers: str, json_object: bool = True) -> None:
+        self.left = list(answers)
+        super().__init__(json_object)
+
+    def completion(self, body: dict) -> dict:
+        content = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        message = {"role": "assistant", "content": content}
+        return {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}

@@ -7,16 +7,14 @@ import contextlib
 import importlib.util
 import json
 import sys
-import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from llm_packages import Endpoint
 
 from rewards.chexprompt import calls
 from rewards.chexprompt.parse import AnswerError
-from rewards.chexprompt.settings import JudgeSettings
 from rewards.llm_metrics.base import MetricPrompt
 from rewards.llm_metrics.radmatch import RadMatch
 from rewards.offline import judge_server
@@ -41,53 +39,18 @@ def understood(body: dict) -> dict:
     raise AssertionError("a request that the stand-in does not know")
 
 
-class Endpoint:
-    """Answers with the stand-in's rules, or with what `spoil` makes of them, and keeps what it was asked."""
+class ByRules(Endpoint):
+    """Answers with the stand-in's rules, or with what `spoil` makes of them."""
 
     def __init__(self, spoil=lambda body, text, count: text, schemas: bool = True) -> None:
-        self.asked: list[dict] = []
-        endpoint = self
+        self.spoil = spoil
+        super().__init__(schemas)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(200, {"data": [{"id": "m"}]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if not schemas and "response_format" in body:
-                    self.reply(400, {"error": {"message": "response_format"}})
-                    return
-                endpoint.asked.append(body)
-                completion = understood(body)
-                message = completion["choices"][0]["message"]
-                message["content"] = spoil(body, message["content"], len(endpoint.asked))
-                self.reply(200, completion)
-
-            def reply(self, status: int, content: dict) -> None:
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __enter__(self) -> Endpoint:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-    def settings(self, **changes) -> JudgeSettings:
-        url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        return JudgeSettings(
-            **{"judge_base_url": url, "judge_model": "m", "judge_cache_dir": None, "judge_backoff": 0.0} | changes
-        )
+    def completion(self, body: dict) -> dict:
+        completion = understood(body)
+        message = completion["choices"][0]["message"]
+        message["content"] = self.spoil(body, message["content"], len(self.asked))
+        return completion
 
 
 class Steps(RadMatch):
@@ -150,7 +113,7 @@ def test_requests_of_a_step_are_asked_in_turn_and_a_malformed_answer_with_what_w
         return "I cannot." if count == 2 else text
 
     seen: list[list[str]] = []
-    with Endpoint(spoil) as endpoint:
+    with ByRules(spoil) as endpoint:
         metric = Steps.from_settings(endpoint.settings())
         made, cause = run(metric, lambda: metric._driven(step(correct, seen), [0, 0]))
         assert (len(made), cause) == (2, None)
@@ -162,7 +125,7 @@ def test_requests_of_a_step_are_asked_in_turn_and_a_malformed_answer_with_what_w
 
 def test_answers_that_stay_malformed_are_a_failure_and_empty_ones_too() -> None:
     for text in ("I cannot.", " \n"):
-        with Endpoint(lambda *_, text=text: text) as endpoint:
+        with ByRules(lambda *_, text=text: text) as endpoint:
             metric = Steps.from_settings(endpoint.settings(judge_max_retries=1))
             assert run(metric, lambda: metric._driven(step("after", []), [0, 0])) == (None, calls.BAD_ANSWER)  # noqa: B023
             assert len(endpoint.asked) == 2
@@ -180,7 +143,7 @@ def test_pairs_that_want_one_reports_findings_share_the_request_and_its_failure(
 
     monkeypatch.setattr("rewards.llm_metrics.radmatch._read_findings", read)
     for spoilt, expected in ((False, None), (True, calls.BAD_ANSWER)):
-        with Endpoint(lambda body, text, count, spoilt=spoilt: "?" if spoilt else text) as endpoint:
+        with ByRules(lambda body, text, count, spoilt=spoilt: "?" if spoilt else text) as endpoint:
             metric = Steps.from_settings(endpoint.settings(judge_max_retries=0))
 
             async def together(metric: Steps = metric):
@@ -220,7 +183,7 @@ def test_the_stand_in_speaks_radmatchs_formats() -> None:
 
 @INSTALLED
 def test_the_score_is_one_over_its_actionable_errors_and_one() -> None:
-    with Endpoint() as endpoint:
+    with ByRules() as endpoint:
         metric = RadMatch.from_settings(endpoint.settings())
         results = judged(metric)
         assert [r.judgement.counts["actionable_errors"] for r in results] == [0, 1, 3, 2, 2]
@@ -259,12 +222,12 @@ def test_what_the_package_would_mend_is_asked_again_and_then_a_failure(stage: st
 
         return spoil
 
-    with Endpoint(spoil_until(1)) as endpoint:
+    with ByRules(spoil_until(1)) as endpoint:
         metric = RadMatch.from_settings(endpoint.settings(judge_max_retries=1))
         (result,) = judged(metric, [CANDIDATES[3]])
         assert result.judgement.counts["actionable_errors"] == 2
         assert metric.retries == {calls.BAD_ANSWER: 1}
-    with Endpoint(spoil_until(100)) as endpoint:
+    with ByRules(spoil_until(100)) as endpoint:
         metric = RadMatch.from_settings(endpoint.settings(judge_max_retries=1))
         (result,) = judged(metric, [CANDIDATES[3]])
         assert (result.judgement, result.failure) == (None, calls.BAD_ANSWER)
@@ -272,7 +235,7 @@ def test_what_the_package_would_mend_is_asked_again_and_then_a_failure(stage: st
 
 @INSTALLED
 def test_scores_are_kept_without_a_word_and_an_endpoint_without_schemas_is_asked_without(tmp_path: Path) -> None:
-    with Endpoint(schemas=False) as endpoint:
+    with ByRules(schemas=False) as endpoint:
         for asked in (True, False):
             before = len(endpoint.asked)
             metric = RadMatch.from_settings(endpoint.settings(judge_cache_dir=str(tmp_path)))
@@ -314,7 +277,7 @@ def test_counts_are_those_of_the_packages_own_run(tmp_path: Path) -> None:
         client_factory=lambda model, reasoning: Rules(),
     )
     kinds = {"COR": "correct", "PAR": "partial", "INC": "incorrect", "MIS": "missing", "SPU": "spurious"}
-    with Endpoint() as endpoint:
+    with ByRules() as endpoint:
         metric = RadMatch.from_settings(endpoint.settings())
         ours = run(metric, lambda: metric.judge(candidates, references, ["iu_xray"] * 30))
     for i, result in enumerate(ours):
