@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.keep import HERE, keep
 from benchmarks.shared_prompts import PIXELS, random_model
 from launch.planning.assumed import PUBLISHED_STUDIES, Assumptions, Target
 from launch.planning.studies import sizes
 from model.architectures import ARCHITECTURES
 
-HERE = Path(__file__).resolve().parent
 ROWS = 4  # of a forward pass, as in recipes/unirg_cxr/sft.yaml
 FILMS, BATCHES = 64, 24
 SECOND_FILM = 256  # tokens of 512 × 512 pixels
@@ -114,8 +114,7 @@ def main() -> None:
     pads |= {name: padding([name], arguments.data_dir) for name in arguments.datasets}
     needed = cores_for_a_gpu(rows["1 workers"]["rows_a_cpu_second"], published["prompt"] + published["report"])
     content = {"films": rows, "cores_for_an_h100": needed, "tokens_computed_for_each_real": pads}
-    (HERE / "loader.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(content, indent=1))
+    keep("loader", content)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the two. Writes benchmarks/manifest.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -23,12 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks import packed_studies
+from benchmarks.keep import HERE, keep
 from foundation.machine import GIB
 from launch.planning.assumed import Assumptions, Target
 from launch.planning.stage import plan_training, read_stage
 from model.checkpoint_files import write_manifest
 
-HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 STEPS = 3  # a round
 
@@ -118,8 +117,7 @@ def main() -> None:
         stage: share_of_training(stage, content["gib_a_second"], content["ratio"])
         for stage in ("sft", "rl_step1", "rl_step2")
     }
-    (HERE / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(content, indent=1))
+    keep("manifest", content)
 
 
 if __name__ == "__main__":

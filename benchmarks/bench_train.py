@@ -26,7 +26,6 @@ import asyncio
 import contextlib
 import gc
 import itertools
-import json
 import logging
 import math
 import os
@@ -45,7 +44,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from benchmarks import packed_studies, shared_prompts
-from benchmarks.keep import HERE, keep
+from benchmarks.keep import keep
 from data_prep.prepared import load_studies
 from data_prep.sources.phantom import prepare
 from model.processor import load_processor
@@ -283,8 +282,7 @@ def main() -> None:
             result["overlap"] = overlap(folder, arguments.judge_delay)
     keep("train", {part: figures for part, figures in result.items() if part in ("step", "overlap")})
     for part in set(result) - {"step", "overlap"}:  # of a file each
-        (HERE / f"{part}.json").write_text(json.dumps(result[part], indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(result[part], indent=1))
+        keep(part, result[part])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from evaluation.compare import same_studies
-from evaluation.run_folder import read_run
+from evaluation.run_folder import Run, read_run
 from evaluation.scores import Scores
 from evaluation.statistics import LEVEL, Contrast, bootstrap
 from evaluation.summary import compared_models, principal
@@ -59,8 +59,9 @@ def _over_seeds(runs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) ->
     differences = [_differences(summary) for summary in summaries]
     pairs = [pair for pair in differences[0] if all(pair in other for other in differences)]
     keys = [key for key in COLUMNS if any(key in differences[0][pair] for pair in pairs)]
-    shared = _share_studies(runs, summaries)
-    joint = _jointly(runs, pairs) if shared else {}
+    opened = [read_run(run) for run in runs] if all((run / "eval").is_dir() for run in runs) else []
+    shared = _share_studies(opened, summaries)
+    joint = _jointly(opened, pairs) if shared else {}
     rows = []
     for pair in pairs:
         cells = [
@@ -76,18 +77,16 @@ def _over_seeds(runs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) ->
     return "\n\n".join(("**all seeds**", note, _table([heading, *(COLUMNS[key][0] for key in keys)], rows)))
 
 
-def _share_studies(runs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> bool:
+def _share_studies(opened: Sequence[Run], summaries: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the seeds were scored on the same studies: by their ids; by data sets and counts where scores aren't at hand."""
     if len({json.dumps([s["datasets"], next(iter(s["stages"].values()))["n"]]) for s in summaries}) > 1:
         return False
-    if not all((run / "eval").is_dir() for run in runs):
-        return True
     studies = set()
-    for run in map(read_run, runs):
+    for run in opened:
         common = run.common(run.models, run.pooled)
         scores = next(iter(common.scores.values()))
         studies.add(frozenset(zip(scores.fields["dataset"], scores.study_id, strict=True)))
-    return len(studies) == 1
+    return len(studies) <= 1
 
 
 def _mean_difference(
@@ -110,14 +109,13 @@ def _mean_difference(
     return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]; {each}"
 
 
-def _jointly(runs: Sequence[Path], pairs: Sequence[str]) -> dict[tuple[str, str], float]:
+def _jointly(opened: Sequence[Run], pairs: Sequence[str]) -> dict[tuple[str, str], float]:
     """Half widths of the seeds' mean differences by resampling the studies that all seeds share, by pair and number.
 
-    Empty where a run's scores are not at hand or its studies are others.
+    Empty where no run's scores are at hand, or a pair's studies are others.
     """
-    if not all((run / "eval").is_dir() for run in runs):
+    if not opened:
         return {}
-    opened = [read_run(run) for run in runs]
     halves: dict[tuple[str, str], float] = {}
     for pair in pairs:
         models = pair.split(" - ")
@@ -132,7 +130,7 @@ def _jointly(runs: Sequence[Path], pairs: Sequence[str]) -> dict[tuple[str, str]
         found = [[principal(aligned[f"{i} {m}"], run.described(m)) for m in models] for i, run in enumerate(opened)]
         contrasts = {
             key: Contrast(
-                [(sign / len(runs), one[key]) for both in found for sign, one in zip((1, -1), both, strict=True)]
+                [(sign / len(opened), one[key]) for both in found for sign, one in zip((1, -1), both, strict=True)]
             )
             for key in found[0][0]
             if all(key in one for both in found for one in both)

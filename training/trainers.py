@@ -94,9 +94,12 @@ class _Resumable(WatchedSteps):
         if isinstance(sampler, RepeatSampler):
             sampler.__class__ = WholeEpochs
         if isinstance(sampler, (RepeatSampler, LengthGroupedSampler)):
-            sampler.generator = torch.Generator()
-            self.add_callback(_SeedEachEpoch(sampler.generator))
+            self._seed_each_epoch(sampler)
         return sampler
+
+    def _seed_each_epoch(self, sampler: Any) -> None:
+        sampler.generator = torch.Generator()
+        self.add_callback(_SeedEachEpoch(sampler.generator))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -173,8 +176,7 @@ class ReportTrainer(_Resumable, SFTTrainer):
         processes = self.accelerator.num_processes
         if not self._lengths or processes == 1 or not isinstance(sampler, RandomSampler):
             return sampler
-        sampler.generator = torch.Generator()
-        self.add_callback(_SeedEachEpoch(sampler.generator))
+        self._seed_each_epoch(sampler)
         passes = processes * self.args.gradient_accumulation_steps
         return BalancedBatches(sampler, self._lengths, self._train_batch_size, passes)
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from accelerate import DistributedType
 from trl import GRPOConfig, ModelConfig
@@ -47,14 +46,17 @@ def room_for_adapters(rank: int) -> Iterator[None]:
     """While TRL starts its colocated vLLM: let it have room for one adapter of this rank."""
     from trl.generation import vllm_generation
 
-    start = vllm_generation.LLM
+    start: Callable[..., Any] = vllm_generation.LLM
     room = next(size for size in RANKS if size >= rank)
 
     def with_adapters(*args: Any, **kwargs: Any) -> Any:
         return start(*args, enable_lora=True, max_lora_rank=room, max_loras=1, max_cpu_loras=1, **kwargs)
 
-    with mock.patch.object(vllm_generation, "LLM", with_adapters):
+    vllm_generation.LLM = with_adapters
+    try:
         yield
+    finally:
+        vllm_generation.LLM = start
 
 
 def send_adapters(generation: Any) -> None:
@@ -71,13 +73,13 @@ def send_adapters(generation: Any) -> None:
         raise RecipeError(
             "vllm_native_adapters needs a whole policy on each GPU; PARALLEL=ddp or zero2, or set it to false"
         )
-    folder = Path(tempfile.mkdtemp(prefix="adapter-"))
+    folder = tempfile.TemporaryDirectory(prefix="adapter-")  # removed with the trainer
     sent: list[LoRARequest] = []
     ask = generation.llm.generate
 
     def sync() -> None:
         number = sent[-1].lora_int_id + 1 if sent else 1
-        path = folder / f"{number}"
+        path = Path(folder.name) / f"{number}"
         generation.model.save_pretrained(str(path))  # of this process; all hold the same
         if sent:
             generation.llm.llm_engine.remove_lora(sent[-1].lora_int_id)
